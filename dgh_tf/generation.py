@@ -1,0 +1,390 @@
+"""state: the custom training loop. Canvases and a table of moments (batch x BN channels) under a tf.distribute strategy.
+
+The set is one joint problem: the table is all that batches know of each other. A step recomputes one batch's row with
+gradient, pools it with all other rows as constants, and moves that batch's canvases. With several replicas each takes
+its own batch; the fresh rows are exchanged in one all-reduce and images never leave their replica.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf import images as image_ops
+from dgh_tf import losses
+from dgh_tf.config import GenerationConfig, parse_image_size
+from dgh_tf.input_range import InputRange, find_input_range
+from dgh_tf.moments import Moments, channel_moments, image_moments, merge
+from dgh_tf.network import Network
+from dgh_tf.optimizer import cosine, plateau, radam
+
+CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
+
+
+class State(NamedTuple):
+    """All that a run is, as numpy arrays: what a checkpoint holds.
+
+    canvases, first, second: per input [batches, largest batch, *canvas shape] (short batches padded with zeros).
+    means, m2s: the table, [batches, channels of all BN layers]. step: steps done. plateau: (scale, best loss, waited).
+    """
+
+    canvases: list[np.ndarray]
+    first: list[np.ndarray]
+    second: list[np.ndarray]
+    means: np.ndarray
+    m2s: np.ndarray
+    step: int
+    plateau: tuple[float, float, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Figures of the steps since the last report: means over batches; rate in image-steps per second."""
+
+    step: int
+    losses: dict[str, float]
+    rate: float
+
+
+class Generator:
+    """One generation run on one model."""
+
+    def __init__(self, model, config: GenerationConfig, *, strategy: tf.distribute.Strategy | None = None):
+        """Prepares a run; long work starts with `run`. Raises ValueError for models and settings that cannot work."""
+        self.config = config
+        self.strategy = strategy or make_strategy(config.strategy)
+        self.network = Network(model, image_size=parse_image_size(config.image_size) if config.image_size else None)
+        self.ranges = find_input_range(self.network, text=config.input_range)
+        self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
+        self.sizes = batch_sizes(config, self.strategy.num_replicas_in_sync)
+        self.layers = [*self.network.layers, *map(_pseudo_statistics, self.ranges, self.network.input_shapes)]
+        self.weights = _layer_weights(len(self.network.layers), len(self.ranges), config)
+        self.head_names: list[str] = []
+        self.lambdas: dict[str, float] = {}
+        self._counts: np.ndarray | None = None
+        self._fill = tf.function(self._fill_replica, autograph=False)
+        self._chunk = tf.function(self._run_chunk, autograph=False)
+
+    # ---- the pure part: what one replica computes for one batch ----------------------------------------------------
+
+    def _observe(self, units: list[tf.Tensor]) -> tuple[list[Moments], Any]:
+        """Moments of every BN layer and of the inputs themselves, for images in canvas units; and the traced network."""
+        inputs = [image_ops.to_model(u, low=r.low, high=r.high) for u, r in zip(units, self.ranges, strict=True)]
+        tapped = self.network.forward(inputs)
+        rows: list[list[Moments]] = [[] for _ in self.layers]
+        for index, x in [*tapped.calls, *enumerate(units, start=len(self.network.layers))]:
+            layer = self.layers[index]
+            rows[index].append(channel_moments(x, shift=tf.constant(layer.mean), axis=layer.axis))
+        return [_join(calls) for calls in rows], tapped
+
+    def _loss(self, row: list[Moments], tapped, others: list[Moments], size: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        """The batch's share of the set's objective, scaled so that an image's gradient depends on neither the batch nor
+        the number of batches: (images of the set) * statistics loss + (images of the batch) * output loss."""
+        config, total = self.config, tf.constant(0.0)
+        gaps = []
+        for bn, weight, fresh, rest in zip(self.layers, self.weights, row, others, strict=True):
+            pooled = fresh
+            if config.pool_statistics and len(self.sizes) > 1:
+                pooled = merge(Moments(*(tf.concat([a, b[None]], 0) for a, b in zip(rest, _column(fresh), strict=True))))
+            gap = losses.moment_gap(pooled, mean=tf.constant(bn.mean), variance=tf.constant(bn.variance),
+                                    epsilon=bn.epsilon, std_weight=config.std_weight)
+            gaps.append(gap)
+            total += weight * gap
+        images = float(config.num_images) if config.pool_statistics else size
+        objective = images * total
+        metrics = {"bn": tf.add_n(gaps[:len(self.network.layers)]) / len(self.network.layers),
+                   "prior": tf.add_n(gaps[len(self.network.layers):]) / len(self.ranges)}
+        self.head_names = [head.name for head in tapped.heads]
+        for head in tapped.heads:
+            loss, scale = losses.stretching(losses.output_spread(head.logits))
+            metrics[f"spread/{head.name}"] = tf.math.divide_no_nan(1.0, scale)
+            if config.output_weight:
+                objective += size * config.output_weight * (loss + self._hinge(head, tapped)) / len(tapped.heads)
+        metrics["loss"] = objective / images
+        return objective, metrics
+
+    def _hinge(self, head, tapped) -> tf.Tensor:
+        if head.last_call is None:
+            return tf.constant(0.0)
+        index, x = tapped.calls[head.last_call]
+        bn = self.layers[index]
+        return losses.image_hinge(*image_moments(x, axis=bn.axis), mean=tf.constant(bn.mean),
+                                  variance=tf.constant(bn.variance), epsilon=bn.epsilon)
+
+    # ---- the compiled part: many batches, no Python between them ---------------------------------------------------
+
+    def _fill_replica(self, canvases):
+        """One batch's row of the table without gradient, for its centre crop: (counts, means, m2s)."""
+        row, _ = self._observe([image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)])
+        return tf.stack([m.count for m in row]), *_flatten(row)
+
+    def _step(self, canvases, first, second, means, m2s, batch, size, step, rate):
+        """One step of one batch on one replica. Returns its new slots, its fresh row and the metrics."""
+        seed = tf.stack([self.config.seed, step * len(self.sizes) + batch])
+        used = [c[:size] for c in canvases] if len(set(self.sizes)) > 1 else canvases
+        with tf.GradientTape() as tape:
+            tape.watch(used)
+            units = [image_ops.augment(c, layout, seed=seed) for c, layout in zip(used, self.layouts, strict=True)]
+            row, tapped = self._observe(units)
+            fresh = tf.concat(_flatten(row), 0)
+            rows, ids = self._exchange(fresh, batch)
+            objective, metrics = self._loss(row, tapped, self._others(means, m2s, rows, ids, batch), tf.cast(size, tf.float32))
+        gradients = tape.gradient(objective, used)
+        moved = []
+        for canvas, m, v, gradient in zip(canvases, first, second, gradients, strict=True):
+            gradient = tf.pad(gradient, [[0, tf.shape(canvas)[0] - tf.shape(gradient)[0]], *[[0, 0]] * (canvas.shape.rank - 1)])
+            change, m, v = radam(gradient, m, v, step=step, rate=rate)
+            moved.append((canvas + change, m, v))
+        metrics["gradient"] = tf.linalg.global_norm(gradients)
+        return *map(list, zip(*moved, strict=True)), rows, ids, metrics
+
+    def _exchange(self, fresh: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Every replica's fresh row [replicas, values] and batch number, by one all-reduce of rows placed apart."""
+        replicas = self.strategy.num_replicas_in_sync
+        values = tf.concat([tf.stop_gradient(fresh), tf.cast(batch, tf.float32)[None]], 0)
+        if replicas == 1:
+            gathered = values[None]
+        else:
+            context = tf.distribute.get_replica_context()
+            place = tf.one_hot(context.replica_id_in_sync_group, replicas)
+            gathered = context.all_reduce(tf.distribute.ReduceOp.SUM, place[:, None] * values[None])
+        return gathered[:, :-1], tf.cast(tf.round(gathered[:, -1]), tf.int32)
+
+    def _others(self, means, m2s, rows, ids, batch) -> list[Moments]:
+        """The table with this step's fresh rows of other replicas, without this batch's own row, split by layer."""
+        if len(self.sizes) == 1 or not self.config.pool_statistics:
+            return [None] * len(self.layers)
+        width = means.shape[1]
+        means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
+        m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
+        keep = tf.not_equal(tf.range(len(self.sizes)), batch)
+        counts, means, m2s = (tf.boolean_mask(a, keep) for a in (tf.constant(self._counts), means, m2s))
+        lengths = [len(bn.mean) for bn in self.layers]
+        split = zip(tf.split(means, lengths, 1), tf.split(m2s, lengths, 1), strict=True)
+        return [Moments(counts[:, i:i + 1], mean, m2) for i, (mean, m2) in enumerate(split)]
+
+    def _run_chunk(self, state, order, step, scale):
+        return self.strategy.run(self._replica_chunk, args=(state, order, step, scale))
+
+    def _replica_chunk(self, state, order, step, scale):
+        """order: int32 [steps, local batches] of local batch numbers. Returns the new state and metrics summed over it."""
+        canvases, first, second, means, m2s = state
+        slots = [[_unstack(a) for a in group] for group in (canvases, first, second)]
+        sizes, replicas = tf.constant(self.sizes), self.strategy.num_replicas_in_sync
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group if replicas > 1 else 0
+        rate_of = (lambda s: cosine(s, steps=self.config.steps)) if self.config.schedule == "cosine" else (lambda s: scale)
+        local = tf.shape(order)[1]
+        keys = self._metric_names()
+
+        def body(i, slots, means, m2s, sums):
+            here = order[i // local, i % local]
+            batch, now = here * replicas + replica, step + i // local
+            args = [[array.read(here) for array in group] for group in slots]
+            *moved, rows, ids, metrics = self._step(*args, means, m2s, batch, sizes[batch], now,
+                                                    self.config.learning_rate * rate_of(now))
+            slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
+                     for group, new in zip(slots, moved, strict=True)]
+            width = means.shape[1]
+            means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
+            m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
+            return i + 1, slots, means, m2s, sums + tf.stack([metrics[key] for key in keys])
+
+        count = tf.size(order)
+        _, slots, means, m2s, sums = tf.while_loop(
+            lambda i, *_: i < count, body, (0, slots, means, m2s, tf.zeros(len(keys))), parallel_iterations=1)
+        new = [[array.stack() for array in group] for group in slots]
+        return (*new, means, m2s), sums / tf.cast(count, tf.float32)
+
+    def _metric_names(self) -> list[str]:
+        return ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in self.head_names)]
+
+    # ---- the loop -------------------------------------------------------------------------------------------------
+
+    def start(self) -> State:
+        """The state before the first step: start canvases, empty slots, and the table filled once without gradient."""
+        largest = max(self.sizes)
+        canvases = [np.zeros((len(self.sizes), largest, *layout.canvas_shape), np.float32) for layout in self.layouts]
+        index = 0
+        for k, size in enumerate(self.sizes):
+            for i in range(size):
+                for number, (array, layout, valid) in enumerate(zip(canvases, self.layouts, self.ranges, strict=True)):
+                    array[k, i] = image_ops.start_canvas(layout, index=index * len(canvases) + number, seed=self.config.seed,
+                                                         std=valid.prior_std, natural=self.config.start == "natural")
+                index += 1
+        self._counts, means, m2s = self._table(canvases)
+        zeros = [np.zeros_like(a) for a in canvases]
+        return State(canvases, zeros, [np.zeros_like(a) for a in canvases], means, m2s, 0, (1.0, math.inf, 0))
+
+    def _table(self, canvases: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        rows = [self._fill([tf.constant(a[k, :size]) for a in canvases]) for k, size in enumerate(self.sizes)]
+        return tuple(np.stack([row[i].numpy() for row in rows]) for i in range(3))
+
+    def run(self, state: State, *, report: Callable[[Progress, Callable[[], State]], bool] | None = None) -> State:
+        """Runs from `state` to the last step.
+
+        Args:
+          report: called about every two seconds with the progress and a function that fetches the state (for
+            checkpoints); returning True stops the run there.
+        Raises: FloatingPointError when a loss or gradient is not finite.
+        """
+        if self._counts is None:
+            self._counts = self._table(state.canvases)[0]
+        if not self.head_names:
+            specs = [tf.TensorSpec((None, *s), tf.float32) for s in self.network.input_shapes]
+            tf.function(lambda *x: self.head_names.extend(h.name for h in self.network.forward(list(x)).heads),
+                        autograph=False).get_concrete_function(*specs)
+        device, step, plateau_state = self._to_devices(state), state.step, state.plateau
+        chunk = 1
+        def fetch():
+            return self._fetch(device, step, plateau_state)
+
+        while step < self.config.steps:
+            began, steps = time.perf_counter(), min(chunk, self.config.steps - step)
+            device, sums = self._chunk(device, self._order(step, steps), tf.constant(step), tf.constant(plateau_state[0]))
+            sums = np.mean([s.numpy() for s in self.strategy.experimental_local_results(sums)], axis=0)
+            metrics = dict(zip(self._metric_names(), map(float, sums), strict=True))
+            self._require_finite(metrics, step)
+            step += steps
+            seconds = time.perf_counter() - began
+            if self.config.schedule == "plateau":
+                plateau_state = plateau(plateau_state, metrics["loss"], patience=max(1, self.config.steps // 50))
+            elif seconds < CHUNK_SECONDS / 2:
+                chunk *= 2
+            elif seconds > CHUNK_SECONDS * 2:
+                chunk = max(1, chunk // 2)
+            rate = steps * self.config.num_images / seconds
+            if report and report(Progress(step, metrics, rate), fetch):
+                break
+        return fetch()
+
+    def _require_finite(self, metrics: dict[str, float], step: int) -> None:
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"{', '.join(bad)} became non-finite after step {step}. The last checkpoint is good; "
+                                     "try a smaller --learning_rate or check the model's weights.")
+
+    def _order(self, step: int, steps: int) -> tf.Tensor:
+        local = len(self.sizes) // self.strategy.num_replicas_in_sync
+        rows = [np.random.default_rng([self.config.seed, s]).permutation(local) for s in range(step, step + steps)]
+        return tf.constant(np.array(rows), tf.int32)
+
+    def _to_devices(self, state: State):
+        replicas = self.strategy.num_replicas_in_sync
+
+        def value(context):
+            mine = slice(context.replica_id_in_sync_group, None, replicas)
+            groups = [[tf.constant(a[mine]) for a in group] for group in (state.canvases, state.first, state.second)]
+            return (*groups, tf.constant(state.means), tf.constant(state.m2s))
+
+        if replicas == 1:
+            groups = [[tf.constant(a) for a in group] for group in (state.canvases, state.first, state.second)]
+            return (*groups, tf.constant(state.means), tf.constant(state.m2s))
+        return self.strategy.experimental_distribute_values_from_function(value)
+
+    def _fetch(self, device, step: int, plateau_state) -> State:
+        def interleave(value):
+            parts = [p.numpy() for p in self.strategy.experimental_local_results(value)]
+            return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]) if len(parts) > 1 else parts[0]
+
+        groups = [[interleave(a) for a in group] for group in device[:3]]
+        means, m2s = (self.strategy.experimental_local_results(a)[0].numpy() for a in device[3:])
+        return State(*groups, means, m2s, step, plateau_state)
+
+    def images(self, state: State) -> list[np.ndarray]:
+        """The finished images of every input, float32 [num_images, *input shape] in model units."""
+        results = []
+        for array, layout, valid in zip(state.canvases, self.layouts, self.ranges, strict=True):
+            parts = [image_ops.to_model(image_ops.finish(tf.constant(array[k, :size]), layout), low=valid.low, high=valid.high)
+                     for k, size in enumerate(self.sizes)]
+            results.append(np.concatenate([p.numpy() for p in parts]))
+        return results
+
+    def layer_gaps(self, state: State) -> dict[str, float]:
+        """Gap of the finished images' pooled statistics per BN layer."""
+        counts, means, m2s = self._table(state.canvases)
+        lengths, gaps, offset = [len(bn.mean) for bn in self.layers], {}, 0
+        for i, (bn, length) in enumerate(zip(self.layers, lengths, strict=True)):
+            part = slice(offset, offset + length)
+            pooled = merge(Moments(*(tf.constant(a) for a in (counts[:, i:i + 1], means[:, part], m2s[:, part]))))
+            gaps[bn.name] = float(losses.moment_gap(pooled, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon))
+            offset += length
+        return gaps
+
+
+class _Pseudo(NamedTuple):
+    """The input itself as one more BN layer, in canvas units: part of the image prior."""
+
+    name: str
+    axis: int
+    epsilon: float
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def _pseudo_statistics(valid: InputRange, shape: tuple[int, ...]) -> _Pseudo:
+    channels = shape[-1]
+    return _Pseudo("input", len(shape), 1e-3, np.zeros(channels, np.float32), np.full(channels, valid.prior_std**2, np.float32))
+
+
+def _layer_weights(layers: int, inputs: int, config: GenerationConfig) -> list[float]:
+    return [config.bn_weight / layers] * layers + [config.prior_weight / layers] * inputs
+
+
+def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
+    """Images of each batch: as many batches as replicas divide, sizes equal up to one. Raises ValueError for too few images."""
+    if config.num_images < replicas:
+        raise ValueError(f"--num_images={config.num_images} is less than the {replicas} replicas; give each at least one image.")
+    batches = replicas * math.ceil(config.num_images / (config.batch_size * replicas))
+    return [len(part) for part in np.array_split(np.arange(config.num_images), batches)]
+
+
+def make_strategy(name: str) -> tf.distribute.Strategy:
+    """The tf.distribute strategy behind --strategy."""
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([d.name for d in devices])
+    if name == "multi_worker":
+        options = tf.distribute.experimental.CommunicationOptions(
+            implementation=tf.distribute.experimental.CommunicationImplementation.RING)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0")
+
+
+def generate_images(model, config: GenerationConfig | None = None, *, strategy: tf.distribute.Strategy | None = None,
+                    report: Callable[[Progress, Callable[[], State]], bool] | None = None) -> np.ndarray | dict[str, np.ndarray]:
+    """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
+
+    Args:
+      model: a trained Keras model with BatchNormalization; it is left unchanged.
+      config: settings; the defaults where None.
+    Returns: float32 [num_images, *input shape] in the model's input units; a dict by input name for several inputs.
+    Raises: ValueError when the model or a setting cannot work; FloatingPointError when the loss diverges.
+    """
+    generator = Generator(model, config or GenerationConfig(), strategy=strategy)
+    images = generator.images(generator.run(generator.start(), report=report))
+    return images[0] if len(images) == 1 else dict(zip(generator.network.input_names, images, strict=True))
+
+
+def _join(calls: list[Moments]) -> Moments:
+    """Moments of a layer over all its calls (a shared layer has several)."""
+    if len(calls) == 1:
+        return calls[0]
+    return merge(Moments(tf.stack([c.count for c in calls])[:, None], *(tf.stack(part) for part in zip(*[c[1:] for c in calls], strict=True))))
+
+
+def _column(row: Moments) -> Moments:
+    return Moments(tf.reshape(row.count, [1]), row.mean, row.m2)
+
+
+def _flatten(row: list[Moments]) -> tuple[tf.Tensor, tf.Tensor]:
+    return tf.concat([m.mean for m in row], 0), tf.concat([m.m2 for m in row], 0)
+
+
+def _unstack(stacked: tf.Tensor) -> tf.TensorArray:
+    return tf.TensorArray(stacked.dtype, size=tf.shape(stacked)[0], clear_after_read=False,
+                          element_shape=stacked.shape[1:]).unstack(stacked)

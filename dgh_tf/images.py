@@ -1,0 +1,109 @@
+"""math: from canvases to model inputs. Canvases are float32 [batch, ...] in units where the valid range is [-1, 1].
+
+`Layout` says what makes sense for one input: photographs get a larger canvas, smoothing, flips and crops; anything else
+(vectors, sequences, spectrograms, maps too small to crop) is optimized as it is. Model units appear in `to_model` only.
+"""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+SMOOTHING_SIGMA = 1.25  # pixels, 3 taps a side, as both reference implementations
+IMAGE_CHANNELS = (1, 3, 4)
+LEAST_IMAGE_SIDE = 16  # pixels: below it a crop would throw away too much of the image
+
+
+class Layout(NamedTuple):
+    """How one model input is drawn from its canvas."""
+
+    shape: tuple[int, ...]  # the model input's, without batch; channels last
+    padding: int  # extra pixels of the canvas, 0 for no crop
+    smooth: bool
+    flip: bool
+
+    @property
+    def canvas_shape(self) -> tuple[int, ...]:
+        return tuple(side + self.padding for side in self.shape[:2]) + self.shape[2:] if self.padding else self.shape
+
+    def describe(self) -> str:
+        parts = [f"canvas +{self.padding} px with crops" * bool(self.padding), "smoothing" * self.smooth, "flips" * self.flip]
+        return ", ".join(filter(None, parts)) or "no augmentation (not an image)"
+
+
+def choose_layout(shape: tuple[int, ...], *, augment: bool = True, flip: str = "auto") -> Layout:
+    """The layout for a model input of `shape` (channels last, no batch axis)."""
+    image = len(shape) == 3 and shape[-1] in IMAGE_CHANNELS and min(shape[:2]) >= LEAST_IMAGE_SIDE
+    if not (image and augment):
+        return Layout(shape, 0, False, False)
+    padding = max(2, 2 * round(min(shape[:2]) / 28))  # 16 at 224 pixels
+    return Layout(shape, padding, True, flip == "on" or (flip == "auto" and shape[-1] >= 3))
+
+
+def smooth(images: tf.Tensor) -> tf.Tensor:
+    """Gaussian 3x3 smoothing with reflected edges, as two passes of three shifted sums (separable)."""
+    side = float(np.exp(-0.5 / SMOOTHING_SIGMA**2))
+    centre, side = 1.0 / (1.0 + 2.0 * side), side / (1.0 + 2.0 * side)
+    padded = tf.pad(images, [[0, 0], [1, 1], [0, 0], [0, 0]], "REFLECT")
+    rows = centre * images + side * (padded[:, :-2] + padded[:, 2:])
+    padded = tf.pad(rows, [[0, 0], [0, 0], [1, 1], [0, 0]], "REFLECT")
+    return centre * rows + side * (padded[:, :, :-2] + padded[:, :, 2:])
+
+
+@tf.custom_gradient
+def clip_straight_through(images: tf.Tensor) -> tf.Tensor:
+    """Clips to [-1, 1]; the gradient passes as if it did not, so that saturated pixels can come back."""
+    return tf.clip_by_value(images, -1.0, 1.0), lambda upstream: upstream
+
+
+def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
+    """clip(crop(smooth(flip(canvas)))), one flip and one crop for the batch (DGH, augmentation stage).
+
+    Args:
+      canvas: float32 [batch, *layout.canvas_shape]. seed: int32 [2], the only source of randomness.
+    Returns: float32 [batch, *layout.shape] within [-1, 1].
+    """
+    images = canvas
+    if layout.padding:
+        height, width = layout.shape[:2]
+        top, left, mirrored = tf.unstack(tf.random.stateless_uniform([3], seed, 0, layout.padding + 1, tf.int32))
+        images = images[:, top:top + height, left:left + width]
+        images = tf.ensure_shape(images, [None, *layout.shape])
+        if layout.flip:
+            images = tf.cond(mirrored * 2 > layout.padding, lambda: tf.reverse(images, [2]), lambda: images)
+    if layout.smooth:
+        images = smooth(images)
+    return clip_straight_through(images)
+
+
+def finish(canvas: tf.Tensor, layout: Layout) -> tf.Tensor:
+    """The image that a canvas stands for: clip(centre crop(smooth(canvas))), float32 within [-1, 1]."""
+    edge = layout.padding // 2
+    images = smooth(canvas) if layout.smooth else canvas
+    if layout.padding:
+        images = images[:, edge:edge + layout.shape[0], edge:edge + layout.shape[1]]
+    return tf.clip_by_value(images, -1.0, 1.0)
+
+
+def start_canvas(layout: Layout, *, index: int, seed: int, std: float, natural: bool) -> np.ndarray:
+    """Canvas number `index` of a run: noise with mean 0 and the given std, float32 [*layout.canvas_shape].
+
+    natural: amplitude falls with spatial frequency as 1/f, as in photographs (Field 1987), and channels share most of
+    it, as grey dominates colour there; else (or for anything but images) independent N(0, std) values.
+    """
+    noise = np.random.default_rng([seed, index]).standard_normal(layout.canvas_shape)
+    if natural and layout.padding:
+        rows, columns = layout.canvas_shape[:2]
+        frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
+        falloff = 1.0 / np.maximum(frequency, 1.0 / max(rows, columns))
+        noise = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) * falloff[..., None], s=(rows, columns), axes=(0, 1))
+        noise = noise / noise.std() * 0.5 + noise.mean(axis=-1, keepdims=True) / noise.mean(axis=-1).std()
+        noise = noise / noise.std()
+    return (std * noise).astype(np.float32)
+
+
+def to_model(images: tf.Tensor, *, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Canvas units [-1, 1] to model units [low, high] (scalars or per channel): the only door out."""
+    low, high = tf.constant(low, tf.float32), tf.constant(high, tf.float32)
+    return (high + low) / 2.0 + images * ((high - low) / 2.0)

@@ -1,0 +1,169 @@
+"""keras: the valid range of a model's inputs: from its own layers, from the user, or from the first running statistics.
+
+The last way shows the model noise with the spectrum of photographs in every common convention and asks which one comes
+closest to what the first BN layers saw in training.
+"""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf.images import choose_layout, start_canvas
+from dgh_tf.losses import moment_gap
+from dgh_tf.moments import channel_moments
+from dgh_tf.network import Network
+
+IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
+CONVENTIONS = {
+    "byte": (0.0, 255.0), "unit": (0.0, 1.0), "symmetric": (-1.0, 1.0),
+    "imagenet": (-IMAGENET_MEAN / IMAGENET_STD, (1.0 - IMAGENET_MEAN) / IMAGENET_STD),
+    "caffe": (-CAFFE_MEAN, 255.0 - CAFFE_MEAN),
+}
+FIRST_LAYERS = 2  # BN layers compared: deeper ones say more of content than of range
+MARGIN = 1.15  # the runner-up's gap over the winner's must be at least this
+CONVENTION_FIT = 4.0  # a convention is taken when its gap is at most this times the free fit's ...
+CONVENTION_GAP = 0.35  # ... or below this in itself
+PROBES = 16  # noise images per candidate
+
+
+@dataclasses.dataclass(frozen=True)
+class InputRange:
+    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural inputs, canvas units."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    source: str  # how it was found, for people and the manifest
+    prior_std: float = 0.5  # photographs: about a quarter of the range (ImageNet: 0.226 of 1)
+
+    def as_dict(self) -> dict:
+        return {"low": list(self.low), "high": list(self.high), "found": self.source}
+
+
+def parse_input_range(text: str, *, channels: int) -> InputRange:
+    """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms."""
+    if text in CONVENTIONS:
+        return _convention(text, channels, "--input_range")
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
+                         f"{', '.join(CONVENTIONS)}; got {text!r}.")
+    return InputRange((low,), (high,), "--input_range")
+
+
+def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
+    """The valid range of every input, in order.
+
+    Raises: ValueError when no way gives a clear answer; it asks for --input_range.
+    """
+    channels = [shape[-1] for shape in network.input_shapes]
+    if text:
+        return [parse_input_range(text, channels=c) for c in channels]
+    declared = _declared_by_layers(network.model)
+    if declared:
+        return [declared] * len(channels)
+    if len(channels) > 1:
+        raise ValueError(f"Model {network.model.name!r} has {len(channels)} inputs ({', '.join(network.input_names)}) and no Rescaling or "
+                         "Normalization layer; their valid range cannot be told. Give --input_range=LOW,HIGH.")
+    return [_from_statistics(network, channels[0])]
+
+
+def _convention(name: str, channels: int, source: str) -> InputRange:
+    low, high = (np.atleast_1d(bound) for bound in CONVENTIONS[name])
+    if len(low) not in (1, channels):
+        raise ValueError(f"--input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH.")
+    return InputRange(tuple(map(float, low)), tuple(map(float, high)), source)
+
+
+def _declared_by_layers(model) -> InputRange | None:
+    """The range that a Rescaling or Normalization layer maps to the network's units; None without such a layer."""
+    for layer in model._flatten_layers():
+        kind = type(layer).__name__
+        if kind == "Rescaling":
+            scale = float(np.max(np.asarray(layer.scale)))
+            high = 255.0 if scale < 0.1 else 1.0  # 1/255 and 1/127.5 take bytes, larger ones what is already in [0, 1]
+            return InputRange((0.0,), (high,), f"layer {layer.name!r} (Rescaling by {scale:.4g})")
+        if kind == "Normalization" and not layer.invert:
+            mean, std = np.ravel(np.asarray(layer.mean)), np.sqrt(np.ravel(np.asarray(layer.variance)))
+            fits = [(abs(std.mean() - 0.25 * top) / top, top) for top in (1.0, 255.0) if 0 < mean.mean() < top]
+            if fits and min(fits)[0] < 0.2:
+                return InputRange((0.0,), (min(fits)[1],), f"layer {layer.name!r} (Normalization)")
+            low, high = mean - 3 * std, mean + 3 * std
+            return InputRange(tuple(map(float, low)), tuple(map(float, high)), f"layer {layer.name!r} (mean +- 3 std)", 1 / 3)
+    return None
+
+
+def _from_statistics(network: Network, channels: int) -> InputRange:
+    shape = network.input_shapes[0]
+    gap = _gap_function(network)
+    layout = choose_layout(shape)._replace(padding=0)
+    natural = len(shape) == 3 and min(shape[:2]) > 1
+    noise = np.stack([_unit_noise(layout, i, natural) for i in range(PROBES)])
+    gaps = {}
+    for name in CONVENTIONS:
+        low, high = (np.asarray(bound, np.float32) for bound in CONVENTIONS[name])
+        if low.size in (1, channels):
+            gaps[name] = gap(np.clip(0.5 * noise, -1, 1) * (high - low) / 2 + (high + low) / 2)
+    ranked = sorted(gaps, key=gaps.get)
+    (best, second), value = ranked[:2], gaps[ranked[0]]
+    mean, std, free = _free_fit(gap, noise)
+    listed = ", ".join(f"{name} {gaps[name]:.3g}" for name in ranked)
+    if value <= max(CONVENTION_GAP, CONVENTION_FIT * free) and channels in (1, 3, 4):
+        margin = gaps[second] / max(value, 1e-9)
+        if margin < MARGIN:
+            raise ValueError(f"The input range is ambiguous: the first BatchNorm statistics fit {best} and {second} about equally "
+                             f"(gaps {listed}). Give --input_range={best} or --input_range=LOW,HIGH.")
+        return _convention(best, channels, f"first BatchNorm statistics: {best}, {margin:.3g} times closer than {second} (gaps {listed})")
+    if free > 0.5 * value or free > 2.0:
+        raise ValueError(f"The input range could not be told from the first BatchNorm statistics (gaps {listed}, "
+                         f"free fit {free:.3g}). Give --input_range=LOW,HIGH.")
+    source = f"first BatchNorm statistics: mean {mean:.4g}, std {std:.4g} (gap {free:.3g}; no convention fits: {listed})"
+    return InputRange((mean - 3 * std,), (mean + 3 * std,), source, 1 / 3)
+
+
+def _unit_noise(layout, index: int, natural: bool) -> np.ndarray:
+    # padding 1 asks start_canvas for the natural spectrum; the extra pixel is cut off
+    canvas = start_canvas(layout._replace(padding=1) if natural else layout, index=index, seed=0, std=1.0, natural=natural)
+    return canvas[tuple(slice(side) for side in layout.shape)]
+
+
+def _gap_function(network: Network):
+    """Images -> mean gap of the first BN layers, float."""
+    first = network.layers[:FIRST_LAYERS]
+
+    @tf.function(autograph=False)
+    def gap(images):
+        calls = network.forward([images]).calls
+        terms = []
+        for bn in first:
+            x = next(x for index, x in calls if network.layers[index] is bn)
+            observed = channel_moments(x, shift=bn.mean, axis=bn.axis)
+            terms.append(moment_gap(observed, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon))
+        return tf.reduce_mean(terms)
+
+    return lambda images: float(gap(tf.constant(images, tf.float32)))
+
+
+def _free_fit(gap, noise: np.ndarray) -> tuple[float, float, float]:
+    """mean, std and gap of the best mean + std * noise: coarse grid in log std, then shrinking coordinate steps."""
+    # mean first: with hardly any noise, only the means of the first layer matter
+    def value(mean, std):
+        return gap(mean + std * noise)
+
+    candidates = [(value(offset * std, std), offset * std, std) for std in 10.0 ** np.arange(-2.0, 2.6, 0.5)
+                  for offset in (-2.0, -1.0, 0.0, 1.0, 2.0)]
+    best, mean, std = min(candidates)
+    width = 1.0
+    for _ in range(12):
+        trials = [(value(m, s), m, s) for m, s in ((mean + width * std, std), (mean - width * std, std),
+                                                   (mean, std * (1 + width)), (mean, std / (1 + width)))]
+        if min(trials)[0] < best:
+            best, mean, std = min(trials)
+        else:
+            width /= 2
+    return float(mean), float(std), float(best)

@@ -1,0 +1,59 @@
+"""math: what the images are optimized for: BatchNorm statistics, stretched outputs, an image prior.
+
+All gaps are in units of the layer's own normalization, sqrt(running variance + epsilon): what the next layer sees.
+A raw gap, as the references use, lets the layer with the largest activations drown all others.
+"""
+from __future__ import annotations
+
+import tensorflow as tf
+
+from dgh_tf.moments import Moments
+
+
+def moment_gap(observed: Moments, *, mean: tf.Tensor, variance: tf.Tensor, epsilon: float, std_weight: float = 1.0) -> tf.Tensor:
+    """Mean over channels of the squared gap of means and, times std_weight, of standard deviations (DGH, statistics loss).
+
+    Args:
+      observed: pooled moments, float32 [channels].
+      mean, variance: running statistics, float32 [channels].
+      epsilon: the BN layer's own; added to both variances before the root, so dead channels neither divide by zero
+        nor dominate.
+    Returns: float32 scalar; 0 means equal, 1 that means are one standard deviation off.
+    """
+    scale = tf.sqrt(variance + epsilon)
+    mean_gap = tf.square((observed.mean - mean) / scale)
+    std_gap = tf.square(tf.sqrt(observed.variance + epsilon) / scale - 1.0)
+    return tf.reduce_mean(mean_gap + std_weight * std_gap)
+
+
+def output_spread(logits: tf.Tensor) -> tf.Tensor:
+    """Largest minus smallest pre-activation output of each image, float32 [batch], over all positions and channels."""
+    flat = tf.reshape(tf.cast(logits, tf.float32), [tf.shape(logits)[0], -1])
+    return tf.reduce_max(flat, axis=1) - tf.reduce_min(flat, axis=1)
+
+
+def stretching(spread: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Output stretching with its automatic weight (DGH, distribution-stretching loss: minus the mean spread).
+
+    The paper's lambda differs by 300 times between models, because it carries the unit of the logits. Dividing by the
+    batch's own mean spread removes the unit: the gradient of -log(mean spread) is lambda * gradient(-mean spread) with
+    lambda = 1 / mean spread. Heads of any size and unit then pull equally hard.
+
+    Args: spread: float32 [batch], positive.
+    Returns: the loss, and lambda in 1 / logit units.
+    """
+    mean = tf.reduce_mean(spread) + 1e-6
+    return -tf.math.log(mean), 1.0 / mean
+
+
+def image_hinge(image_mean: tf.Tensor, image_variance: tf.Tensor, *, mean: tf.Tensor, variance: tf.Tensor,
+                epsilon: float) -> tf.Tensor:
+    """Keeps single images near the statistics of the last BN before a head while that head is stretched (DGH).
+
+    relu(gap - 0.5) per image for means and for standard deviations, then the mean over images.
+    Args: image_mean, image_variance: float32 [batch, channels]; mean, variance: running statistics [channels].
+    """
+    scale = tf.sqrt(variance + epsilon)
+    mean_gap = tf.reduce_mean(tf.square((image_mean - mean) / scale), axis=1)
+    std_gap = tf.reduce_mean(tf.square(tf.sqrt(image_variance + epsilon) / scale - 1.0), axis=1)
+    return tf.reduce_mean(tf.nn.relu(mean_gap - 0.5) + tf.nn.relu(std_gap - 0.5))
