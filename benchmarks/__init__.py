@@ -1,0 +1,1 @@
+"""Benchmarks: what calibration images are worth, measured on models that do have data."""
