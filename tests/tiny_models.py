@@ -1,0 +1,144 @@
+"""Small models of every form the code must take, with fixed weights and running statistics moved off (0, 1).
+
+Each builder takes `keras`: the module to build with (Keras 3 by default, or tf_keras) and returns a model.
+"""
+from __future__ import annotations
+
+import keras as keras3
+import numpy as np
+
+
+def settle(model, *, seed: int = 0):
+    """Gives all weights fixed values: He-scaled kernels, running means in -0.5 .. 0.5, variances in 0.5 .. 2."""
+    rng = np.random.default_rng(seed)
+    values = []
+    for variable in model.weights:
+        path, shape = getattr(variable, "path", variable.name), tuple(variable.shape)
+        if "variance" in path:
+            values.append(rng.uniform(0.5, 2.0, shape))
+        elif "gamma" in path:
+            values.append(rng.uniform(0.7, 1.3, shape))
+        elif len(shape) > 1:
+            depthwise = "depthwise" in path
+            fan_in = np.prod(shape[:2]) if depthwise else np.prod(shape[:-1])
+            values.append(rng.normal(0.0, np.sqrt(2.0 / fan_in), shape))
+        else:  # running means, betas, biases
+            values.append(rng.uniform(-0.5, 0.5, shape))
+    model.set_weights([v.astype(np.float32) for v in values])
+    return model
+
+
+def images(count: int = 32, *, shape=(16, 16, 3), low: float = -1.0, high: float = 1.0, seed: int = 1) -> np.ndarray:
+    """Smooth random images that fill [low, high]: float32 [count, *shape]."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(count, *shape))
+    for axis in range(1, noise.ndim - 1):
+        noise = noise + np.roll(noise, 1, axis) + np.roll(noise, -1, axis)
+    noise = np.clip(noise / (2.0 * noise.std()), -1.0, 1.0)
+    return (low + (noise + 1.0) / 2.0 * (high - low)).astype(np.float32)
+
+
+def _block(keras, x, filters, *, stride=1, depthwise=False, name=None):
+    layers = keras.layers
+    if depthwise:
+        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.ReLU(6.0)(x)
+    x = layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False, name=name)(x)
+    x = layers.BatchNormalization()(x)
+    return layers.ReLU()(x)
+
+
+def conv_bn_relu(*, keras=keras3, shape=(16, 16, 3), classes=5, softmax=False):
+    """Three conv+BN+ReLU blocks, one of them depthwise, global pooling and a dense head (3 + 1 BN)."""
+    x = inputs = keras.Input(shape, name="image")
+    x = _block(keras, x, 8, stride=2)
+    x = _block(keras, x, 12, depthwise=True)
+    x = _block(keras, x, 16, stride=2)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dense(classes, activation="softmax" if softmax else None, name="logits")(x)
+    return settle(keras.Model(inputs, x, name="conv_bn_relu"))
+
+
+def softmax_head(*, keras=keras3):
+    """conv_bn_relu whose dense head ends in softmax."""
+    return conv_bn_relu(keras=keras, softmax=True)
+
+
+def grey_input(*, keras=keras3):
+    """conv_bn_relu on one channel."""
+    return conv_bn_relu(keras=keras, shape=(16, 16, 1))
+
+
+def nested_backbone(*, keras=keras3):
+    """A backbone model inside a model inside a model; both levels hold BN layers."""
+    inner_in = keras.Input((16, 16, 3), name="inner_image")
+    inner = keras.Model(inner_in, _block(keras, inner_in, 8, stride=2), name="inner")
+    middle_in = keras.Input((16, 16, 3), name="middle_image")
+    middle = keras.Model(middle_in, _block(keras, inner(middle_in), 12), name="backbone")
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = keras.layers.GlobalAveragePooling2D()(_block(keras, middle(inputs), 16))
+    return settle(keras.Model(inputs, keras.layers.Dense(5)(x), name="nested"))
+
+
+def two_heads(*, keras=keras3):
+    """A detector's form: dict outputs 'classes' (sigmoid, [N, 8, 8, 3]) and 'boxes' ([N, 8, 8, 4]), a BN in each head."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = _block(keras, inputs, 8, stride=2)
+    boxes = keras.layers.Conv2D(4, 1, name="boxes")(_block(keras, x, 8))
+    classes = keras.layers.Conv2D(3, 1, activation="sigmoid", name="classes")(_block(keras, x, 12))
+    return settle(keras.Model(inputs, {"classes": classes, "boxes": boxes}, name="two_heads"))
+
+
+def one_dimensional(*, keras=keras3):
+    """Conv1D + BN over a signal [64, 2]."""
+    x = inputs = keras.Input((64, 2), name="signal")
+    x = keras.layers.Conv1D(8, 5, strides=2, padding="same", use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Conv1D(12, 3, padding="same", use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling1D()(x))
+    return settle(keras.Model(inputs, x, name="one_dimensional"))
+
+
+def two_inputs(*, keras=keras3):
+    """Inputs 'left' [16, 16, 3] and 'right' [8, 8, 1], joined after one block each. The order is right, left."""
+    left, right = keras.Input((16, 16, 3), name="left"), keras.Input((8, 8, 1), name="right")
+    x = keras.layers.Concatenate()([_block(keras, left, 8, stride=2), _block(keras, right, 6)])
+    x = keras.layers.GlobalAveragePooling2D()(_block(keras, x, 12))
+    return settle(keras.Model([right, left], keras.layers.Dense(5)(x), name="two_inputs"))
+
+
+def shared_bn(*, keras=keras3):
+    """One conv + BN pair called twice on different tensors."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    conv, bn = keras.layers.Conv2D(8, 3, padding="same", use_bias=False), keras.layers.BatchNormalization(name="shared")
+    x = keras.layers.Conv2D(8, 3, padding="same", strides=2)(inputs)
+    first = keras.layers.ReLU()(bn(conv(x)))
+    second = keras.layers.ReLU()(bn(conv(first)))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Add()([first, second]))
+    return settle(keras.Model(inputs, keras.layers.Dense(5)(x), name="shared_bn"))
+
+
+def subclassed(*, keras=keras3):
+    """A subclassed model, called once so that its weights exist."""
+
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__(name="subclassed")
+            self.conv1 = keras.layers.Conv2D(8, 3, strides=2, padding="same", use_bias=False)
+            self.bn1 = keras.layers.BatchNormalization()
+            self.conv2 = keras.layers.Conv2D(12, 3, padding="same", use_bias=False)
+            self.bn2 = keras.layers.BatchNormalization()
+            self.pool = keras.layers.GlobalAveragePooling2D()
+            self.head = keras.layers.Dense(5)
+            self.relu = keras.layers.ReLU()
+
+        def call(self, x, training=False):
+            x = self.relu(self.bn1(self.conv1(x), training=training))
+            x = self.relu(self.bn2(self.conv2(x), training=training))
+            return self.head(self.pool(x))
+
+    model = Subclassed()
+    model(np.zeros((1, 16, 16, 3), np.float32))
+    return settle(model)

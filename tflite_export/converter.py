@@ -1,0 +1,207 @@
+"""keras: a Keras model becomes .tflite bytes: frozen here at batch 1, converted in a process of its own.
+
+Freezing a concrete function first keeps the batch fixed and the graph small on Keras 3 and tf_keras alike, and it
+leaves no Keras in the worker. The converter is C++ that can crash; there it takes only the worker with it.
+"""
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_export.calibration import Images, check_calibration
+from tflite_export.worker import SCHEMES
+
+_SHOWN_LINES = 8  # of the worker's stderr in an error
+
+
+class ConversionError(ValueError):
+    """TensorFlow's converter refused the model, crashed or took too long."""
+
+
+def _plain(name: str) -> str:
+    """A name TensorFlow signatures accept unchanged."""
+    return re.sub(r"\W", "_", name)
+
+
+def _is_functional(model: Any) -> bool:
+    """Whether the model knows its symbolic inputs; subclassed models do not."""
+    return bool(getattr(model, "inputs", None))
+
+
+def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[int | None, ...]]:
+    """Shapes without the batch axis by input name, in the model's order.
+
+    Args:
+      model: a Keras 3 or tf_keras model.
+      images: read for the names and shapes of a subclassed model, which declares none.
+    Raises:
+      ValueError: an input that is not float, or a subclassed model without images.
+    """
+    import tensorflow as tf
+
+    if _is_functional(model):
+        tensors = tf.nest.flatten(model.input)
+        for tensor in tensors:
+            if not tf.as_dtype(tensor.dtype).is_floating:
+                raise ValueError(
+                    f"Input '{tensor.name}' of model '{model.name}' takes {tf.as_dtype(tensor.dtype).name}; expected a "
+                    "float input, such as an image. Export the part of the model behind that input."
+                )
+        return {_plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
+    if images is None:
+        raise ValueError(
+            f"Model '{model.name}' is subclassed and declares no inputs, so their shapes are unknown. Pass images."
+        )
+    arrays = images if isinstance(images, Mapping) else {"input": images}
+    return {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
+
+
+def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
+    """Outputs by a stable name: dict keys (path joined by _), layer names of a list, 'output' for a single one."""
+    if isinstance(outputs, Mapping):
+        named = {}
+        for key in sorted(outputs):
+            inner = _named_outputs(None, outputs[key])
+            named |= {_plain(str(key)) if len(inner) == 1 else _plain(f"{key}_{n}"): t for n, t in inner.items()}
+        return named
+    if not isinstance(outputs, (list, tuple)):
+        return {"output": outputs}
+    if len(outputs) == 1:
+        return _named_outputs(model, outputs[0])
+    names = [_plain(n) for n in getattr(model, "output_names", None) or []]
+    if len(set(names)) != len(outputs) or any(isinstance(o, (Mapping, list, tuple)) for o in outputs):
+        names = [f"output_{i}" for i in range(len(outputs))]
+    named = {}
+    for name, output in zip(names, outputs, strict=True):
+        inner = _named_outputs(None, output)
+        named |= {name if len(inner) == 1 else f"{name}_{n}": t for n, t in inner.items()}
+    return named
+
+
+def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output names, sorted.
+
+    The signature serving_default takes float32 [1, ...shape] by input name and gives a dict by output name.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    def named(*tensors):
+        if _is_functional(model):
+            packed = tf.nest.pack_sequence_as(model.input, tensors)
+        else:
+            packed = tensors[0] if list(shapes) == ["input"] else dict(zip(shapes, tensors, strict=True))
+        outputs = _named_outputs(model, model(packed, training=False))
+        return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
+
+    specs = [tf.TensorSpec((1, *shape), tf.float32, name=name) for name, shape in shapes.items()]
+    traced = tf.function(named, autograph=False).get_concrete_function(*specs)
+    names = sorted(traced.structured_outputs)  # the frozen function's outputs are flat, in this order
+    frozen = convert_variables_to_constants_v2(traced)
+
+    def signature(*tensors):
+        # identity: a name of its own for every output, also when two outputs are one tensor
+        return {name: tf.identity(value) for name, value in zip(names, frozen(*tensors), strict=True)}
+
+    module = tf.Module()
+    module.signature = tf.function(signature, autograph=False, input_signature=specs)
+    tf.saved_model.save(module, str(folder), signatures=module.signature)
+    return names
+
+
+def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> bytes:
+    """Runs tflite_export.worker on a prepared folder (see there) and returns the .tflite bytes.
+
+    Args:
+      timeout: seconds after which the worker is killed; None waits for ever.
+    Raises:
+      ConversionError: the worker failed, was killed by a signal or took too long; the text has its last lines.
+    """
+    folder, home = pathlib.Path(folder), pathlib.Path(__file__).resolve().parents[1]
+    search = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
+    # The worker needs no accelerator, and must not take the memory of the parent's.
+    environment = {**os.environ, "PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "tflite_export.worker", str(folder)]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise ConversionError(
+            f"The TFLite converter took more than {timeout:g} s and was stopped. Use fewer calibration images or a "
+            "longer timeout."
+        ) from None
+    if done.returncode == 0:
+        return (folder / "model.tflite").read_bytes()
+    lines = [line for line in done.stderr.splitlines() if line.strip()][-_SHOWN_LINES:]
+    tail = "Its last lines were:\n  " + "\n  ".join(lines) if lines else "It printed nothing."
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ConversionError(
+            f"The TFLite converter crashed with {name}; expected a model. Bad calibration data, an operator it cannot "
+            f"quantize or too little memory are the usual causes. {tail}"
+        )
+    error = folder / "error.txt"
+    text = f"{error.read_text()[:2000]}" if error.exists() else f"exit code {done.returncode}. {tail}"
+    raise ConversionError(f"The TFLite converter could not convert the model: {text}")
+
+
+def _convert(model: Any, shapes: Mapping[str, Sequence[int]], arrays: Mapping[str, np.ndarray], scheme: str | None,
+             timeout: float | None) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
+        folder = pathlib.Path(name)
+        for i, array in enumerate(arrays.values()):
+            np.save(folder / f"{i}.npy", array, allow_pickle=False)
+        (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
+        save_frozen(model, folder / "model", shapes=shapes)
+        return run_worker(folder, timeout=timeout)
+
+
+def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: float | None = None) -> bytes:
+    """Converts a model to full-integer TFLite at batch 1.
+
+    Args:
+      model: Keras 3 or tf_keras model; functional, sequential or subclassed, any number of float inputs and outputs.
+      images: calibration images [number, ...input shape] in the model's input units, or a dict by input name.
+      scheme: "int8" (int8 weights and activations) or "int16x8" (int8 weights, int16 activations). Inputs and outputs
+        of the file have the activations' type.
+      timeout: seconds for the converter; None waits for ever.
+    Returns:
+      The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs; a character that
+      is not a letter, digit or underscore becomes an underscore.
+    Raises:
+      ValueError: unknown scheme or bad calibration images (see `check_calibration`).
+      ConversionError: the converter failed or crashed.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+    if isinstance(images, Mapping):
+        images = {_plain(name): array for name, array in images.items()}
+    arrays = check_calibration(images, input_shapes=input_shapes(model, images))
+    return _convert(model, {name: array.shape[1:] for name, array in arrays.items()}, arrays, scheme, timeout)
+
+
+def to_float_tflite(model: Any, *, images: Images | None = None, timeout: float | None = None) -> bytes:
+    """Converts a model to a float32 TFLite file at batch 1, as a reference for the integer one.
+
+    Args:
+      images: read only for shapes the model does not declare: axes of any size, and subclassed models.
+    Raises:
+      ValueError: such a shape is needed and `images` is None.
+      ConversionError: the converter failed or crashed.
+    """
+    shapes = input_shapes(model, images)
+    if images is not None:
+        given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
+        shapes = {_plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
+    if any(size is None for shape in shapes.values() for size in shape):
+        raise ValueError(f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size.")
+    return _convert(model, shapes, {}, None, timeout)
