@@ -82,7 +82,7 @@ def nested_backbone(*, keras=keras3):
 
 
 def two_heads(*, keras=keras3):
-    """A detector's form: dict outputs 'classes' (sigmoid, [N, 8, 8, 3]) and 'boxes' ([N, 8, 8, 4]), a BN in each head."""
+    """A detector's form: dict outputs 'classes' (sigmoid, [N, 8, 8, 3]), 'boxes' ([N, 8, 8, 4]); each head has a BN."""
     inputs = keras.Input((16, 16, 3), name="image")
     x = _block(keras, inputs, 8, stride=2)
     boxes = keras.layers.Conv2D(4, 1, name="boxes")(_block(keras, x, 8))

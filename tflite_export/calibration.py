@@ -78,7 +78,7 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
             f"Calibration data for input '{name}' is constant: all {array.size} values are {smallest:g}; expected "
             "images. A constant gives the input a useless scale. Check the source it was loaded from."
         )
-    if largest - smallest > np.finfo(np.float32).max:
+    if largest - smallest > float(np.finfo(np.float32).max):
         raise ValueError(
             f"Calibration data for input '{name}' spans {smallest:g} .. {largest:g}, more than float32 can hold; "
             "expected the model's input units. Check the preprocessing."
@@ -93,7 +93,8 @@ def _check_range(low: np.ndarray, high: np.ndarray, value_range: Range, name: st
     if not np.all(width > 0):
         raise ValueError(f"The input range of '{name}' is {value_range}; expected low < high. Correct it.")
     seen = f"spans {float(np.min(low)):g} .. {float(np.max(high)):g}"
-    expected = f"expected values in {float(np.min(want_low)):g} .. {float(np.max(want_high)):g}, the model's input range"
+    limits = f"{float(np.min(want_low)):g} .. {float(np.max(want_high)):g}"
+    expected = f"expected values in {limits}, the model's input range"
     fix = "Use the preprocessing the model was trained with, or correct the input range if that is wrong."
     if np.any(low < want_low - _ROUNDING * width) or np.any(high > want_high + _ROUNDING * width):
         raise ValueError(f"Calibration data for input '{name}' {seen}; {expected}. {fix}")

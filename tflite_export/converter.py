@@ -133,7 +133,9 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
     environment = {**os.environ, "PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     command = [sys.executable, "-m", "tflite_export.worker", str(folder)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout
+        )
     except subprocess.TimeoutExpired:
         raise ConversionError(
             f"The TFLite converter took more than {timeout:g} s and was stopped. Use fewer calibration images or a "
@@ -150,7 +152,7 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
             f"quantize or too little memory are the usual causes. {tail}"
         )
     error = folder / "error.txt"
-    text = f"{error.read_text()[:2000]}" if error.exists() else f"exit code {done.returncode}. {tail}"
+    text = error.read_text()[:2000] if error.exists() else f"exit code {done.returncode}. {tail}"
     raise ConversionError(f"The TFLite converter could not convert the model: {text}")
 
 

@@ -90,9 +90,10 @@ def graph_io(tflite: bytes) -> dict[str, list[dict[str, Any]]]:
     graph, signature = model.Subgraphs(0), {"inputs": {}, "outputs": {}}
     if model.SignatureDefsLength():
         first = model.SignatureDefs(0)
-        signature["inputs"] = {m.TensorIndex(): m.Name().decode() for m in map(first.Inputs, range(first.InputsLength()))}
-        outputs = map(first.Outputs, range(first.OutputsLength()))
-        signature["outputs"] = {m.TensorIndex(): m.Name().decode() for m in outputs}
+        inputs = [first.Inputs(i) for i in range(first.InputsLength())]
+        outputs = [first.Outputs(i) for i in range(first.OutputsLength())]
+        signature = {"inputs": {m.TensorIndex(): m.Name().decode() for m in inputs},
+                     "outputs": {m.TensorIndex(): m.Name().decode() for m in outputs}}
     ends = {"inputs": graph.InputsAsNumpy(), "outputs": graph.OutputsAsNumpy()}
     return {
         end: [_io_row(graph, int(t), i, signature[end]) for i, t in enumerate(indices)] for end, indices in ends.items()
@@ -114,7 +115,8 @@ def _float_parts(model: Any, table: list[dict[str, Any]]) -> list[str]:
         floats = [t for t in ends if t["dtype"] in FLOATS]
         touched |= {(row["subgraph"], t["name"]) for t in floats}
         if floats:
-            lines.append(f"{row['operator']} #{row['index']}: " + ", ".join(f"{t['name']} {t['dtype']}" for t in floats))
+            names = ", ".join(f"{t['name']} {t['dtype']}" for t in floats)
+            lines.append(f"{row['operator']} #{row['index']}: {names}")
     for g in range(model.SubgraphsLength()):
         graph = model.Subgraphs(g)
         for tensor in (_tensor(graph, i) for i in range(graph.TensorsLength())):
@@ -130,8 +132,8 @@ def check_integer(tflite: bytes, *, io_dtype: str) -> dict[str, Any]:
       tflite: the file's bytes.
       io_dtype: dtype every input and output must have: "int8", "uint8" or "int16".
     Returns:
-      The proof: {"fully_integer": True, "operators": {name: count}, "tensor_dtypes": {dtype: count}, "float_tensors": 0,
-      "inputs", "outputs" (see `graph_io`), "table" (see `operator_table`), "bytes"}.
+      The proof: {"fully_integer": True, "operators": {name: count}, "tensor_dtypes": {dtype: count},
+      "float_tensors": 0, "inputs", "outputs" (see `graph_io`), "table" (see `operator_table`), "bytes"}.
     Raises:
       IntegerError: a tensor is float (the operators around it are listed), or an input or output has another dtype or
         no scale.
@@ -149,8 +151,8 @@ def check_integer(tflite: bytes, *, io_dtype: str) -> dict[str, Any]:
         for row in io[end]:
             if row["dtype"] != io_dtype.upper() or not row["scale"]:
                 raise IntegerError(
-                    f"The model's {end[:-1]} '{row['name']}' has dtype {row['dtype'].lower()} and scale {row['scale']}; "
-                    f"expected {io_dtype} with a scale. Convert again with {io_dtype} inputs and outputs."
+                    f"The model's {end[:-1]} '{row['name']}' has dtype {row['dtype'].lower()} and scale "
+                    f"{row['scale']}; expected {io_dtype} with a scale. Convert again with {io_dtype} at both ends."
                 )
     dtypes = collections.Counter(
         _tensor(model.Subgraphs(g), i)["dtype"]

@@ -15,7 +15,7 @@ _CHUNK = 256  # images quantized together: bounds the memory beside the caller's
 
 
 def quantize(x: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
-    """Float values to integer codes: round(x / scale) + zero point, saturated (TFLite 8-bit quantization specification).
+    """Float values to integer codes: round(x / scale) + zero point, saturated (TFLite 8-bit quantization spec).
 
     Args:
       x: float array in real units.

@@ -1,0 +1,128 @@
+"""cli: python -m tflite_export.convert: a Keras model and calibration images become a full-integer .tflite file.
+
+Flags are defined only when this runs as a command, so that importing it beside another command never clashes.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import flags
+
+from dgh_tf import console
+from dgh_tf.files import atomic_write
+from tflite_export.calibration import Range, check_calibration
+from tflite_export.converter import input_shapes, to_float_tflite, to_tflite
+from tflite_export.integer_check import check_integer
+from tflite_export.sources import Calibration, load_calibration
+from tflite_export.worker import SCHEMES
+
+__all__ = ["to_float_tflite", "to_tflite"]
+
+FLAGS = flags.FLAGS
+
+
+def _define_flags() -> None:
+    flags.DEFINE_string("model", None, "demo, demo_detector, a .keras/.h5 file, a SavedModel folder or keras:NAME.")
+    flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
+    flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
+    flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations.")
+    flags.DEFINE_enum("target", "none", ["none"], "Edge target to check the file for.")
+    flags.DEFINE_list("input_range", None, "low,high of the model's input units; overrides the manifest's.")
+    flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.")
+    flags.DEFINE_float("timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0)
+    flags.mark_flags_as_required(["model", "calibration", "output"])
+
+
+def _pair(values: list[str], name: str) -> tuple[float, float]:
+    try:
+        first, second = map(float, values)
+    except ValueError:
+        raise ValueError(f"--{name}={','.join(values)} is not two numbers. Write it as --{name}=1.0,0.0.") from None
+    return first, second
+
+
+def _output_paths(text: str) -> tuple[pathlib.Path, pathlib.Path]:
+    path = pathlib.Path(text)
+    if path.suffix != ".tflite":
+        raise ValueError(f"--output={text} does not end in .tflite. The proof goes beside it as .json; give F.tflite.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder {path.parent} of --output does not exist. Create it first.")
+    return path, path.with_suffix(".json")
+
+
+def proof(
+    tflite: bytes, *, scheme: str, float_bytes: int, calibration: Calibration, model_sha256: str
+) -> dict[str, Any]:
+    """What F.json holds. Raises IntegerError when the file is not fully integer.
+
+    Args:
+      float_bytes: size of the same model as float32 TFLite, for comparison.
+    """
+    import tensorflow as tf
+
+    images = calibration.images
+    arrays = images if isinstance(images, Mapping) else {"images": images}
+    return {
+        "scheme": scheme,
+        **check_integer(tflite, io_dtype=SCHEMES[scheme][1]),
+        "float_bytes": float_bytes,
+        "sha256": {
+            "model": model_sha256,
+            "calibration": calibration.sha256,
+            "tflite": hashlib.sha256(tflite).hexdigest(),
+        },
+        "calibration": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
+        "versions": {"tensorflow": tf.__version__},
+    }
+
+
+def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
+    ends = {e["dtype"].lower() for e in report["inputs"] + report["outputs"]}
+    return (
+        f"{path}: {sum(report['operators'].values())} operators, all integer; {'/'.join(sorted(ends))} in and out; "
+        f"{report['bytes'] / 1024:.0f} KiB ({report['float_bytes'] / report['bytes']:.1f} times smaller than float); "
+        f"proof in {path.with_suffix('.json').name}"
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Checks everything cheap first, converts, proves, and only then writes."""
+    del argv
+    path, proof_path = _output_paths(FLAGS.output)
+    scale, offset = _pair(FLAGS.preprocess, "preprocess")
+    value_range: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
+    if not pathlib.Path(FLAGS.calibration).exists():
+        load_calibration(FLAGS.calibration)  # raises before TensorFlow and the model are loaded
+    from dgh_tf.loading import load_model, model_sha256
+
+    model, digest = load_model(FLAGS.model), model_sha256(FLAGS.model)
+    declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
+    calibration = load_calibration(FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset)
+    if calibration.model_sha256 not in (None, digest):
+        raise ValueError(
+            f"The images in {FLAGS.calibration} were generated for another model (sha256 "
+            f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate images for this model."
+        )
+    limits = value_range or calibration.value_range
+    images = check_calibration(
+        calibration.images, input_shapes=input_shapes(model, calibration.images), value_range=limits
+    )
+    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images")
+    tflite = to_tflite(model, images, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
+    reference = to_float_tflite(model, images=images, timeout=FLAGS.timeout)
+    report = proof(
+        tflite, scheme=FLAGS.scheme, float_bytes=len(reference), calibration=calibration, model_sha256=digest
+    )
+    atomic_write(path, tflite)
+    atomic_write(proof_path, json.dumps(report, indent=1) + "\n")
+    console.say(_summary(path, report))
+    return 0
+
+
+if __name__ == "__main__":
+    _define_flags()
+    console.run(main)

@@ -1,0 +1,198 @@
+"""state: calibration images from files: a generate folder, .npy, .npz or a folder of image files."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_export.calibration import Images, Range
+
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Calibration images and where they came from.
+
+    Attributes:
+      images: array [number, ...input shape], memory-mapped where the file allows it, or a dict of such by input name.
+      value_range: (low, high) in the model's input units, or a dict by input name; None when the source does not say.
+      sha256: hex digest over names, shapes, dtypes and values of the images.
+      model_sha256: of the model the images were generated for; None for other sources.
+    """
+
+    images: Images
+    value_range: Range | Mapping[str, Range] | None
+    sha256: str
+    model_sha256: str | None = None
+
+
+def _file_sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _array_sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _digest(images: Images) -> str:
+    arrays = images if isinstance(images, Mapping) else {"": images}
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        if array.dtype.hasobject:
+            raise ValueError(f"The calibration data holds Python objects ({array.dtype}); expected numbers.")
+        digest.update(f"{name} {array.dtype.str} {array.shape} {_array_sha256(array)}\n".encode())
+    return digest.hexdigest()
+
+
+def _load_npy(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an array of numbers: {error}. Expected a .npy file without Python objects; "
+            "save it with numpy.save from a float32 array."
+        ) from error
+
+
+def _load_npz(path: pathlib.Path) -> Images:
+    """Key x or images, a single array, or one array per input name; y and labels are passed over."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = [key for key in file.files if key not in ("y", "labels")]
+            for key in ("x", "images"):
+                if key in keys:
+                    return file[key]
+            arrays = {key: file[key] for key in keys}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} cannot be read as arrays of numbers: {error}. Expected a .npz file without Python objects."
+        ) from error
+    if not arrays:
+        raise ValueError(f"{path} holds no images; expected the key x or images, or one array per input name.")
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+
+def _matches(path: pathlib.Path, array: np.ndarray, want: str) -> bool:
+    """Whether `want` is the sha256 of the file or of the array's bytes."""
+    return want in (_file_sha256(path), _array_sha256(array))
+
+
+def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
+    """(low, high) from a manifest's [low, high] or {"low", "high"}; a dict of such for a dict or list over inputs."""
+    if entry is None:
+        return None
+    if isinstance(entry, dict) and "low" in entry:
+        return entry["low"], entry["high"]
+    if isinstance(entry, dict):
+        return {name: _limits(value, []) for name, value in entry.items()}
+    if isinstance(entry[0], dict):  # one per input, in the model's order
+        ranges = [_limits(value, []) for value in entry]
+        return ranges[0] if len(ranges) == 1 else dict(zip(names, ranges, strict=True))
+    return entry[0], entry[1]
+
+
+def _load_generated(folder: pathlib.Path) -> Calibration:
+    """A folder left by dgh_tf.generate; its manifest names the files' sha256 and the input range.
+
+    images_sha256 and input_range are one value, or a dict by input name for several inputs (images_<input>.npy).
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'manifest.json'} is damaged: {error}. Generate the images again.") from error
+    wanted = manifest.get("images_sha256")
+    if wanted is None:
+        raise ValueError(f"{folder / 'manifest.json'} has no images_sha256; expected a finished run. Generate again.")
+    names = {name: f"images_{name}.npy" for name in wanted} if isinstance(wanted, dict) else {"": "images.npy"}
+    arrays = {}
+    for name, file in names.items():
+        path = folder / file
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing, though the manifest lists it. Generate the images again.")
+        arrays[name] = _load_npy(path)
+        if not _matches(path, arrays[name], wanted[name] if isinstance(wanted, dict) else wanted):
+            raise ValueError(
+                f"{path} is not what its manifest describes: the sha256 differs. The file was changed or cut off; "
+                "generate the images again, or pass the .npy file itself to use it as it is."
+            )
+    images = arrays if isinstance(wanted, dict) else arrays[""]
+    limits = _limits(manifest.get("input_range"), list(names))
+    return Calibration(images, limits, _digest(images), manifest.get("model_sha256"))
+
+
+def _load_pictures(
+    folder: pathlib.Path, image_shape: Sequence[int | None] | None, scale: float, offset: float
+) -> np.ndarray:
+    from PIL import Image
+
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"{folder} has no manifest.json and no image files ({', '.join(sorted(_IMAGE_SUFFIXES))}); expected a "
+            "finished generate folder or a folder of images. If generation was stopped, run it again to finish it."
+        )
+    if image_shape is None or len(image_shape) != 3 or None in image_shape or image_shape[2] not in (1, 3):
+        raise ValueError(
+            f"A folder of images needs a model input of fixed height, width and 1 or 3 channels, but it is "
+            f"{image_shape}. Prepare the images yourself and pass a .npy file."
+        )
+    height, width, channels = image_shape
+    images = np.empty((len(files), height, width, channels), np.float32)
+    for i, file in enumerate(files):
+        try:
+            with Image.open(file) as picture:
+                picture = picture.convert("L" if channels == 1 else "RGB")
+                values = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read as an image: {error}. Remove it from the folder.") from error
+        images[i] = values.reshape(height, width, channels) * scale + offset
+    return images
+
+
+def load_calibration(
+    source: str | os.PathLike,
+    *,
+    image_shape: Sequence[int | None] | None = None,
+    scale: float = 1.0,
+    offset: float = 0.0,
+) -> Calibration:
+    """Loads calibration images. Nothing is ever unpickled.
+
+    Args:
+      source: a folder left by dgh_tf.generate (the sha256 of its images is checked), a .npy file, a .npz file (key x or
+        images, or one array per input name), or a folder of image files, searched in depth, in sorted order.
+      image_shape: [height, width, channels] of the model's input; needed for a folder of image files only.
+      scale, offset: model input = pixel * scale + offset, pixels in 0 .. 255; used for a folder of image files only.
+    Raises:
+      FileNotFoundError: no such source, or a file of a generate folder is missing.
+      ValueError: not readable, Python objects inside, changed since generation, or no images in it.
+    """
+    path = pathlib.Path(source)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no calibration data at {path}; expected a generate folder, .npy, .npz or a folder of images. "
+            "Make it with python -m dgh_tf.generate, or correct the path."
+        )
+    if path.is_dir() and (path / "manifest.json").exists():
+        return _load_generated(path)
+    if path.is_dir():
+        images: Images = _load_pictures(path, image_shape, scale, offset)
+    elif path.suffix == ".npy":
+        images = _load_npy(path)
+    elif path.suffix == ".npz":
+        images = _load_npz(path)
+    else:
+        raise ValueError(f"{path} is no known calibration data; expected a folder, or a .npy or .npz file.")
+    return Calibration(images, None, _digest(images))
