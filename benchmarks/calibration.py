@@ -1,0 +1,63 @@
+"""cli: real against generated against noise as calibration data, several seeds: python -m benchmarks.calibration."""
+from __future__ import annotations
+
+import pathlib
+import shlex
+import sys
+
+from absl import flags
+
+from benchmarks.comparison import fingerprint, load_task, measure_missing, write_report
+from benchmarks.results import Results
+from benchmarks.sources import SOURCES, check_sources
+from dgh_tf.console import run, say
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
+flags.DEFINE_string("real", "demo", "Real set: .npz with x and y, a folder by class, tfds:NAME[/split] or demo.")
+flags.DEFINE_string("evaluation", "demo", "Evaluation set, in the same forms.")
+flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md and the plots.", required=True)
+flags.DEFINE_list("sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}.")
+flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
+flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
+flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
+flags.DEFINE_string("preprocess", "none", "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
+                                          "none, unit, symmetric, imagenet, caffe.")
+flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
+flags.DEFINE_enum("algorithm", "minmax", ["minmax"], "How the integer model's ranges follow from the calibration data.")
+flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
+flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
+
+_REAL_POOL = 4  # real images are drawn from at most this many times --num_images, lest huge sets are read whole
+
+
+def main(argv: list[str]) -> int:
+    import filelock
+
+    from dgh_tf import GenerationConfig
+
+    sources = check_sources(FLAGS.sources)
+    settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
+    configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
+    folder = pathlib.Path(FLAGS.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
+                             input_range=FLAGS.input_range, real_limit=_REAL_POOL * FLAGS.num_images,
+                             evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
+            if "real" in sources and len(task.real) < FLAGS.num_images:
+                raise ValueError(f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
+                                 f"{FLAGS.num_images}. Give a larger set or fewer images.")
+            results = Results(folder, run=fingerprint(task, {**settings, "algorithm": FLAGS.algorithm}))
+            measure_missing(task, results, configs=configs, sources=sources)
+            command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])
+            say("\n" + write_report(results, command=command))
+    except filelock.Timeout:
+        raise ValueError(f"Another run is writing to {folder}. Wait for it or give another --output_dir.") from None
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

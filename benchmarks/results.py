@@ -1,0 +1,57 @@
+"""state: results.json and ranges.json of a folder: rows added one by one, each whole on disk before the next begins."""
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from benchmarks.evaluation import Ranges, compare_ranges
+from dgh_tf.files import atomic_write
+
+
+class Results:
+    """The rows of one folder. A row's key is (source, seed); its field `run` names the arguments it came from."""
+
+    def __init__(self, folder: str | pathlib.Path, *, run: str):
+        """Reads what an earlier run of the same arguments left.
+
+        Raises:
+          ValueError: the folder's files are damaged or come from other arguments.
+        """
+        self.folder, self.run = pathlib.Path(folder), run
+        self.rows: list[dict[str, Any]] = self._read("results.json", [])
+        self._ranges: dict[str, Ranges] = self._read("ranges.json", {})
+        others = sorted({str(row.get("run")) for row in self.rows} - {run})
+        if others:
+            raise ValueError(f"{self.folder} holds results of other arguments, data or another model (run {others[0]}, "
+                             f"now {run}). Give another --output_dir, or the same arguments to go on with it.")
+
+    def _read(self, name: str, empty: Any) -> Any:
+        path = self.folder / name
+        if not path.exists():
+            return empty
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}). Remove it or give another --output_dir.") from error
+        if type(data) is not type(empty) or (data and name == "results.json" and not isinstance(data[0], dict)):
+            raise ValueError(f"{path} does not hold benchmark results. Remove it or give another --output_dir.")
+        return data
+
+    def done(self, source: str, seed: int) -> bool:
+        """Whether this row is there already."""
+        return any(row["source"] == source and row["seed"] == seed for row in self.rows)
+
+    def ranges(self, source: str, seed: int) -> Ranges:
+        """Tensor ranges of a done row."""
+        return self._ranges.get(f"{source}/{seed}", {})
+
+    def add(self, row: dict[str, Any], ranges: Ranges) -> None:
+        """Adds a row, compares all rows' ranges with the real ones of their seed, and writes both files."""
+        self._ranges[f"{row['source']}/{row['seed']}"] = ranges
+        self.rows.append({**row, "run": self.run})
+        for each in self.rows:  # all: the real row may come last
+            each.update(compare_ranges(self.ranges("real", each["seed"]), self.ranges(each["source"], each["seed"])))
+        # ranges first: a run killed in between repeats the row and overwrites its ranges
+        atomic_write(self.folder / "ranges.json", json.dumps(self._ranges, indent=1))
+        atomic_write(self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n")
