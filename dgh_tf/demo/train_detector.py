@@ -1,0 +1,71 @@
+"""cli: trains the embedded demo detector. `python -m dgh_tf.demo.train_detector --output=demo_detector.keras`."""
+from __future__ import annotations
+
+import time
+
+from absl import flags
+
+from dgh_tf.console import quiet_tensorflow, run, say
+from dgh_tf.demo import detector_data
+
+_OUTPUT = flags.DEFINE_string("output", "demo_detector.keras", "Where to write the trained detector (.keras).")
+_EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes, each over 1024 scenes composed anew.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, the order and the scenes.")
+_SCENES, _BATCH = 1024, 32
+_LEARNING_RATE = 4e-3
+_CHANNELS, _DEPTHS = (8, 16, 24, 32), (1, 1, 1, 1)
+
+
+def build():
+    """An untrained KerasCV YOLOV8Detector for 96x96 scenes in [0, 255] (it rescales inside) and the ten digits."""
+    import keras_cv
+
+    backbone = keras_cv.models.YOLOV8Backbone(
+        stackwise_channels=list(_CHANNELS), stackwise_depth=list(_DEPTHS), include_rescaling=True,
+        input_shape=(detector_data.SIZE, detector_data.SIZE, 3))
+    decoder = keras_cv.layers.NonMaxSuppression(bounding_box_format="xyxy", from_logits=False,
+                                                confidence_threshold=0.05, iou_threshold=0.6, max_detections=30)
+    return keras_cv.models.YOLOV8Detector(backbone=backbone, num_classes=10, bounding_box_format="xyxy",
+                                          fpn_depth=1, prediction_decoder=decoder)
+
+
+def train(*, epochs: int, seed: int):
+    """Trains on fresh scenes of the training-side digits each pass. The same seed gives the same detector on the same machine."""
+    import keras
+    import numpy as np
+
+    keras.utils.set_random_seed(seed)
+    rng = np.random.default_rng(seed)
+    ink, labels = detector_data.digits(held_out=False)
+    model = build()
+    rate = keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, epochs * (_SCENES // _BATCH))
+    model.compile(optimizer=keras.optimizers.Adam(rate, global_clipnorm=10.0), box_loss="ciou",
+                  classification_loss="binary_crossentropy", jit_compile=False)
+    start = time.monotonic()
+    for epoch in range(epochs):
+        images, truth = detector_data.scenes(ink, labels, _SCENES, rng=rng)
+        history = model.fit(images, truth, batch_size=_BATCH, shuffle=False, verbose=0).history
+        say(f"epoch {epoch + 1}/{epochs}: box loss {history['box_loss'][0]:.3f}, class loss {history['class_loss'][0]:.3f}, "
+            f"{time.monotonic() - start:.0f} s")
+    return model
+
+
+def without_optimizer(model):
+    """The same detector, never compiled, so that the file holds weights only."""
+    clean = build()
+    clean.set_weights(model.get_weights())
+    return clean
+
+
+def main(argv: list[str]) -> None:
+    """Trains and writes the file."""
+    del argv
+    from dgh_tf.demo.saving import save_small
+
+    save_small(without_optimizer(train(epochs=_EPOCHS.value, seed=_SEED.value)), _OUTPUT.value)
+    say(f"wrote {_OUTPUT.value}")
+
+
+if __name__ == "__main__":
+    quiet_tensorflow()
+    run(main)
