@@ -4,8 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-
 import tiny_models
+
 from dgh_tf.files import sha256_array, sha256_file
 from tflite_export import check_calibration, load_calibration, representative_dataset
 
