@@ -59,7 +59,7 @@ def test_npz_keeps_values_and_labels(tmp_path):
 def test_limit_keeps_images_with_their_labels(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     x, y = load(tmp_path / "a.npz", limit=4)
-    kept = [int(np.flatnonzero((X == image).all(axis=(1, 2, 3)))[0]) for image in x]
+    kept = [int(np.flatnonzero((image == X).all(axis=(1, 2, 3)))[0]) for image in x]
     assert len(set(kept)) == 4
     np.testing.assert_array_equal(y, Y[kept])
 
