@@ -1,4 +1,4 @@
-"""keras: mean average precision of a KerasCV detector from its raw heads; decoding and suppression stay outside the model."""
+"""keras: mean average precision of a KerasCV detector from its raw heads, decoded outside the model."""
 from __future__ import annotations
 
 import numpy as np
@@ -16,10 +16,11 @@ def decode(detector, raw: dict[str, np.ndarray], images: np.ndarray) -> dict[str
         "classes": [N, anchors, classes]} for YOLOV8Detector.
       images: [N, height, width, channels]; only the shape counts.
 
-    Returns: {"boxes": float32 [N, M, 4] in the detector's box format, "classes": [N, M], "confidence": [N, M]}; unused rows hold -1.
+    Returns: {"boxes": float32 [N, M, 4] in the detector's box format, "classes": [N, M], "confidence": [N, M]};
+    unused rows hold -1. Raises ValueError where the model cannot decode or a head is missing.
     """
     if not hasattr(detector, "decode_predictions"):
-        raise ValueError(f"Model '{detector.name}' has no decode_predictions, so its raw heads cannot be turned into boxes. "
+        raise ValueError(f"Model '{detector.name}' has no decode_predictions, so its raw heads cannot become boxes. "
                          "Pass a KerasCV YOLOV8Detector or RetinaNet.")
     missing = sorted(set(detector.output) - set(raw))
     if missing:
@@ -29,7 +30,8 @@ def decode(detector, raw: dict[str, np.ndarray], images: np.ndarray) -> dict[str
     return {name: np.asarray(boxes[name]) for name in _KEYS}
 
 
-def mean_average_precision(detector, raw: dict[str, np.ndarray], images: np.ndarray, truth: dict[str, np.ndarray]) -> float:
+def mean_average_precision(detector, raw: dict[str, np.ndarray], images: np.ndarray,
+                           truth: dict[str, np.ndarray]) -> float:
     """COCO mean average precision, averaged over IoU 0.50 to 0.95, by keras_cv's BoxCOCOMetrics (pycocotools).
 
     Args:

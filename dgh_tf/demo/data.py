@@ -1,14 +1,14 @@
 """math: scikit-learn's handwritten digits painted on coloured textures, the demo's real and held-out images.
 
-All images are float32 [N, 48, 48, 3] in the demo model's input units, [-1, 1]. Every function is a pure function of its seed.
-The digits are real scans (1797 of 8x8 pixels, from the UCI "Optical recognition of handwritten digits" test set) and ship
-with scikit-learn, so nothing is downloaded. The textures make the images span many frequencies and colours, as photographs do.
+All images are float32 [N, 64, 64, 3] in the demo model's input units, [-1, 1]; each function depends on its seed alone.
+The digits are real scans (1797 of 8x8 pixels, the test set of UCI's "Optical Recognition of Handwritten Digits") that
+ship with scikit-learn, so nothing is downloaded. The textures have the mix of frequencies of photographs.
 """
 from __future__ import annotations
 
 import numpy as np
 
-SIZE = 48
+SIZE = 64
 LOW, HIGH = -1.0, 1.0
 CLASSES = 10
 _HELD_OUT = 597  # of 1797; 1200 are left to train and to calibrate with
@@ -16,7 +16,10 @@ _SPLIT_SEED = 20250101
 
 
 def digits(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Ink of one side of the split: float32 [N, 8, 8] in [0, 1] and labels int64 [N]. ImportError without scikit-learn."""
+    """Ink of one side of the split, float32 [N, 8, 8] in [0, 1], and labels, int64 [N].
+
+    Raises ImportError where scikit-learn is missing.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -35,7 +38,10 @@ def upsampling(size: int, points: int) -> np.ndarray:
 
 
 def textures(count: int, *, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Coloured value noise, float32 [count, size, size, 3] in [0, 1]: octaves whose amplitude falls with frequency, as in photographs."""
+    """Coloured value noise, float32 [count, size, size, 3] in [0, 1].
+
+    Sums octaves whose amplitude falls as the frequency rises, about as in photographs (1/f).
+    """
     brightness, chroma = rng.uniform(0.1, 0.5, (count, 1, 1, 1)), rng.uniform(-0.1, 0.1, (count, 1, 1, 3))
     base = (brightness + chroma).astype(np.float32)
     contrast = rng.uniform(0.02, 0.1, (count, 1, 1, 1)).astype(np.float32)
@@ -60,7 +66,7 @@ def paint(background: np.ndarray, mask: np.ndarray, *, rng: np.random.Generator)
 
 
 def compose(ink: np.ndarray, *, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Digits float32 [N, 8, 8] in [0, 1], enlarged to fill the image and painted on textures: [N, size, size, 3] in [-1, 1]."""
+    """Digits [N, 8, 8] in [0, 1], enlarged to fill the image and painted on textures: float32 [N, size, size, 3]."""
     matrix = upsampling(size, ink.shape[1])
     mask = np.einsum("yi,nij,xj->nyx", matrix, ink, matrix, optimize=True)
     unit = paint(textures(len(ink), size=size, rng=rng), mask, rng=rng)
@@ -68,12 +74,12 @@ def compose(ink: np.ndarray, *, rng: np.random.Generator, size: int = SIZE) -> n
 
 
 def real() -> tuple[np.ndarray, np.ndarray]:
-    """The 1200 images on the training side, for calibration with real data: x float32 [1200, 48, 48, 3], y int64 [1200]."""
+    """The 1200 images on the training side, for calibration with real data, and their labels, int64 [1200]."""
     ink, labels = digits(held_out=False)
     return compose(ink, rng=np.random.default_rng(1)), labels
 
 
 def evaluation() -> tuple[np.ndarray, np.ndarray]:
-    """The 597 held-out images, on textures of their own: x float32 [597, 48, 48, 3] in [-1, 1], y int64 [597]."""
+    """The 597 held-out images, on textures of their own: x float32 [597, 64, 64, 3] in [-1, 1], y int64 [597]."""
     ink, labels = digits(held_out=True)
     return compose(ink, rng=np.random.default_rng(2)), labels

@@ -1,8 +1,9 @@
 """math: scenes of handwritten digits on textures for the demo detector, with boxes; training side and held-out side.
 
-Images are float32 [N, 96, 96, 3] in the detector's input units, [0, 255]. Boxes are float32 [N, MAX_DIGITS, 4], absolute pixels
-"xyxy" (left, top, right, bottom), and classes float32 [N, MAX_DIGITS], the digits 0 to 9; unused rows of both hold -1, as KerasCV
-pads. Held-out scenes use held-out scans, so no digit of a test scene was seen in training.
+Images are float32 [N, 96, 96, 3] in the detector's input units, [0, 255]. Boxes are float32 [N, MAX_DIGITS, 4],
+absolute pixels "xyxy" (left, top, right, bottom); classes are float32 [N, MAX_DIGITS].
+Unused rows of both hold
+-1, as KerasCV pads. Held-out scenes use held-out scans, so no digit of a test scene was seen in training.
 """
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> bool:
     return bool((high > low).all(axis=1).any())
 
 
-def _place(ink: np.ndarray, labels: np.ndarray, *, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _place(ink: np.ndarray, labels: np.ndarray, *,
+           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One scene's digits, not overlapping: mask [SIZE, SIZE], boxes [MAX_DIGITS, 4], classes [MAX_DIGITS]."""
     mask = np.zeros((SIZE, SIZE), np.float32)
     boxes, classes = np.full((MAX_DIGITS, 4), -1.0, np.float32), np.full(MAX_DIGITS, -1.0, np.float32)
@@ -52,7 +54,7 @@ def _place(ink: np.ndarray, labels: np.ndarray, *, rng: np.random.Generator) -> 
 
 def scenes(ink: np.ndarray, labels: np.ndarray, count: int, *,
            rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """`count` scenes of one to MAX_DIGITS digits drawn from `ink` [M, 8, 8] in [0, 1]: images and {"boxes", "classes"}."""
+    """`count` scenes of one to MAX_DIGITS digits from `ink` [M, 8, 8] in [0, 1]: images, {"boxes", "classes"}."""
     masks, boxes, classes = zip(*(_place(ink, labels, rng=rng) for _ in range(count)), strict=True)
     unit = paint(textures(count, size=SIZE, rng=rng), np.stack(masks), rng=rng)
     images = (LOW + (HIGH - LOW) * unit).astype(np.float32)

@@ -30,7 +30,7 @@ def build():
 
 
 def train(*, epochs: int, seed: int):
-    """Trains on fresh scenes of the training-side digits each pass. The same seed gives the same detector on the same machine."""
+    """Trains on fresh scenes of training-side digits each pass; a seed gives the same detector on the same machine."""
     import keras
     import numpy as np
 
@@ -45,8 +45,8 @@ def train(*, epochs: int, seed: int):
     for epoch in range(epochs):
         images, truth = detector_data.scenes(ink, labels, _SCENES, rng=rng)
         history = model.fit(images, truth, batch_size=_BATCH, shuffle=False, verbose=0).history
-        say(f"epoch {epoch + 1}/{epochs}: box loss {history['box_loss'][0]:.3f}, class loss {history['class_loss'][0]:.3f}, "
-            f"{time.monotonic() - start:.0f} s")
+        say(f"epoch {epoch + 1}/{epochs}: box loss {history['box_loss'][0]:.3f}, "
+            f"class loss {history['class_loss'][0]:.3f}, {time.monotonic() - start:.0f} s")
     return model
 
 
