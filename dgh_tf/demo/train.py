@@ -56,9 +56,9 @@ def add_sensor_noise(images, *, rng):
 def train(*, epochs: int, seed: int):
     """Trains on the training-side digits, painted anew each pass; a seed gives the same model on the same machine.
 
-    A sixth of the images are textures without a digit whose target is uniform, so that the model is not sure of a digit where
-    there is none ("outlier exposure", arXiv 1812.04606). Without evidence its features and logits then stay small, as those of
-    an ImageNet model do on noise.
+    A sixth of the images are textures without a digit whose target is uniform, so that the model is not sure of a digit
+    where there is none ("outlier exposure", arXiv 1812.04606). Without evidence its features and logits stay small, as
+    those of an ImageNet model do on noise.
     """
     import keras
     import numpy as np
