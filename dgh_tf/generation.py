@@ -25,6 +25,8 @@ from dgh_tf.optimizer import cosine, plateau, radam
 
 CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
 
+LONGEST_CHUNK = 256  # steps
+
 
 class State(NamedTuple):
     """All that a run is, as numpy arrays: what a checkpoint holds.
@@ -65,7 +67,6 @@ class Generator:
         self.layers = [*self.network.layers, *map(_pseudo_statistics, self.ranges, self.network.input_shapes)]
         self.weights = _layer_weights(len(self.network.layers), len(self.ranges), config)
         self.head_names: list[str] = []
-        self.lambdas: dict[str, float] = {}
         self._counts: np.ndarray | None = None
         self._fill = tf.function(self._fill_replica, autograph=False)
         self._chunk = tf.function(self._run_chunk, autograph=False)
@@ -168,11 +169,12 @@ class Generator:
         split = zip(tf.split(means, lengths, 1), tf.split(m2s, lengths, 1), strict=True)
         return [Moments(counts[:, i:i + 1], mean, m2) for i, (mean, m2) in enumerate(split)]
 
-    def _run_chunk(self, state, order, step, scale):
-        return self.strategy.run(self._replica_chunk, args=(state, order, step, scale))
+    def _run_chunk(self, state, order, steps, step, scale):
+        return self.strategy.run(self._replica_chunk, args=(state, order, steps, step, scale))
 
-    def _replica_chunk(self, state, order, step, scale):
-        """order: int32 [steps, local batches] of local batch numbers. Returns the new state and metrics summed over it."""
+    def _replica_chunk(self, state, order, steps, step, scale):
+        """`steps` steps from `step` on. order: int32 [LONGEST_CHUNK, local batches] of local batch numbers.
+        Returns the new state and the metrics' means."""
         canvases, first, second, means, m2s = state
         slots = [[_unstack(a) for a in group] for group in (canvases, first, second)]
         sizes, replicas = tf.constant(self.sizes), self.strategy.num_replicas_in_sync
@@ -194,7 +196,7 @@ class Generator:
             m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
             return i + 1, slots, means, m2s, sums + tf.stack([metrics[key] for key in keys])
 
-        count = tf.size(order)
+        count = steps * local
         _, slots, means, m2s, sums = tf.while_loop(
             lambda i, *_: i < count, body, (0, slots, means, m2s, tf.zeros(len(keys))), parallel_iterations=1)
         new = [[array.stack() for array in group] for group in slots]
@@ -244,8 +246,9 @@ class Generator:
             return self._fetch(device, step, plateau_state)
 
         while step < self.config.steps:
-            began, steps = time.perf_counter(), min(chunk, self.config.steps - step)
-            device, sums = self._chunk(device, self._order(step, steps), tf.constant(step), tf.constant(plateau_state[0]))
+            began, steps = time.perf_counter(), min(chunk, self.config.steps - step, LONGEST_CHUNK)
+            device, sums = self._chunk(device, self._order(step, steps), tf.constant(steps), tf.constant(step),
+                                       tf.constant(plateau_state[0]))
             sums = np.mean([s.numpy() for s in self.strategy.experimental_local_results(sums)], axis=0)
             metrics = dict(zip(self._metric_names(), map(float, sums), strict=True))
             self._require_finite(metrics, step)
@@ -270,8 +273,10 @@ class Generator:
 
     def _order(self, step: int, steps: int) -> tf.Tensor:
         local = len(self.sizes) // self.strategy.num_replicas_in_sync
-        rows = [np.random.default_rng([self.config.seed, s]).permutation(local) for s in range(step, step + steps)]
-        return tf.constant(np.array(rows), tf.int32)
+        order = np.zeros((LONGEST_CHUNK, local), np.int32)  # one shape, so that the loop is traced once
+        for i in range(steps):
+            order[i] = np.random.default_rng([self.config.seed, step + i]).permutation(local)
+        return tf.constant(order)
 
     def _to_devices(self, state: State):
         replicas = self.strategy.num_replicas_in_sync
@@ -303,6 +308,10 @@ class Generator:
                      for k, size in enumerate(self.sizes)]
             results.append(np.concatenate([p.numpy() for p in parts]))
         return results
+
+    def gap_start(self) -> dict[str, float]:
+        """layer_gaps before the first step (a resumed run computes it again: it follows from the seed)."""
+        return self.layer_gaps(self.start())
 
     def layer_gaps(self, state: State) -> dict[str, float]:
         """Gap of the finished images' pooled statistics per BN layer."""

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 SMOOTHING_SIGMA = 1.25  # pixels, 3 taps a side, as both reference implementations
 IMAGE_CHANNELS = (1, 3, 4)
+SPECTRUM_EXPONENT = 1.5  # of amplitude against frequency; about 1 to 1.5 in photographs
+COLOUR_SHARE = 0.1  # variance of the channels around grey, as a share of grey's
 LEAST_IMAGE_SIDE = 16  # pixels: below it a crop would throw away too much of the image
 
 
@@ -89,16 +91,17 @@ def finish(canvas: tf.Tensor, layout: Layout) -> tf.Tensor:
 def start_canvas(layout: Layout, *, index: int, seed: int, std: float, natural: bool) -> np.ndarray:
     """Canvas number `index` of a run: noise with mean 0 and the given std, float32 [*layout.canvas_shape].
 
-    natural: amplitude falls with spatial frequency as 1/f, as in photographs (Field 1987), and channels share most of
-    it, as grey dominates colour there; else (or for anything but images) independent N(0, std) values.
+    natural: amplitude falls with spatial frequency as in photographs (Field 1987), and channels share most of it, as
+    grey dominates colour there; else (or for anything but images) independent N(0, std) values.
     """
     noise = np.random.default_rng([seed, index]).standard_normal(layout.canvas_shape)
     if natural and layout.padding:
         rows, columns = layout.canvas_shape[:2]
         frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
-        falloff = 1.0 / np.maximum(frequency, 1.0 / max(rows, columns))
+        falloff = np.maximum(frequency, 1.0 / max(rows, columns)) ** -SPECTRUM_EXPONENT
         noise = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) * falloff[..., None], s=(rows, columns), axes=(0, 1))
-        noise = noise / noise.std() * 0.5 + noise.mean(axis=-1, keepdims=True) / noise.mean(axis=-1).std()
+        grey = noise.mean(axis=-1, keepdims=True)
+        noise = grey / grey.std() + COLOUR_SHARE**0.5 * noise / noise.std()
         noise = noise / noise.std()
     return (std * noise).astype(np.float32)
 
@@ -107,3 +110,27 @@ def to_model(images: tf.Tensor, *, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor
     """Canvas units [-1, 1] to model units [low, high] (scalars or per channel): the only door out."""
     low, high = tf.constant(low, tf.float32), tf.constant(high, tf.float32)
     return (high + low) / 2.0 + images * ((high - low) / 2.0)
+
+
+def dead_leaves(shape: tuple[int, ...], *, generator: np.random.Generator) -> np.ndarray:
+    """Overlapping discs of random size and colour, float32 [height, width, channels] within [-1, 1].
+
+    The dead leaves model (Matheron 1968; Lee, Mumford, Huang 2001) shares with photographs what Gaussian noise of any
+    spectrum lacks: flat parts and sharp edges, so the heavy tails that set the ranges of early layers.
+    """
+    height, width, channels = shape
+    largest, smallest = max(height, width) / 3.0, 1.0
+    image, free = np.zeros(shape, np.float32), np.ones((height, width), bool)
+    while free.mean() > 0.01:
+        # radii with density r^-3 between smallest and largest: the scale-invariant case
+        radius = (smallest**-2 - generator.random() * (smallest**-2 - largest**-2)) ** -0.5
+        y, x = generator.random(2) * (height, width)
+        grey = generator.uniform(-1.0, 1.0)
+        colour = np.clip(grey + COLOUR_SHARE**0.5 * 0.5 * generator.standard_normal(channels), -1.0, 1.0)
+        rows = slice(max(0, int(y - radius)), int(y + radius) + 2)
+        columns = slice(max(0, int(x - radius)), int(x + radius) + 2)
+        inside = (np.arange(height)[rows, None] - y) ** 2 + (np.arange(width)[None, columns] - x) ** 2 <= radius**2
+        visible = inside & free[rows, columns]
+        image[rows, columns][visible] = colour
+        free[rows, columns][visible] = False
+    return image

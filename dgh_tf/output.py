@@ -1,0 +1,94 @@
+"""state: the folder that a run leaves behind, and its images as a representative dataset."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from dgh_tf import __version__
+from dgh_tf.config import GenerationConfig
+from dgh_tf.files import atomic_path, atomic_write, sha256_array
+
+Images = np.ndarray | Mapping[str, np.ndarray]
+
+
+def run_identity(model_sha256: str, config: GenerationConfig, *, replicas: int) -> dict:
+    """What must be equal for two runs to be the same run: model, every setting, version, number of replicas."""
+    return {"model_sha256": model_sha256, "config": dataclasses.asdict(config), "version": __version__, "replicas": replicas}
+
+
+def image_file(name: str | None) -> str:
+    """File name of one input's images; None for a model's only input."""
+    return "images.npy" if name is None else f"images_{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.npy"
+
+
+def write_images(folder: pathlib.Path, images: list[np.ndarray], names: list[str]) -> dict:
+    """Writes images.npy (or one file per input). Returns the manifest's part: files, shapes and sha256 of the values."""
+    keys = [None] if len(images) == 1 else names
+    for key, array in zip(keys, images, strict=True):
+        with atomic_path(folder / image_file(key)) as temporary:
+            np.save(temporary, array)
+    hashes = [sha256_array(array) for array in images]
+    return {"images_sha256": hashes[0] if len(images) == 1 else dict(zip(names, hashes, strict=True)),
+            "shapes": dict(zip(names, [list(a.shape) for a in images], strict=True)), "dtype": "float32"}
+
+
+def read_manifest(folder: pathlib.Path) -> dict | None:
+    """The manifest of a finished run, None where there is none. Raises ValueError for a damaged one."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text())
+        manifest["identity"], manifest["images_sha256"]
+        return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Delete the folder, or give another --output_dir.") from error
+
+
+def write_manifest(folder: pathlib.Path, manifest: dict) -> None:
+    """Written last: a folder with a manifest is a finished run."""
+    atomic_write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=False) + "\n")
+
+
+def load_images(folder: pathlib.Path) -> Images:
+    """The images of a finished run, memory-mapped; a dict by input name for several inputs. Checks their sha256.
+
+    Raises: ValueError when the folder holds no finished run or its images were changed.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ValueError(f"{folder} holds no finished run (no manifest.json). Run python -m dgh_tf.generate with this folder.")
+    wanted = manifest["images_sha256"]
+    hashes = wanted if isinstance(wanted, dict) else {None: wanted}
+    arrays = {}
+    for name, sha256 in hashes.items():
+        path = folder / image_file(name)
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read ({error}). Delete the folder and generate again.") from error
+        if sha256_array(arrays[name]) != sha256:
+            raise ValueError(f"{path} is not what its manifest describes: the sha256 differs. Delete the folder and generate again.")
+    return arrays if isinstance(wanted, dict) else arrays[None]
+
+
+def representative_dataset(source: Images | str | pathlib.Path) -> Callable[[], Iterator]:
+    """What tf.lite.TFLiteConverter.representative_dataset takes: batches of one image.
+
+    Args: source: images as generate_images returns them, or the folder of a finished run.
+    """
+    images = load_images(pathlib.Path(source)) if isinstance(source, str | pathlib.Path) else source
+
+    def batches() -> Iterator:
+        if isinstance(images, Mapping):
+            for i in range(len(next(iter(images.values())))):
+                yield {name: np.asarray(array[i:i + 1], np.float32) for name, array in images.items()}
+        else:
+            for image in images:
+                yield [np.asarray(image[None], np.float32)]
+
+    return batches
