@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,9 +18,10 @@ import tensorflow as tf
 from dgh_tf import images as image_ops
 from dgh_tf import losses
 from dgh_tf.config import GenerationConfig, parse_image_size
-from dgh_tf.input_range import InputRange, find_input_range
-from dgh_tf.moments import Moments, channel_moments, image_moments, merge
-from dgh_tf.network import Network
+from dgh_tf.input_range import find_input_range
+from dgh_tf.moments import Moments, merge
+from dgh_tf.network import Network, Tapped
+from dgh_tf.objective import layer_rows, objective, pseudo_statistics
 from dgh_tf.optimizer import cosine, plateau, radam
 
 CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
@@ -64,58 +65,18 @@ class Generator:
         self.ranges = find_input_range(self.network, text=config.input_range)
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
         self.sizes = batch_sizes(config, self.strategy.num_replicas_in_sync)
-        self.layers = [*self.network.layers, *map(_pseudo_statistics, self.ranges, self.network.input_shapes)]
-        self.weights = _layer_weights(len(self.network.layers), len(self.ranges), config)
+        self.layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
         self.head_names: list[str] = []
         self._counts: np.ndarray | None = None
         self._fill = tf.function(self._fill_replica, autograph=False)
         self._chunk = tf.function(self._run_chunk, autograph=False)
 
-    # ---- the pure part: what one replica computes for one batch ----------------------------------------------------
-
-    def _observe(self, units: list[tf.Tensor]) -> tuple[list[Moments], Any]:
+    def _observe(self, units: list[tf.Tensor]) -> tuple[list[Moments], Tapped]:
         """Moments of every BN layer and of the inputs themselves, for images in canvas units; and the traced network."""
         inputs = [image_ops.to_model(u, low=r.low, high=r.high) for u, r in zip(units, self.ranges, strict=True)]
         tapped = self.network.forward(inputs)
-        rows: list[list[Moments]] = [[] for _ in self.layers]
-        for index, x in [*tapped.calls, *enumerate(units, start=len(self.network.layers))]:
-            layer = self.layers[index]
-            rows[index].append(channel_moments(x, shift=tf.constant(layer.mean), axis=layer.axis))
-        return [_join(calls) for calls in rows], tapped
-
-    def _loss(self, row: list[Moments], tapped, others: list[Moments], size: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """The batch's share of the set's objective, scaled so that an image's gradient depends on neither the batch nor
-        the number of batches: (images of the set) * statistics loss + (images of the batch) * output loss."""
-        config, total = self.config, tf.constant(0.0)
-        gaps = []
-        for bn, weight, fresh, rest in zip(self.layers, self.weights, row, others, strict=True):
-            pooled = fresh
-            if config.pool_statistics and len(self.sizes) > 1:
-                pooled = merge(Moments(*(tf.concat([a, b[None]], 0) for a, b in zip(rest, _column(fresh), strict=True))))
-            gap = losses.moment_gap(pooled, mean=tf.constant(bn.mean), variance=tf.constant(bn.variance),
-                                    epsilon=bn.epsilon, std_weight=config.std_weight)
-            gaps.append(gap)
-            total += weight * gap
-        images = float(config.num_images) if config.pool_statistics else size
-        objective = images * total
-        metrics = {"bn": tf.add_n(gaps[:len(self.network.layers)]) / len(self.network.layers),
-                   "prior": tf.add_n(gaps[len(self.network.layers):]) / len(self.ranges)}
         self.head_names = [head.name for head in tapped.heads]
-        for head in tapped.heads:
-            loss, scale = losses.stretching(losses.output_spread(head.logits))
-            metrics[f"spread/{head.name}"] = tf.math.divide_no_nan(1.0, scale)
-            if config.output_weight:
-                objective += size * config.output_weight * (loss + self._hinge(head, tapped)) / len(tapped.heads)
-        metrics["loss"] = objective / images
-        return objective, metrics
-
-    def _hinge(self, head, tapped) -> tf.Tensor:
-        if head.last_call is None:
-            return tf.constant(0.0)
-        index, x = tapped.calls[head.last_call]
-        bn = self.layers[index]
-        return losses.image_hinge(*image_moments(x, axis=bn.axis), mean=tf.constant(bn.mean),
-                                  variance=tf.constant(bn.variance), epsilon=bn.epsilon)
+        return layer_rows([*tapped.calls, *enumerate(units, start=len(self.network.layers))], self.layers), tapped
 
     # ---- the compiled part: many batches, no Python between them ---------------------------------------------------
 
@@ -134,8 +95,10 @@ class Generator:
             row, tapped = self._observe(units)
             fresh = tf.concat(_flatten(row), 0)
             rows, ids = self._exchange(fresh, batch)
-            objective, metrics = self._loss(row, tapped, self._others(means, m2s, rows, ids, batch), tf.cast(size, tf.float32))
-        gradients = tape.gradient(objective, used)
+            others = self._others(means, m2s, rows, ids, batch)
+            value, metrics = objective(row, tapped, others, layers=self.layers, inputs=len(self.ranges), size=tf.cast(size, tf.float32),
+                                       config=self.config)
+        gradients = tape.gradient(value, used)
         moved = []
         for canvas, m, v, gradient in zip(canvases, first, second, gradients, strict=True):
             gradient = tf.pad(gradient, [[0, tf.shape(canvas)[0] - tf.shape(gradient)[0]], *[[0, 0]] * (canvas.shape.rank - 1)])
@@ -159,7 +122,7 @@ class Generator:
     def _others(self, means, m2s, rows, ids, batch) -> list[Moments]:
         """The table with this step's fresh rows of other replicas, without this batch's own row, split by layer."""
         if len(self.sizes) == 1 or not self.config.pool_statistics:
-            return [None] * len(self.layers)
+            return []
         width = means.shape[1]
         means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
         m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
@@ -170,37 +133,40 @@ class Generator:
         return [Moments(counts[:, i:i + 1], mean, m2) for i, (mean, m2) in enumerate(split)]
 
     def _run_chunk(self, state, order, steps, step, scale):
-        return self.strategy.run(self._replica_chunk, args=(state, order, steps, step, scale))
-
-    def _replica_chunk(self, state, order, steps, step, scale):
         """`steps` steps from `step` on. order: int32 [LONGEST_CHUNK, local batches] of local batch numbers.
-        Returns the new state and the metrics' means."""
-        canvases, first, second, means, m2s = state
-        slots = [[_unstack(a) for a in group] for group in (canvases, first, second)]
-        sizes, replicas = tf.constant(self.sizes), self.strategy.num_replicas_in_sync
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group if replicas > 1 else 0
-        rate_of = (lambda s: cosine(s, steps=self.config.steps)) if self.config.schedule == "cosine" else (lambda s: scale)
+        Returns the new state and the metrics' means.
+
+        The loop stands around strategy.run, not in it: replicas cannot meet (all-reduce) inside a loop of their own."""
         local = tf.shape(order)[1]
-        keys = self._metric_names()
-
-        def body(i, slots, means, m2s, sums):
-            here = order[i // local, i % local]
-            batch, now = here * replicas + replica, step + i // local
-            args = [[array.read(here) for array in group] for group in slots]
-            *moved, rows, ids, metrics = self._step(*args, means, m2s, batch, sizes[batch], now,
-                                                    self.config.learning_rate * rate_of(now))
-            slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
-                     for group, new in zip(slots, moved, strict=True)]
-            width = means.shape[1]
-            means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
-            m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
-            return i + 1, slots, means, m2s, sums + tf.stack([metrics[key] for key in keys])
-
         count = steps * local
-        _, slots, means, m2s, sums = tf.while_loop(
-            lambda i, *_: i < count, body, (0, slots, means, m2s, tf.zeros(len(keys))), parallel_iterations=1)
-        new = [[array.stack() for array in group] for group in slots]
-        return (*new, means, m2s), sums / tf.cast(count, tf.float32)
+
+        def body(i, state, sums):
+            args = (state, order[i // local, i % local], step + i // local, scale)
+            state, metrics = self.strategy.run(self._replica_step, args=args)
+            return i + 1, state, sums + self.strategy.reduce("MEAN", metrics, axis=None)
+
+        state = self.strategy.run(lambda groups: (*[[_unstack(a) for a in g] for g in groups[:3]], *groups[3:]), args=(state,))
+        _, state, sums = tf.while_loop(lambda i, *_: i < count, body, (0, state, tf.zeros(len(self._metric_names()))),
+                                       parallel_iterations=1)
+        state = self.strategy.run(lambda groups: (*[[a.stack() for a in g] for g in groups[:3]], *groups[3:]), args=(state,))
+        return state, sums / tf.cast(count, tf.float32)
+
+    def _replica_step(self, state, here, now, scale):
+        """One step of local batch `here` on one replica: the new state (slots as TensorArrays) and the metrics."""
+        *slots, means, m2s = state
+        replicas = self.strategy.num_replicas_in_sync
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group if replicas > 1 else 0
+        batch = here * replicas + replica
+        share = cosine(now, steps=self.config.steps) if self.config.schedule == "cosine" else scale
+        args = [[array.read(here) for array in group] for group in slots]
+        *moved, rows, ids, metrics = self._step(*args, means, m2s, batch, tf.constant(self.sizes)[batch], now,
+                                                self.config.learning_rate * share)
+        slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
+                 for group, new in zip(slots, moved, strict=True)]
+        width = means.shape[1]
+        means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
+        m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
+        return (*slots, means, m2s), tf.stack([metrics[key] for key in self._metric_names()])
 
     def _metric_names(self) -> list[str]:
         return ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in self.head_names)]
@@ -249,8 +215,7 @@ class Generator:
             began, steps = time.perf_counter(), min(chunk, self.config.steps - step, LONGEST_CHUNK)
             device, sums = self._chunk(device, self._order(step, steps), tf.constant(steps), tf.constant(step),
                                        tf.constant(plateau_state[0]))
-            sums = np.mean([s.numpy() for s in self.strategy.experimental_local_results(sums)], axis=0)
-            metrics = dict(zip(self._metric_names(), map(float, sums), strict=True))
+            metrics = dict(zip(self._metric_names(), map(float, sums.numpy()), strict=True))
             self._require_finite(metrics, step)
             step += steps
             seconds = time.perf_counter() - began
@@ -325,25 +290,6 @@ class Generator:
         return gaps
 
 
-class _Pseudo(NamedTuple):
-    """The input itself as one more BN layer, in canvas units: part of the image prior."""
-
-    name: str
-    axis: int
-    epsilon: float
-    mean: np.ndarray
-    variance: np.ndarray
-
-
-def _pseudo_statistics(valid: InputRange, shape: tuple[int, ...]) -> _Pseudo:
-    channels = shape[-1]
-    return _Pseudo("input", len(shape), 1e-3, np.zeros(channels, np.float32), np.full(channels, valid.prior_std**2, np.float32))
-
-
-def _layer_weights(layers: int, inputs: int, config: GenerationConfig) -> list[float]:
-    return [config.bn_weight / layers] * layers + [config.prior_weight / layers] * inputs
-
-
 def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
     """Images of each batch: as many batches as replicas divide, sizes equal up to one. Raises ValueError for too few images."""
     if config.num_images < replicas:
@@ -377,17 +323,6 @@ def generate_images(model, config: GenerationConfig | None = None, *, strategy: 
     generator = Generator(model, config or GenerationConfig(), strategy=strategy)
     images = generator.images(generator.run(generator.start(), report=report))
     return images[0] if len(images) == 1 else dict(zip(generator.network.input_names, images, strict=True))
-
-
-def _join(calls: list[Moments]) -> Moments:
-    """Moments of a layer over all its calls (a shared layer has several)."""
-    if len(calls) == 1:
-        return calls[0]
-    return merge(Moments(tf.stack([c.count for c in calls])[:, None], *(tf.stack(part) for part in zip(*[c[1:] for c in calls], strict=True))))
-
-
-def _column(row: Moments) -> Moments:
-    return Moments(tf.reshape(row.count, [1]), row.mean, row.m2)
 
 
 def _flatten(row: list[Moments]) -> tuple[tf.Tensor, tf.Tensor]:

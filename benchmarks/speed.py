@@ -1,0 +1,120 @@
+"""cli: python -m benchmarks.speed: the generation loop's rate against the machine's limit, in one process."""
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+
+from absl import flags
+
+from dgh_tf.console import run, say
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
+flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
+flags.DEFINE_string("output", None, "File for the figures (.json).", required=True)
+flags.DEFINE_integer("batches", 2, "Batches of the generated set.", lower_bound=1)
+flags.DEFINE_float("seconds", 4.0, "Seconds of each measurement.", lower_bound=0.1)
+flags.DEFINE_integer("repeats", 5, "Measurements of each side, in turn; their medians are compared.", lower_bound=1)
+flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
+
+
+def limit_step(network, images):
+    """One plain forward and backward pass of the network with respect to its input, compiled: the machine's limit."""
+    import tensorflow as tf
+
+    from dgh_tf.network import call_model
+
+    @tf.function(autograph=False)
+    def step(count):
+        def body(i, total):
+            x = images + tf.cast(i, tf.float32) * 0.0  # depends on i, so that no pass is hoisted out of the loop
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = tf.add_n([tf.reduce_sum(tf.cast(y, tf.float32)) for y in tf.nest.flatten(call_model(network.model, [x]))])
+            return i + 1, total + tf.reduce_sum(tape.gradient(value, x)[:, 0])
+
+        return tf.while_loop(lambda i, _: i < count, body, (0, 0.0), parallel_iterations=1)[1]
+
+    return step
+
+
+def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: int, input_range: str = "") -> dict:
+    """Image-steps per second of the real loop (everything included) and of the limit, measured in turn.
+
+    Returns: image_steps_per_second, limit_image_steps_per_second, efficiency (median of the pairs' ratios), their
+      lists, trace_seconds and peak_rss_mib of the process.
+    """
+    import tensorflow as tf
+
+    from dgh_tf.config import GenerationConfig
+    from dgh_tf.generation import Generator
+
+    config = GenerationConfig(num_images=batch_size * batches, batch_size=batch_size, steps=10**6, input_range=input_range)
+    generator = Generator(model, config)
+    if len(generator.ranges) > 1:
+        raise ValueError("The speed benchmark takes models with one input.")
+    began = time.perf_counter()
+    state = _timed_loop(generator, generator.start(), 0.0)[0]
+    trace = time.perf_counter() - began
+    limit = limit_step(generator.network, tf.constant(generator.images(state)[0][:batch_size]))
+    limit(tf.constant(1))
+    ours, plain = [], []
+    for _ in range(repeats):
+        state, rate = _timed_loop(generator, state, seconds)
+        ours.append(rate)
+        plain.append(_timed_limit(limit, batch_size, seconds))
+    return {"batch_size": batch_size, "image_steps_per_second": statistics.median(ours),
+            "limit_image_steps_per_second": statistics.median(plain),
+            "efficiency": statistics.median(a / b for a, b in zip(ours, plain, strict=True)),
+            "rates": ours, "limit_rates": plain, "trace_seconds": trace,
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def _timed_loop(generator, state, seconds: float):
+    """Runs generator.run for about `seconds`. Returns the state and the rate after its first reports (ramp-up)."""
+    began, counted = time.perf_counter(), []
+
+    def report(progress, fetch) -> bool:
+        del fetch
+        counted.append((time.perf_counter(), progress.step))
+        return time.perf_counter() - began > seconds
+
+    first = state.step
+    start = time.perf_counter()
+    state = generator.run(state, report=report)
+    images = generator.config.num_images
+    middle = next((i for i, (when, _) in enumerate(counted) if when - began > seconds / 3), 0)
+    if middle + 1 < len(counted):  # chunks grow from one step; count from where they have
+        start, first = counted[middle]
+    return state, (counted[-1][1] - first) * images / (counted[-1][0] - start)
+
+
+def _timed_limit(limit, batch_size: int, seconds: float) -> float:
+    import tensorflow as tf
+
+    began = time.perf_counter()
+    limit(tf.constant(4))
+    count = max(4, int(4 * seconds / (time.perf_counter() - began)))
+    began = time.perf_counter()
+    limit(tf.constant(count))
+    return count * batch_size / (time.perf_counter() - began)
+
+
+def main(argv: list[str]) -> int:
+    del argv
+    from dgh_tf import load_model
+    from dgh_tf.files import atomic_write
+
+    row = {"model": FLAGS.model, **measure(load_model(FLAGS.model), batch_size=FLAGS.batch_size, batches=FLAGS.batches,
+                                           seconds=FLAGS.seconds,
+                                           repeats=FLAGS.repeats, input_range=FLAGS.input_range)}
+    atomic_write(FLAGS.output, json.dumps(row, indent=1) + "\n")
+    say(f"{row['image_steps_per_second']:.0f} image-steps/s, limit {row['limit_image_steps_per_second']:.0f}, "
+        f"efficiency {row['efficiency']:.2f}, first call {row['trace_seconds']:.1f} s, peak memory {row['peak_rss_mib']:.0f} MiB")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

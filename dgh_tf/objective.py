@@ -1,0 +1,91 @@
+"""math: the value that one step lowers: rows of moments, their pooling with the table, and the weighted sum of the losses."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf import losses
+from dgh_tf.config import GenerationConfig
+from dgh_tf.moments import Moments, channel_moments, image_moments, merge
+
+if TYPE_CHECKING:
+    from dgh_tf.input_range import InputRange
+    from dgh_tf.network import BatchNorm, Head, Tapped
+
+
+class PseudoStatistics(NamedTuple):
+    """The input itself as one more BN layer, in canvas units: part of the image prior (DGH, METHOD of both references)."""
+
+    name: str
+    axis: int
+    epsilon: float
+    mean: np.ndarray
+    variance: np.ndarray
+
+
+def pseudo_statistics(valid: InputRange, shape: tuple[int, ...]) -> PseudoStatistics:
+    """Mean 0 and the natural spread of inputs in `valid`, for each channel of an input of `shape`."""
+    variance = np.full(shape[-1], valid.prior_std**2, np.float32)
+    return PseudoStatistics("input", len(shape), 1e-3, np.zeros_like(variance), variance)
+
+
+def layer_rows(calls: Sequence[tuple[int, tf.Tensor]], layers: Sequence[BatchNorm | PseudoStatistics]) -> list[Moments]:
+    """Moments of every layer's input over all its calls (a shared layer has several). calls: (index of layer, input)."""
+    rows: list[list[Moments]] = [[] for _ in layers]
+    for index, x in calls:
+        rows[index].append(channel_moments(x, shift=tf.constant(layers[index].mean), axis=layers[index].axis))
+    return [row[0] if len(row) == 1 else merge(_stack(row)) for row in rows]
+
+
+def objective(row: list[Moments], tapped: Tapped, others: list[Moments], *, layers: Sequence[BatchNorm | PseudoStatistics],
+              inputs: int, size: tf.Tensor, config: GenerationConfig) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """A batch's share of the set's objective.
+
+    (images of the set) * statistics loss + (images of the batch) * output loss: so scaled, the gradient of an image
+    depends neither on the batch size nor on the number of batches (a plain mean would shrink it as 1 / batches).
+
+    Args:
+      row: fresh moments of each of `layers`, the last `inputs` of which are the inputs' pseudo-statistics.
+      others: the table's rows of all other batches by layer, constants; empty to match the batch alone.
+      size: images in the batch, float32.
+    Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the loss per image).
+    """
+    gaps = []
+    for i, (layer, fresh) in enumerate(zip(layers, row, strict=True)):
+        pooled = merge(_append(others[i], fresh)) if others else fresh
+        gaps.append(losses.moment_gap(pooled, mean=tf.constant(layer.mean), variance=tf.constant(layer.variance),
+                                      epsilon=layer.epsilon, std_weight=config.std_weight))
+    real = len(layers) - inputs
+    bn, prior = tf.add_n(gaps[:real]) / real, tf.add_n(gaps[real:]) / inputs
+    images = float(config.num_images) if config.pool_statistics else size
+    # the inputs weigh as much as one BN layer each
+    value = images * (config.bn_weight * bn + config.prior_weight * inputs / real * prior)
+    metrics = {"bn": bn, "prior": prior}
+    for head in tapped.heads:
+        loss, scale = losses.stretching(losses.output_spread(head.logits))
+        metrics[f"spread/{head.name}"] = 1.0 / scale
+        if config.output_weight:  # heads share the weight equally, whatever their size and unit
+            value += size * config.output_weight * (loss + _hinge(head, tapped, layers)) / len(tapped.heads)
+    metrics["loss"] = value / images
+    return value, metrics
+
+
+def _hinge(head: Head, tapped: Tapped, layers: Sequence[BatchNorm | PseudoStatistics]) -> tf.Tensor:
+    if head.last_call is None:
+        return tf.constant(0.0)
+    index, x = tapped.calls[head.last_call]
+    layer = layers[index]
+    return losses.image_hinge(*image_moments(x, axis=layer.axis), mean=tf.constant(layer.mean),
+                              variance=tf.constant(layer.variance), epsilon=layer.epsilon)
+
+
+def _stack(rows: list[Moments]) -> Moments:
+    return Moments(tf.stack([row.count for row in rows])[:, None], tf.stack([row.mean for row in rows]), tf.stack([row.m2 for row in rows]))
+
+
+def _append(rest: Moments, fresh: Moments) -> Moments:
+    count = tf.concat([rest.count, tf.reshape(fresh.count, [1, 1])], 0)
+    return Moments(count, tf.concat([rest.mean, fresh.mean[None]], 0), tf.concat([rest.m2, fresh.m2[None]], 0))
