@@ -8,7 +8,7 @@ import zipfile
 
 from dgh_tf.files import atomic_path
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold: equal models give equal files
+_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold; metadata.json keeps the real one
 
 
 def save_small(model, path: str | os.PathLike) -> None:
@@ -23,4 +23,4 @@ def save_small(model, path: str | os.PathLike) -> None:
         with atomic_path(path) as temporary, zipfile.ZipFile(plain) as source, \
                 zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as packed:
             for name in source.namelist():
-                packed.writestr(zipfile.ZipInfo(name, _EPOCH), source.read(name), zipfile.ZIP_DEFLATED)
+                packed.writestr(zipfile.ZipInfo(name, _ZIP_EPOCH), source.read(name), zipfile.ZIP_DEFLATED)
