@@ -69,11 +69,12 @@ def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
     images = canvas
     if layout.padding:
         height, width = layout.shape[:2]
-        top, left, mirrored = tf.unstack(tf.random.stateless_uniform([3], seed, 0, layout.padding + 1, tf.int32))
-        images = images[:, top:top + height, left:left + width]
+        # twice the offsets, so that each is even or odd equally often: the coin of the mirroring is fair at any padding
+        top, left, coin = tf.unstack(tf.random.stateless_uniform([3], seed, 0, 2 * (layout.padding + 1), tf.int32))
+        images = images[:, top // 2:top // 2 + height, left // 2:left // 2 + width]
         images = tf.ensure_shape(images, [None, *layout.shape])
         if layout.flip:
-            images = tf.cond(mirrored * 2 > layout.padding, lambda: tf.reverse(images, [2]), lambda: images)
+            images = tf.cond(coin % 2 == 1, lambda: tf.reverse(images, [2]), lambda: images)
     if layout.smooth:
         images = smooth(images)
     return clip_straight_through(images)
