@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import metrics
+from dgh_tf.console import held_stderr
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -73,7 +74,9 @@ def evaluate(tflite: bytes, x: np.ndarray, y: np.ndarray, *, reference: np.ndarr
     """
     from tflite_export import Runner
 
-    outputs = Runner(tflite).predict(x).reshape(len(x), -1)
+    with held_stderr():  # LiteRT announces its delegate
+        runner = Runner(tflite)
+    outputs = runner.predict(x).reshape(len(x), -1)
     sqnr = metrics.sqnr_db(reference, outputs)
     return {"top1": metrics.top1(outputs, y), "float_top1": metrics.top1(reference, y),
             "agreement": metrics.agreement(reference, outputs), "mse": metrics.mse(reference, outputs),

@@ -1,12 +1,16 @@
 """cli: what every command shares: a quiet TensorFlow, one-line errors, exit codes."""
 from __future__ import annotations
 
+import contextlib
+import importlib.abc
+import importlib.util
 import os
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show the traceback behind an error.")
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
@@ -20,11 +24,49 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
         self.exit_code = exit_code
 
 
+@contextlib.contextmanager
+def held_stderr() -> Iterator[None]:
+    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when the block raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+class _QuietStart(importlib.abc.MetaPathFinder):
+    """Holds stderr while TensorFlow is imported, whoever imports it (Keras does too). Serves one import, then is gone."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec and not (flags.FLAGS.is_parsed() and _VERBOSE.value):
+            execute = spec.loader.exec_module
+            spec.loader.exec_module = lambda module: held_stderr()(execute)(module)
+        return spec
+
+
 def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's start-up lines off the terminal. Works only before TensorFlow is imported."""
+    """Keeps TensorFlow's start-up lines off the terminal. Works only before TensorFlow is imported.
+
+    TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes before absl's InitializeLog, hence the hook.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    if not any(isinstance(finder, _QuietStart) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _QuietStart())
 
 
 def say(text: str) -> None:
@@ -46,16 +88,17 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("stopped", str(stop), stop.exit_code)
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
-    except MemoryError as error:
-        text = f"not enough memory ({error}). Use a smaller --batch_size or fewer --num_images."
-    except (ValueError, OSError, ImportError) as error:  # what users can cause; anything else is our fault and shows itself
+    except (MemoryError, ValueError, OSError, ImportError) as error:  # what users can cause; anything else is our fault and shows itself
+        if _VERBOSE.value:
+            traceback.print_exc()
         text = str(error) or type(error).__name__
-    if _VERBOSE.value:
-        traceback.print_exc()
-    return _report("error", text, 1)
+        if isinstance(error, MemoryError):
+            text = f"not enough memory ({error}). Use a smaller --batch_size or fewer --num_images."
+        return _report("error", text, 1)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. ValueError, OSError and ImportError become one line on stderr and exit code 1."""
     quiet_tensorflow()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     app.run(lambda argv: sys.exit(_guarded(main, argv)))

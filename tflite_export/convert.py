@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from dgh_tf import console
 from dgh_tf.files import atomic_write
@@ -92,7 +92,6 @@ def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Checks everything cheap first, converts, proves, and only then writes."""
     del argv
-    logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of its SavedModel
     path, proof_path = _output_paths(FLAGS.output)
     scale, offset = _pair(FLAGS.preprocess, "preprocess")
     value_range: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None

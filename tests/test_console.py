@@ -1,0 +1,47 @@
+"""Commands print nothing of TensorFlow's own, start fast, and lose no message of a failure. Each in a real process."""
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+def python(*arguments):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_importing_tensorflow_prints_nothing_and_stderr_works_after_it():
+    done = python("-c", "import os; from dgh_tf.console import quiet_tensorflow; quiet_tensorflow(); quiet_tensorflow(); "
+                        "import keras, tensorflow; tensorflow.constant(1); os.write(2, b'after')")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "after")
+
+
+def test_held_lines_are_shown_when_the_block_raises():
+    # os.write goes past Python's sys.stderr, as C++ code does
+    done = python("-c", "import os; from dgh_tf.console import held_stderr\n"
+                        "with held_stderr(): os.write(2, b'lost ')\n"
+                        "with held_stderr(): os.write(2, b'kept '); raise OSError('broken')")
+    assert done.returncode == 1
+    assert done.stderr.startswith("kept Traceback") and "OSError: broken" in done.stderr and "lost" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["dgh_tf.generate", "tflite_export.convert", "benchmarks.calibration"])
+def test_help_needs_no_tensorflow(command):
+    start = time.monotonic()
+    done = python("-X", "importtime", "-m", command, "--help")
+    seconds = time.monotonic() - start
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert f"{command.replace('.', '/')}.py:" in done.stdout and "--output" in done.stdout
+    assert "absl.app" in modules  # the list is read right
+    assert not modules & {"tensorflow", "keras", "matplotlib", "sklearn", "keras_cv"}
+    assert seconds < 6
+
+
+def test_errors_are_one_line_and_verbose_shows_where():
+    arguments = ["-m", "dgh_tf.generate", "--model=absent.keras", "--output_dir=never"]
+    done = python(*arguments)
+    assert done.returncode == 1 and done.stderr.startswith("error: No model at 'absent.keras'.")
+    assert done.stderr.count("\n") == 1 and "Traceback" in python(*arguments, "--verbose").stderr
+    assert not os.path.exists("never")
