@@ -1,4 +1,9 @@
-"""cli: trains the embedded demo model. `python -m dgh_tf.demo.train --output=demo.keras`: minutes on two CPU cores."""
+"""cli: trains the embedded demo model. `python -m dgh_tf.demo.train --output=demo.keras`: minutes on two CPU cores.
+
+What the shipped file does on the 597 held-out images, full-int8 TFLite, 128 calibration images, mean of seeds 0 to 2
+(top-1 / agreement with float / SQNR of the probabilities): float 0.980; real images 0.978 / 0.998 / 37.3 dB; uniform noise
+over [-1, 1] 0.893 / 0.899 / 1.0 dB; N(0, 1) noise clipped to [-1, 1] 0.907 / 0.913 / 1.8 dB.
+"""
 from __future__ import annotations
 
 import time
