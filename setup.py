@@ -1,0 +1,40 @@
+"""Packaging: dgh_tf and tflite_export with their needs in the ranges that were tried, and extras for the rest."""
+import pathlib
+import re
+
+from setuptools import find_namespace_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dgh_tf" / "__init__.py").read_text(), re.MULTILINE).group(1)
+
+# tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does not always bring.
+BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "importlib_resources"]
+
+setup(
+    name="dgh-tf",
+    version=VERSION,
+    description="Calibration images for full-integer TFLite from a trained Keras model and no data",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_namespace_packages(include=["dgh_tf*", "tflite_export*", "benchmarks*"]),
+    package_data={"dgh_tf": ["py.typed"], "dgh_tf.demo": ["*.keras"], "tflite_export": ["py.typed"]},
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "tf-keras>=2.21,<2.22",
+        "tensorflow-model-optimization>=0.8.1",  # unpinned, pip may go back to 0.7.3, which cannot work
+        "keras-cv>=0.9",
+        "numpy",
+        "absl-py<2",  # tensorflow-model-optimization needs 1.x
+        "ai-edge-litert>=2.1",
+        "filelock",
+        "matplotlib",
+        "pillow",
+        "tqdm",
+    ],
+    extras_require={
+        "benchmarks": BENCHMARKS,
+        "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff"],
+        "vela": ["ethos-u-vela>=5"],
+    },
+)
