@@ -1,20 +1,22 @@
-"""keras: a trained model seen as BatchNorm statistics and heads. The one place that touches a model's insides.
+"""keras: a trained model seen as BatchNorm statistics and heads. With heads.py the one place that touches a model's insides.
 
-A forward pass is traced with every BN layer's `call` wrapped (undone in `finally`), which finds nested, shared and
-subclassed layers alike; heads are found in the traced graph, by walking back from each output.
+A forward pass is traced with every BN layer's `call` wrapped (put back after), which finds nested, shared and subclassed
+layers alike.
 """
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-PASSED_THROUGH = {"Identity", "Reshape", "Cast", "Transpose", "Squeeze", "StopGradient"}
-ACTIVATIONS = {"Softmax", "Sigmoid", "LogSoftmax"}
+from dgh_tf.heads import Head, find_heads, upstream
+
+BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
+OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +29,6 @@ class BatchNorm:
     epsilon: float
     mean: np.ndarray
     variance: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Head:
-    """One traced pre-activation output and the BN call nearest upstream (index into Tapped.calls, None without one)."""
-
-    name: str
-    logits: tf.Tensor
-    last_call: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,64 +46,84 @@ class Network:
       model: the Keras model, never changed.
       input_names, input_shapes: of every input, shapes without batch.
       layers: the BatchNorm layers reached by a forward pass, in call order.
-      unmatched: names of other normalization layers, which carry no running statistics.
+      unmatched: names of layers that no BN statistics constrain: other normalizations, and layers with kernels that no
+        BN layer follows.
     """
 
     def __init__(self, model, *, image_size: tuple[int, int] | None = None):
         """Raises ValueError where the method cannot work: no BN, untrained or broken statistics, unknown input size."""
         self.model = model
         self.input_names, self.input_shapes = _inputs(model, image_size)
-        self.layers = self._reached(batchnorm_layers(model))
-        self.unmatched = [layer.name for layer in model._flatten_layers() if type(layer).__name__ in OTHER_NORMS]
-        _refuse_unusable(model, self.layers, self.unmatched)
+        _refuse_without_batchnorm(model)
+        self.layers, self.unmatched = self._survey()
+        _refuse_unusable(model, self.layers)
 
     def forward(self, inputs: list[tf.Tensor]) -> Tapped:
         """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order."""
         position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
-        with record_inputs([bn.layer for bn in self.layers]) as recorded:
+        with record_calls([bn.layer for bn in self.layers]) as recorded:
             outputs = call_model(self.model, inputs)
-        calls = [(position[id(layer)], x) for layer, x in recorded]
-        return Tapped(calls, find_heads(outputs, calls))
+        calls = [(position[id(layer)], x) for layer, x, _ in recorded]
+        return Tapped(calls, find_heads(outputs, [y for _, _, y in recorded]))
 
-    def _reached(self, layers: list) -> list[BatchNorm]:
-        order: list = []
+    def _survey(self) -> tuple[list[BatchNorm], list[str]]:
+        """The BN layers that a forward pass reaches, and the names for `unmatched`."""
+        norms, kernels = batchnorm_layers(self.model), _kernel_layers(self.model)
+        ranks: dict[int, tuple[Any, int]] = {}
+        followed: set[int] = set()
 
         def trace(*inputs):
-            with record_inputs(layers) as recorded:
-                call_model(self.model, list(inputs))
-            order.extend((layer, x.shape.rank) for layer, x in recorded)
+            with record_calls([*norms, *kernels]) as recorded:
+                outputs = self._called(list(inputs))
+            own = {id(layer) for layer in norms}
+            calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
+            ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
+            before = upstream(x for _, x in calls)
+            followed.update(id(layer) for layer, _, y in recorded if id(layer) not in own and y.ref() in before)
+            _refuse_constant(self.model, find_heads(outputs, []), inputs)
 
-        tf.function(trace).get_concrete_function(*[tf.TensorSpec((None, *s), tf.float32) for s in self.input_shapes])
-        ranks = {id(layer): (layer, rank) for layer, rank in reversed(order)}
-        return [_batchnorm(*entry) for entry in reversed(ranks.values())]
+        specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
+        tf.function(trace, autograph=False).get_concrete_function(*specs)
+        layers = [_batchnorm(*entry) for entry in reversed(ranks.values())]
+        others = [layer.name for layer in self.model._flatten_layers() if type(layer).__name__ in OTHER_NORMS]
+        return layers, [*others, *(layer.name for layer in kernels if id(layer) not in followed)]
 
-
-OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
+    def _called(self, inputs: list[tf.Tensor]):
+        try:
+            return call_model(self.model, inputs)
+        except TypeError as error:
+            known = ", ".join(f"{name} {shape}" for name, shape in zip(self.input_names, self.input_shapes, strict=True))
+            raise ValueError(f"Model {self.model.name!r} could not be called on its known inputs ({known}): {error}. "
+                             "Wrap it in a functional model with one keras.Input for each input.") from error
 
 
 def call_model(model, inputs: list[tf.Tensor]):
     """The model's outputs in inference mode for inputs in order."""
-    return model(inputs if len(inputs) > 1 else inputs[0], training=False)
+    structure = getattr(model, "_inputs_struct", None)  # of a functional model: a tensor, a list or a dict
+    if structure is not None:
+        return model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+    return model(*_as_arguments(model, inputs), training=False)
 
 
 def batchnorm_layers(model) -> list:
     """Every BN layer of the model however deep it is nested, each once (Keras 3 and tf_keras, SyncBatchNormalization too)."""
-    kinds = {"BatchNormalization", "SyncBatchNormalization"}
-    found = [layer for layer in model._flatten_layers() if kinds & {base.__name__ for base in type(layer).__mro__}]
+    found = [layer for layer in model._flatten_layers() if BATCH_NORMS & {base.__name__ for base in type(layer).__mro__}]
     return list({id(layer): layer for layer in found}.values())
 
 
 @contextlib.contextmanager
-def record_inputs(layers: list):
-    """Yields a list that fills with (layer, input tensor) at each call of one of `layers`; their calls are put back after."""
+def record_calls(layers: list) -> Iterator[list]:
+    """Yields a list that fills with (layer, input, output) at each call of one of `layers`; their calls are put back after."""
     recorded: list = []
+    own = [layer.__dict__.get("call") for layer in layers]  # a `call` that the user set on the object itself
 
     def wrap(layer):
         call = layer.call
 
         def recording(x, *args, **kwargs):
-            recorded.append((layer, x))
-            return call(x, *args, **kwargs)
+            y = call(x, *args, **kwargs)
+            recorded.append((layer, x, y))
+            return y
 
         return recording
 
@@ -119,112 +132,110 @@ def record_inputs(layers: list):
             object.__setattr__(layer, "call", wrap(layer))
         yield recorded
     finally:
-        for layer in layers:
+        for layer, call in zip(layers, own, strict=True):
             layer.__dict__.pop("call", None)
+            if call is not None:
+                object.__setattr__(layer, "call", call)
 
 
-def find_heads(outputs, calls: list[tuple[int, tf.Tensor]]) -> list[Head]:
-    """Pre-activation heads of traced outputs (any structure), with the nearest BN call upstream of each."""
-    named = _named_outputs(outputs)
-    heads = []
-    for name, tensor in named:
-        parts = _before_activation(tensor)
-        for i, logits in enumerate(parts):
-            heads.append(Head(f"{name}_{i}" if len(parts) > 1 else name, logits, _nearest_call(logits, calls)))
-    return heads
-
-
-def _named_outputs(outputs) -> list[tuple[str, tf.Tensor]]:
-    if isinstance(outputs, dict):
-        return [(f"{key}.{name}" if name != "output" else str(key), t) for key in sorted(outputs)
-                for name, t in _named_outputs(outputs[key])]
-    if isinstance(outputs, list | tuple):
-        flat = [_named_outputs(item) for item in outputs]
-        return [(name if len(flat) == 1 else f"output_{i}", t) for i, group in enumerate(flat) for name, t in group]
-    return [("output", outputs)]
-
-
-def _before_activation(tensor: tf.Tensor) -> list[tf.Tensor]:
-    """[tensor], or what goes into the softmax or sigmoid it ends in; one tensor per part of a concatenation of such."""
-    kind, sources = tensor.op.type, tensor.op.inputs
-    if kind in ACTIVATIONS:
-        return [sources[0]]
-    if kind == "IdentityN":
-        parts = [_before_activation(sources[tensor.value_index])]
-    elif kind in PASSED_THROUGH:
-        parts = [_before_activation(sources[0])]
-    elif kind == "ConcatV2":
-        parts = [_before_activation(source) for source in list(sources)[:-1]]
-    else:
-        return [tensor]
-    sources_kept = all(len(part) == 1 and part[0].op.type not in ACTIVATIONS and not _stripped(part[0], tensor) for part in parts)
-    return [tensor] if sources_kept else [t for part in parts for t in part]
-
-
-def _stripped(inner: tf.Tensor, outer: tf.Tensor) -> bool:
-    """Whether an activation lies between inner and outer, walking only through what _before_activation passes."""
-    todo = [outer]
-    while todo:
-        op = todo.pop().op
-        if op.type in ACTIVATIONS and op.inputs[0] is inner:
-            return True
-        if op.type in PASSED_THROUGH | {"IdentityN", "ConcatV2"}:
-            todo += list(op.inputs)
-    return False
-
-
-def _nearest_call(tensor: tf.Tensor, calls: list[tuple[int, tf.Tensor]]) -> int | None:
-    """Index of the BN call whose input is fewest operations upstream of tensor."""
-    wanted = {x.ref(): i for i, (_, x) in enumerate(calls)}
-    queue, seen = collections.deque([tensor]), set()
-    while queue:
-        current = queue.popleft()
-        if current.ref() in wanted:
-            return wanted[current.ref()]
-        if current.op not in seen:
-            seen.add(current.op)
-            queue.extend(current.op.inputs)
-    return None
+def _kernel_layers(model) -> list:
+    """Convolutions, dense layers and the like, each once: layers without layers inside that hold a kernel."""
+    found = [layer for layer in model._flatten_layers()
+             if any(hasattr(layer, name) for name in ("kernel", "depthwise_kernel", "pointwise_kernel"))]
+    return list({id(layer): layer for layer in found}.values())
 
 
 def _batchnorm(layer, rank: int) -> BatchNorm:
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))
-    path = getattr(layer, "path", None) or layer.name
-    return BatchNorm(layer, path, axis % rank, float(layer.epsilon), mean, variance)
+    return BatchNorm(layer, getattr(layer, "path", None) or layer.name, axis % rank, float(layer.epsilon), mean, variance)
+
+
+def _as_arguments(model, inputs: list) -> list:
+    """A subclassed model's inputs as its own `call` was given them when it was built."""
+    built = getattr(model, "_build_shapes_dict", None) or {}
+    structure = list(built.values())
+    if len(structure) == 1 and not _is_shape(structure[0]):  # one argument that holds a list or dict of tensors
+        keys = structure[0].keys() if isinstance(structure[0], dict) else None
+        return [dict(zip(keys, inputs, strict=True)) if keys else list(inputs)]
+    return list(inputs)
+
+
+def _is_shape(value) -> bool:
+    return isinstance(value, list | tuple) and all(side is None or isinstance(side, int) for side in value)
+
+
+def _declared(model) -> list[tuple[str, tuple, str]]:
+    """(name, shape with batch, dtype) of every input; empty where the model does not know."""
+    try:
+        tensors = getattr(model, "inputs", None)
+    except (AttributeError, ValueError):  # a Sequential model that was never called
+        tensors = None
+    if tensors:
+        return [(t.name.split(":")[0], tuple(t.shape), tf.as_dtype(t.dtype).name) for t in tensors]
+    built = getattr(model, "_build_shapes_dict", None) or {}
+    named = list(built.items())
+    if len(named) == 1 and not _is_shape(named[0][1]):
+        value = named[0][1]
+        named = list(value.items()) if isinstance(value, dict) else [(f"input_{i}", shape) for i, shape in enumerate(value)]
+    return [(name.removesuffix("_shape"), tuple(shape), "float32") for name, shape in named if _is_shape(shape)]
 
 
 def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
-    tensors = getattr(model, "inputs", None)
-    if tensors:
-        names = [t.name.split(":")[0] for t in tensors]
-        shapes = [tuple(t.shape)[1:] for t in tensors]
-    else:
-        built = getattr(model, "_build_shapes_dict", None) or {}
-        shapes = [tuple(s)[1:] for s in built.values() if isinstance(s, list | tuple)]
-        names = list(built)[:len(shapes)]
-    if not shapes:
-        raise ValueError(f"Model {model.name!r} has no known input shape. Call it once on data, or build it, before saving it.")
-    if image_size:
-        shapes = [(*image_size, *s[2:]) if len(s) == 3 else s for s in shapes]
-    for name, shape in zip(names, shapes, strict=True):
+    declared = _declared(model)
+    if not declared:
+        raise ValueError(f"Model {model.name!r} has no known input shape, because it was never called or built. "
+                         "Call it once on data, or give it an Input layer, before saving it.")
+    names, shapes = [], []
+    for name, shape, dtype in declared:
+        shape = shape[1:]
+        if not tf.as_dtype(dtype).is_floating:
+            raise ValueError(f"Input {name!r} of model {model.name!r} takes {dtype}; images are float. "
+                             "Pass the part of the model behind that input.")
+        if image_size and len(shape) == 3:
+            wanted = (*image_size, shape[2])
+            if any(side not in (None, given) for side, given in zip(shape, wanted, strict=True)):
+                raise ValueError(f"Input {name!r} of model {model.name!r} has the fixed shape {shape}; --image_size={image_size[0]},"
+                                 f"{image_size[1]} cannot change it. Leave the flag out.")
+            shape = wanted
         if None in shape:
-            raise ValueError(f"Input {name!r} of model {model.name!r} has the dynamic shape {shape}. "
-                             "Give its spatial size with --image_size=HEIGHT,WIDTH.")
+            hint = ("Give its spatial size with --image_size=HEIGHT,WIDTH." if len(shape) == 3 and shape[2] else
+                    "Only height and width of an image can be given; rebuild the model with the other sizes fixed.")
+            raise ValueError(f"Input {name!r} of model {model.name!r} has the dynamic shape {shape}. {hint}")
+        names.append(name)
+        shapes.append(shape)
     return names, shapes
 
 
-def _refuse_unusable(model, layers: list[BatchNorm], others: list[str]) -> None:
+def _refuse_without_batchnorm(model) -> None:
+    if batchnorm_layers(model):
+        return
+    others = sorted({type(layer).__name__ for layer in model._flatten_layers()} & OTHER_NORMS)
+    reason = (f"It has {', '.join(others)}, which computes its statistics anew for each image and keeps none of the training set. "
+              "The method needs a model with BatchNormalization; calibrate this one with real images." if others else
+              "If BatchNorm was folded into the convolutions, pass the model as it was before folding.")
+    raise ValueError(f"Model {model.name!r} has no BatchNormalization layer, so there are no statistics to match. {reason}")
+
+
+def _refuse_constant(model, heads: list[Head], inputs) -> None:
+    wanted = {x.ref() for x in inputs}
+    for head in heads:
+        if not wanted & upstream([head.logits]):
+            raise ValueError(f"Output {head.name!r} of model {model.name!r} does not depend on its input; it is a constant. "
+                             "Check how the model is built, or pass the part that does the work.")
+
+
+def _refuse_unusable(model, layers: list[BatchNorm]) -> None:
     if not layers:
-        reason = (f" It has {', '.join(others[:3])}, which keep no running statistics." if others else
-                  " If BatchNorm was folded into the convolutions, pass the model as it was before folding.")
-        raise ValueError(f"Model {model.name!r} has no BatchNormalization layer, so there are no statistics to match.{reason}")
+        raise ValueError(f"No BatchNormalization layer of model {model.name!r} is used in its forward pass, so there are no "
+                         "statistics to match. Pass the model whose call uses them.")
     for bn in layers:
         if not (np.isfinite(bn.mean).all() and np.isfinite(bn.variance).all()):
-            raise ValueError(f"BN layer {bn.name!r} has running statistics that are not finite. Training diverged; train again.")
+            raise ValueError(f"BN layer {bn.name!r} has running statistics that are not finite; expected numbers. "
+                             "Training diverged; train again or load an earlier checkpoint.")
         if (bn.variance < 0).any() or not bn.variance.any():
-            raise ValueError(f"BN layer {bn.name!r} has running variances of zero or below, so it saw no varying data. "
-                             "Check how the model was trained or converted.")
+            raise ValueError(f"BN layer {bn.name!r} has running variances of zero or below; expected positive ones. It saw no varying "
+                             "data: check how the model was trained or converted.")
     if all(not bn.mean.any() and (bn.variance == 1).all() for bn in layers):
         raise ValueError(f"Every BN layer of model {model.name!r} still has its initial statistics (mean 0, variance 1), so it was "
                          "never trained. Load the trained weights first.")
