@@ -22,7 +22,7 @@ def save(folder: pathlib.Path, state: State, *, identity: dict) -> None:
     arrays = {f"{key}_{i}": array for key, group in groups.items() for i, array in enumerate(group)}
     scale, best, waited = state.plateau
     with atomic_path(path) as temporary:
-        np.savez(temporary, means=state.means, m2s=state.m2s, **arrays)
+        np.savez(temporary, means=state.means, m2s=state.m2s, spreads=state.spreads, **arrays)
     record = {"step": state.step, "plateau": [scale, best if math.isfinite(best) else None, waited],
               "sha256": sha256_file(path), "identity": identity}
     atomic_write(path.with_suffix(".json"), json.dumps(record, indent=1))
@@ -52,7 +52,8 @@ def load_latest(folder: pathlib.Path, *, identity: dict) -> State | None:
         groups = [[arrays[f"{key}_{i}"] for i in range(sum(name.startswith(key) for name in arrays))]
                   for key in ("canvas", "first", "second")]
         scale, best, waited = record["plateau"]
-        return State(*groups, arrays["means"], arrays["m2s"], record["step"], (scale, math.inf if best is None else best, waited))
+        best = math.inf if best is None else best
+        return State(*groups, *(arrays[name] for name in ("means", "m2s", "spreads")), record["step"], (scale, best, waited))
     return None
 
 

@@ -28,11 +28,12 @@ class GenerationConfig:
     bn_weight: float = _setting(1.0, "Weight of the BatchNorm statistics loss.")
     std_weight: float = _setting(1.0, "Weight of the standard deviations against the means in that loss.")
     output_weight: float = _setting(0.1, "Weight of output stretching, relative to each head's own spread; 0 turns it off.")
+    stretch_limit: float = _setting(2.25, "Stretch outputs up to this times their spread under matched statistics; 0: no limit.")
     prior_weight: float = _setting(1.0, "Weight of the image's own pseudo-statistics; 0 turns them off.")
     pool_statistics: bool = _setting(True, "Match statistics of the whole set; off: of each batch alone.")
     augment: bool = _setting(True, "Larger canvas, smoothing, flip and crop; off: optimize the images directly.")
     flip: str = _setting("auto", "Mirror images left-right: auto (images with three channels), on or off.")
-    start: str = _setting("natural", "Start images: natural (noise with the spectrum of photographs) or white noise.")
+    start: str = _setting("leaves", "Start images: leaves (overlapping discs), noise (spectrum of photographs) or white noise.")
     strategy: str = _setting("one", "one device, mirrored (all devices of this machine) or multi_worker (TF_CONFIG).")
 
     def __post_init__(self):
@@ -41,14 +42,14 @@ class GenerationConfig:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         if self.seed >= 2**31:
             raise ValueError(f"--seed must be below 2**31, got {self.seed}.")
-        for name in ("learning_rate", "bn_weight", "std_weight", "output_weight", "prior_weight"):
+        for name in ("learning_rate", "bn_weight", "std_weight", "output_weight", "stretch_limit", "prior_weight"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (name == "learning_rate" and value == 0):
                 raise ValueError(f"--{name} must be a finite number of at least 0 (a rate above 0), got {value}.")
         if not self.bn_weight + self.output_weight + self.prior_weight:
             raise ValueError("--bn_weight, --output_weight and --prior_weight are all 0, so there is nothing to optimize. "
                              "Give at least one of them a weight.")
-        for name, choices in (("schedule", ("cosine", "plateau")), ("start", ("natural", "white")),
+        for name, choices in (("schedule", ("cosine", "plateau")), ("start", ("leaves", "noise", "white")),
                               ("flip", ("auto", "on", "off")), ("strategy", ("one", "mirrored", "multi_worker"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")

@@ -122,6 +122,7 @@ def _finish(generator, state, identity: dict, metrics: _Metrics, folder: pathlib
         "model": _MODEL.value, **written, "model_sha256": identity["model_sha256"], "seed": generator.config.seed,
         "input_range": [r.as_dict() for r in generator.ranges], "augmentation": [layout.describe() for layout in generator.layouts],
         "lambda": {name: generator.config.output_weight / value for name, value in spreads.items() if value},
+        "stretched_to": dict(zip(generator.head_names, map(float, state.spreads * generator.config.stretch_limit), strict=True)),
         "final_losses": metrics.last, "gap_start": generator.gap_start(), "gap_end": gaps, "seconds": round(seconds, 2),
         "unmatched_layers": generator.network.unmatched, "identity": identity,
         "versions": {"dgh_tf": identity["version"], "tensorflow": tensorflow.__version__, "keras": keras.__version__,

@@ -19,6 +19,7 @@ from dgh_tf import images as image_ops
 from dgh_tf import losses
 from dgh_tf.config import GenerationConfig, parse_image_size
 from dgh_tf.input_range import find_input_range
+from dgh_tf.losses import output_spread
 from dgh_tf.moments import Moments, merge
 from dgh_tf.network import Network, Tapped
 from dgh_tf.objective import layer_rows, objective, pseudo_statistics
@@ -27,13 +28,16 @@ from dgh_tf.optimizer import cosine, plateau, radam
 CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
 
 LONGEST_CHUNK = 256  # steps
+MATCHING_SHARE = 0.3  # of the steps match statistics alone; the spread of outputs then says how far to stretch them
+SPREAD_MEMORY = 0.1  # weight of a batch in that spread's running mean
 
 
 class State(NamedTuple):
     """All that a run is, as numpy arrays: what a checkpoint holds.
 
     canvases, first, second: per input [batches, largest batch, *canvas shape] (short batches padded with zeros).
-    means, m2s: the table, [batches, channels of all BN layers]. step: steps done. plateau: (scale, best loss, waited).
+    means, m2s: the table, [batches, channels of all BN layers]. spreads: each head's
+    spread under matched statistics [heads]. step: steps done. plateau: (scale, best loss, waited).
     """
 
     canvases: list[np.ndarray]
@@ -41,6 +45,7 @@ class State(NamedTuple):
     second: list[np.ndarray]
     means: np.ndarray
     m2s: np.ndarray
+    spreads: np.ndarray
     step: int
     plateau: tuple[float, float, int]
 
@@ -66,6 +71,8 @@ class Generator:
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
         self.sizes = batch_sizes(config, self.strategy.num_replicas_in_sync)
         self.layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
+        self.matching_steps = int(MATCHING_SHARE * config.steps) if config.output_weight else config.steps
+        self.priors = [float(image_ops.is_image(shape)) for shape in self.network.input_shapes]
         self.head_names: list[str] = []
         self._counts: np.ndarray | None = None
         self._fill = tf.function(self._fill_replica, autograph=False)
@@ -85,7 +92,7 @@ class Generator:
         row, _ = self._observe([image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)])
         return tf.stack([m.count for m in row]), *_flatten(row)
 
-    def _step(self, canvases, first, second, means, m2s, batch, size, step, rate):
+    def _step(self, canvases, first, second, means, m2s, spreads, batch, size, step, rate):
         """One step of one batch on one replica. Returns its new slots, its fresh row and the metrics."""
         seed = tf.stack([self.config.seed, step * len(self.sizes) + batch])
         used = [c[:size] for c in canvases] if len(set(self.sizes)) > 1 else canvases
@@ -93,11 +100,11 @@ class Generator:
             tape.watch(used)
             units = [image_ops.augment(c, layout, seed=seed) for c, layout in zip(used, self.layouts, strict=True)]
             row, tapped = self._observe(units)
-            fresh = tf.concat(_flatten(row), 0)
-            rows, ids = self._exchange(fresh, batch)
+            heads = tf.stack([tf.reduce_mean(output_spread(head.logits)) for head in tapped.heads])
+            rows, heads, ids = self._exchange(tf.concat(_flatten(row), 0), heads, batch)
             others = self._others(means, m2s, rows, ids, batch)
-            value, metrics = objective(row, tapped, others, layers=self.layers, inputs=len(self.ranges), size=tf.cast(size, tf.float32),
-                                       config=self.config)
+            value, metrics = objective(row, tapped, others, layers=self.layers, priors=self.priors, config=self.config,
+                                       limits=self._limits(spreads, step), size=tf.cast(size, tf.float32))
         gradients = tape.gradient(value, used)
         moved = []
         for canvas, m, v, gradient in zip(canvases, first, second, gradients, strict=True):
@@ -105,19 +112,26 @@ class Generator:
             change, m, v = radam(gradient, m, v, step=step, rate=rate)
             moved.append((canvas + change, m, v))
         metrics["gradient"] = tf.linalg.global_norm(gradients)
-        return *map(list, zip(*moved, strict=True)), rows, ids, metrics
+        return *map(list, zip(*moved, strict=True)), rows, heads, ids, metrics
 
-    def _exchange(self, fresh: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Every replica's fresh row [replicas, values] and batch number, by one all-reduce of rows placed apart."""
+    def _limits(self, spreads: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        """How far each head is stretched: not at all while the statistics are being matched, then up to the limit."""
+        limit = self.config.stretch_limit * spreads if self.config.stretch_limit else spreads * 0.0 + math.inf
+        return tf.where(step < self.matching_steps, 0.0, limit)
+
+    def _exchange(self, fresh: tf.Tensor, heads: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Every replica's fresh row [replicas, values], the heads' mean spread and every replica's batch number, by one
+        all-reduce of rows placed apart."""
         replicas = self.strategy.num_replicas_in_sync
-        values = tf.concat([tf.stop_gradient(fresh), tf.cast(batch, tf.float32)[None]], 0)
+        values = tf.stop_gradient(tf.concat([fresh, heads, tf.cast(batch, tf.float32)[None]], 0))
         if replicas == 1:
             gathered = values[None]
         else:
             context = tf.distribute.get_replica_context()
             place = tf.one_hot(context.replica_id_in_sync_group, replicas)
             gathered = context.all_reduce(tf.distribute.ReduceOp.SUM, place[:, None] * values[None])
-        return gathered[:, :-1], tf.cast(tf.round(gathered[:, -1]), tf.int32)
+        rows, heads, ids = tf.split(gathered, [fresh.shape[0], heads.shape[0], 1], 1)
+        return rows, tf.reduce_mean(heads, 0), tf.cast(tf.round(ids[:, 0]), tf.int32)
 
     def _others(self, means, m2s, rows, ids, batch) -> list[Moments]:
         """The table with this step's fresh rows of other replicas, without this batch's own row, split by layer."""
@@ -153,20 +167,21 @@ class Generator:
 
     def _replica_step(self, state, here, now, scale):
         """One step of local batch `here` on one replica: the new state (slots as TensorArrays) and the metrics."""
-        *slots, means, m2s = state
+        *slots, means, m2s, spreads = state
         replicas = self.strategy.num_replicas_in_sync
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group if replicas > 1 else 0
         batch = here * replicas + replica
         share = cosine(now, steps=self.config.steps) if self.config.schedule == "cosine" else scale
         args = [[array.read(here) for array in group] for group in slots]
-        *moved, rows, ids, metrics = self._step(*args, means, m2s, batch, tf.constant(self.sizes)[batch], now,
+        *moved, rows, heads, ids, metrics = self._step(*args, means, m2s, spreads, batch, tf.constant(self.sizes)[batch], now,
                                                 self.config.learning_rate * share)
         slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
                  for group, new in zip(slots, moved, strict=True)]
         width = means.shape[1]
         means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
         m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
-        return (*slots, means, m2s), tf.stack([metrics[key] for key in self._metric_names()])
+        spreads = tf.where(now < self.matching_steps, spreads + SPREAD_MEMORY * (heads - spreads), spreads)
+        return (*slots, means, m2s, spreads), tf.stack([metrics[key] for key in self._metric_names()])
 
     def _metric_names(self) -> list[str]:
         return ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in self.head_names)]
@@ -181,12 +196,13 @@ class Generator:
         for k, size in enumerate(self.sizes):
             for i in range(size):
                 for number, (array, layout, valid) in enumerate(zip(canvases, self.layouts, self.ranges, strict=True)):
-                    array[k, i] = image_ops.start_canvas(layout, index=index * len(canvases) + number, seed=self.config.seed,
-                                                         std=valid.prior_std, natural=self.config.start == "natural")
+                    array[k, i] = image_ops.start_canvas(layout.canvas_shape, index=index * len(canvases) + number,
+                                                         seed=self.config.seed, std=valid.prior_std, start=self.config.start)
                 index += 1
-        self._counts, means, m2s = self._table(canvases)
+        self._counts, means, m2s = self._table(canvases)  # also fills head_names
         zeros = [np.zeros_like(a) for a in canvases]
-        return State(canvases, zeros, [np.zeros_like(a) for a in canvases], means, m2s, 0, (1.0, math.inf, 0))
+        return State(canvases, zeros, [np.zeros_like(a) for a in canvases], means, m2s,
+                     np.ones(len(self.head_names), np.float32), 0, (1.0, math.inf, 0))
 
     def _table(self, canvases: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = [self._fill([tf.constant(a[k, :size]) for a in canvases]) for k, size in enumerate(self.sizes)]
@@ -249,11 +265,11 @@ class Generator:
         def value(context):
             mine = slice(context.replica_id_in_sync_group, None, replicas)
             groups = [[tf.constant(a[mine]) for a in group] for group in (state.canvases, state.first, state.second)]
-            return (*groups, tf.constant(state.means), tf.constant(state.m2s))
+            return (*groups, tf.constant(state.means), tf.constant(state.m2s), tf.constant(state.spreads))
 
         if replicas == 1:
             groups = [[tf.constant(a) for a in group] for group in (state.canvases, state.first, state.second)]
-            return (*groups, tf.constant(state.means), tf.constant(state.m2s))
+            return (*groups, tf.constant(state.means), tf.constant(state.m2s), tf.constant(state.spreads))
         return self.strategy.experimental_distribute_values_from_function(value)
 
     def _fetch(self, device, step: int, plateau_state) -> State:
@@ -262,8 +278,8 @@ class Generator:
             return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]) if len(parts) > 1 else parts[0]
 
         groups = [[interleave(a) for a in group] for group in device[:3]]
-        means, m2s = (self.strategy.experimental_local_results(a)[0].numpy() for a in device[3:])
-        return State(*groups, means, m2s, step, plateau_state)
+        shared = (self.strategy.experimental_local_results(a)[0].numpy() for a in device[3:])
+        return State(*groups, *shared, step, plateau_state)
 
     def images(self, state: State) -> list[np.ndarray]:
         """The finished images of every input, float32 [num_images, *input shape] in model units."""

@@ -14,6 +14,7 @@ SMOOTHING_SIGMA = 1.25  # pixels, 3 taps a side, as both reference implementatio
 IMAGE_CHANNELS = (1, 3, 4)
 SPECTRUM_EXPONENT = 1.5  # of amplitude against frequency; about 1 to 1.5 in photographs
 COLOUR_SHARE = 0.1  # variance of the channels around grey, as a share of grey's
+LEAVES_STD = 0.577  # of values uniform on [-1, 1]
 LEAST_IMAGE_SIDE = 16  # pixels: below it a crop would throw away too much of the image
 
 
@@ -34,10 +35,14 @@ class Layout(NamedTuple):
         return ", ".join(filter(None, parts)) or "no augmentation (not an image)"
 
 
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether an input of `shape` (channels last, no batch axis) is treated as a picture of natural scenes."""
+    return len(shape) == 3 and shape[-1] in IMAGE_CHANNELS and min(shape[:2]) >= LEAST_IMAGE_SIDE
+
+
 def choose_layout(shape: tuple[int, ...], *, augment: bool = True, flip: str = "auto") -> Layout:
     """The layout for a model input of `shape` (channels last, no batch axis)."""
-    image = len(shape) == 3 and shape[-1] in IMAGE_CHANNELS and min(shape[:2]) >= LEAST_IMAGE_SIDE
-    if not (image and augment):
+    if not (is_image(shape) and augment):
         return Layout(shape, 0, False, False)
     padding = max(2, 2 * round(min(shape[:2]) / 28))  # 16 at 224 pixels
     return Layout(shape, padding, True, flip == "on" or (flip == "auto" and shape[-1] >= 3))
@@ -89,22 +94,29 @@ def finish(canvas: tf.Tensor, layout: Layout) -> tf.Tensor:
     return tf.clip_by_value(images, -1.0, 1.0)
 
 
-def start_canvas(layout: Layout, *, index: int, seed: int, std: float, natural: bool) -> np.ndarray:
-    """Canvas number `index` of a run: noise with mean 0 and the given std, float32 [*layout.canvas_shape].
+def start_canvas(shape: tuple[int, ...], *, index: int, seed: int, std: float, start: str) -> np.ndarray:
+    """Canvas number `index` of a run, float32 [*shape], of mean near 0 and near the given std.
 
-    natural: amplitude falls with spatial frequency as in photographs (Field 1987), and channels share most of it, as
-    grey dominates colour there; else (or for anything but images) independent N(0, std) values.
+    start: 'leaves', discs as in dead_leaves; 'noise', amplitude falling with spatial frequency as in photographs (Field
+    1987), channels sharing most of it, as grey dominates colour there; 'white', independent N(0, std) values, which is
+    what anything but an image gets.
     """
-    noise = np.random.default_rng([seed, index]).standard_normal(layout.canvas_shape)
-    if natural and layout.padding:
-        rows, columns = layout.canvas_shape[:2]
-        frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
-        falloff = np.maximum(frequency, 1.0 / max(rows, columns)) ** -SPECTRUM_EXPONENT
-        noise = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) * falloff[..., None], s=(rows, columns), axes=(0, 1))
-        grey = noise.mean(axis=-1, keepdims=True)
-        noise = grey / grey.std() + COLOUR_SHARE**0.5 * noise / noise.std()
-        noise = noise / noise.std()
-    return (std * noise).astype(np.float32)
+    generator = np.random.default_rng([seed, index])
+    if start == "white" or not is_image(shape):
+        return (std * generator.standard_normal(shape)).astype(np.float32)
+    return std * (dead_leaves(shape, generator=generator) / LEAVES_STD if start == "leaves" else natural_noise(shape, generator=generator))
+
+
+def natural_noise(shape: tuple[int, ...], *, generator: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of mean 0 and std 1 with the spectrum and colour of photographs, float32 [height, width, channels]."""
+    noise, (rows, columns) = generator.standard_normal(shape), shape[:2]
+    frequency = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
+    falloff = np.maximum(frequency, 1.0 / max(rows, columns)) ** -SPECTRUM_EXPONENT
+    noise = np.fft.irfft2(np.fft.rfft2(noise, axes=(0, 1)) * falloff[..., None], s=(rows, columns), axes=(0, 1))
+    grey = noise.mean(axis=-1, keepdims=True)
+    noise = grey / grey.std() + COLOUR_SHARE**0.5 * noise / noise.std()
+    noise = noise / noise.std()
+    return noise.astype(np.float32)
 
 
 def to_model(images: tf.Tensor, *, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:

@@ -10,10 +10,11 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
-from dgh_tf.images import choose_layout, start_canvas
+from dgh_tf.images import is_image, start_canvas
 from dgh_tf.losses import moment_gap
-from dgh_tf.moments import channel_moments
 from dgh_tf.network import Network
+from dgh_tf.objective import layer_rows
+from dgh_tf.optimizer import cosine, radam
 
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
@@ -27,6 +28,9 @@ MARGIN = 1.15  # the runner-up's gap over the winner's must be at least this
 CONVENTION_FIT = 4.0  # a convention is taken when its gap is at most this times the free fit's ...
 CONVENTION_GAP = 0.35  # ... or below this in itself
 PROBES = 16  # noise images per candidate
+CONTRASTS = (0.35, 0.5, 0.65)  # standard deviations tried for each convention, as a share of half its range
+FREE_FIT_GAP = 0.5  # a free fit worse than this explains nothing
+PROBE_STEPS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,53 +104,65 @@ def _declared_by_layers(model) -> InputRange | None:
 
 def _from_statistics(network: Network, channels: int) -> InputRange:
     shape = network.input_shapes[0]
-    gap = _gap_function(network)
-    layout = choose_layout(shape)._replace(padding=0)
-    natural = len(shape) == 3 and min(shape[:2]) > 1
-    noise = np.stack([_unit_noise(layout, i, natural) for i in range(PROBES)])
+    gap = _gap_function(network, layers=FIRST_LAYERS)
+    image = is_image(shape)
+    noise = np.stack([start_canvas(shape, index=i, seed=0, std=1.0, start="noise") for i in range(PROBES)])
     gaps = {}
     for name in CONVENTIONS:
         low, high = (np.asarray(bound, np.float32) for bound in CONVENTIONS[name])
         if low.size in (1, channels):
-            gaps[name] = gap(np.clip(0.5 * noise, -1, 1) * (high - low) / 2 + (high + low) / 2)
+            gaps[name] = min(gap(np.clip(c * noise, -1, 1) * (high - low) / 2 + (high + low) / 2) for c in CONTRASTS)
     ranked = sorted(gaps, key=gaps.get)
-    (best, second), value = ranked[:2], gaps[ranked[0]]
-    mean, std, free = _free_fit(gap, noise)
+    best, second = ranked[:2]
     listed = ", ".join(f"{name} {gaps[name]:.3g}" for name in ranked)
-    if value <= max(CONVENTION_GAP, CONVENTION_FIT * free) and channels in (1, 3, 4):
-        margin = gaps[second] / max(value, 1e-9)
+    margin = gaps[second] / max(gaps[best], 1e-9)
+    mean, std, free = _free_fit(gap, noise)
+    if image and gaps[best] <= max(CONVENTION_GAP, CONVENTION_FIT * free):
         if margin < MARGIN:
             raise ValueError(f"The input range is ambiguous: the first BatchNorm statistics fit {best} and {second} about equally "
                              f"(gaps {listed}). Give --input_range={best} or --input_range=LOW,HIGH.")
         return _convention(best, channels, f"first BatchNorm statistics: {best}, {margin:.3g} times closer than {second} (gaps {listed})")
-    if free > 0.5 * value or free > 2.0:
+    if free > FREE_FIT_GAP or (image and free > 0.5 * gaps[best]):
         raise ValueError(f"The input range could not be told from the first BatchNorm statistics (gaps {listed}, "
                          f"free fit {free:.3g}). Give --input_range=LOW,HIGH.")
-    source = f"first BatchNorm statistics: mean {mean:.4g}, std {std:.4g} (gap {free:.3g}; no convention fits: {listed})"
-    return InputRange((mean - 3 * std,), (mean + 3 * std,), source, 1 / 3)
+    return _probe(network, mean + std * noise, std, f"free fit {free:.3g}; conventions: {listed}")
 
 
-def _unit_noise(layout, index: int, natural: bool) -> np.ndarray:
-    # padding 1 asks start_canvas for the natural spectrum; the extra pixel is cut off
-    canvas = start_canvas(layout._replace(padding=1) if natural else layout, index=index, seed=0, std=1.0, natural=natural)
-    return canvas[tuple(slice(side) for side in layout.shape)]
+def _probe(network: Network, start: np.ndarray, std: float, gaps: str) -> InputRange:
+    """The range of inputs that follow no convention: what the values of a few samples become when nothing bounds them
+    and they are optimized for the statistics of all BN layers."""
+    value_and_gradient = _gap_function(network, layers=len(network.layers), gradient=True)
+    x = tf.constant(start, tf.float32)
+    first = second = tf.zeros_like(x)
+    for step in range(PROBE_STEPS):
+        rate = 0.5 * std * cosine(tf.constant(step), steps=PROBE_STEPS)
+        change, first, second = radam(value_and_gradient(x)[1], first, second, step=tf.constant(step), rate=rate)
+        x += change
+    low, high = float(np.min(x)), float(np.max(x))
+    low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)  # a few samples never show the tails
+    source = f"first BatchNorm statistics, then samples matched to all of them without bounds (gaps: {gaps})"
+    return InputRange((low,), (high,), source, prior_std=float(2 * np.std(x) / (high - low)))
 
 
-def _gap_function(network: Network):
-    """Images -> mean gap of the first BN layers, float."""
-    first = network.layers[:FIRST_LAYERS]
+def _gap_function(network: Network, *, layers: int, gradient: bool = False):
+    """Images -> mean gap of the first `layers` BN layers, a float; with gradient: (gap, its gradient) as tensors."""
+    targets = network.layers[:layers]
 
-    @tf.function(autograph=False)
     def gap(images):
-        calls = network.forward([images]).calls
-        terms = []
-        for bn in first:
-            x = next(x for index, x in calls if network.layers[index] is bn)
-            observed = channel_moments(x, shift=bn.mean, axis=bn.axis)
-            terms.append(moment_gap(observed, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon))
-        return tf.reduce_mean(terms)
+        rows = layer_rows([(i, x) for i, x in network.forward([images]).calls if i < layers], targets)
+        return tf.reduce_mean([moment_gap(row, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon)
+                               for row, bn in zip(rows, targets, strict=True)])
 
-    return lambda images: float(gap(tf.constant(images, tf.float32)))
+    def with_gradient(images):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            value = gap(images)
+        return value, tape.gradient(value, images)
+
+    if gradient:
+        return tf.function(with_gradient, autograph=False)
+    plain = tf.function(gap, autograph=False)
+    return lambda images: float(plain(tf.constant(images, tf.float32)))
 
 
 def _free_fit(gap, noise: np.ndarray) -> tuple[float, float, float]:

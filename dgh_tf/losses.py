@@ -32,18 +32,17 @@ def output_spread(logits: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(flat, axis=1) - tf.reduce_min(flat, axis=1)
 
 
-def stretching(spread: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Output stretching with its automatic weight (DGH, distribution-stretching loss: minus the mean spread).
+def stretching(spread: tf.Tensor, *, limit: tf.Tensor) -> tf.Tensor:
+    """Output stretching with its automatic weight and end (DGH, distribution-stretching loss: minus the mean spread).
 
-    The paper's lambda differs by 300 times between models, because it carries the unit of the logits. Dividing by the
-    batch's own mean spread removes the unit: the gradient of -log(mean spread) is lambda * gradient(-mean spread) with
-    lambda = 1 / mean spread. Heads of any size and unit then pull equally hard.
+    The paper's lambda differs by 300 times between models, because it carries the unit of the logits. The logarithm
+    removes the unit: an image's gradient is that of -lambda * spread with lambda = 1 / spread, so heads of any size and
+    unit pull equally hard. Images at the limit are stretched no more: a wider output only costs resolution.
 
-    Args: spread: float32 [batch], positive.
-    Returns: the loss, and lambda in 1 / logit units.
+    Args: spread: float32 [batch], positive, in logit units. limit: float32 scalar, same unit.
+    Returns: float32 scalar, the mean over images of -log(min(spread, limit)).
     """
-    mean = tf.reduce_mean(spread) + 1e-6
-    return -tf.math.log(mean), 1.0 / mean
+    return -tf.reduce_mean(tf.math.log(tf.minimum(spread, limit) + 1e-6))
 
 
 def image_hinge(image_mean: tf.Tensor, image_variance: tf.Tensor, *, mean: tf.Tensor, variance: tf.Tensor,

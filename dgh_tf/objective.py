@@ -41,14 +41,17 @@ def layer_rows(calls: Sequence[tuple[int, tf.Tensor]], layers: Sequence[BatchNor
 
 
 def objective(row: list[Moments], tapped: Tapped, others: list[Moments], *, layers: Sequence[BatchNorm | PseudoStatistics],
-              inputs: int, size: tf.Tensor, config: GenerationConfig) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+              priors: Sequence[float], limits: tf.Tensor, size: tf.Tensor,
+              config: GenerationConfig) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A batch's share of the set's objective.
 
     (images of the set) * statistics loss + (images of the batch) * output loss: so scaled, the gradient of an image
     depends neither on the batch size nor on the number of batches (a plain mean would shrink it as 1 / batches).
 
     Args:
-      row: fresh moments of each of `layers`, the last `inputs` of which are the inputs' pseudo-statistics.
+      row: fresh moments of each of `layers`, the last of which are the inputs' pseudo-statistics.
+      priors: weight of each input's pseudo-statistics, 0 where it is no image.
+      limits: the spread up to which each head is stretched, float32 [heads], in logit units; 0 before it is known.
       others: the table's rows of all other batches by layer, constants; empty to match the batch alone.
       size: images in the batch, float32.
     Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the loss per image).
@@ -58,17 +61,18 @@ def objective(row: list[Moments], tapped: Tapped, others: list[Moments], *, laye
         pooled = merge(_append(others[i], fresh)) if others else fresh
         gaps.append(losses.moment_gap(pooled, mean=tf.constant(layer.mean), variance=tf.constant(layer.variance),
                                       epsilon=layer.epsilon, std_weight=config.std_weight))
-    real = len(layers) - inputs
-    bn, prior = tf.add_n(gaps[:real]) / real, tf.add_n(gaps[real:]) / inputs
+    real = len(layers) - len(priors)
+    bn, prior = tf.add_n(gaps[:real]) / real, tf.add_n([weight * gap for weight, gap in zip(priors, gaps[real:], strict=True)])
     images = float(config.num_images) if config.pool_statistics else size
-    # the inputs weigh as much as one BN layer each
-    value = images * (config.bn_weight * bn + config.prior_weight * inputs / real * prior)
+    value = images * (config.bn_weight * bn + config.prior_weight * prior / real)  # an input weighs as much as one BN layer
     metrics = {"bn": bn, "prior": prior}
-    for head in tapped.heads:
-        loss, scale = losses.stretching(losses.output_spread(head.logits))
-        metrics[f"spread/{head.name}"] = 1.0 / scale
+    for i, head in enumerate(tapped.heads):
+        spread = losses.output_spread(head.logits)
+        metrics[f"spread/{head.name}"] = tf.reduce_mean(spread)
         if config.output_weight:  # heads share the weight equally, whatever their size and unit
-            value += size * config.output_weight * (loss + _hinge(head, tapped, layers)) / len(tapped.heads)
+            weight = config.output_weight / len(tapped.heads)
+            stretch = losses.stretching(spread, limit=limits[i]) + _hinge(head, tapped, layers)
+            value += size * tf.where(limits[i] > 0.0, weight * stretch, 0.0)
     metrics["loss"] = value / images
     return value, metrics
 
