@@ -1,0 +1,287 @@
+"""The loop: its table against float64 numpy, its gradient against plain autodiff, and runs that do not depend on the split."""
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_models
+
+from dgh_tf.config import GenerationConfig
+from dgh_tf.files import sha256_array
+from dgh_tf.generation import Generator, batch_sizes, generate_images
+from dgh_tf.optimizer import BETA1
+
+BASE = {"num_images": 7, "batch_size": 4, "steps": 2, "input_range": "-1,1"}
+
+
+def make(model, strategy=None, **settings):
+    return Generator(model, GenerationConfig(**{**BASE, **settings}), strategy=strategy or tf.distribute.OneDeviceStrategy("CPU:0"))
+
+
+def first_step(generator, state=None):
+    """The state after one step. RAdam does not move yet, so canvases are those of the start and first is (1 - beta1) * gradient."""
+    return generator.run(state or generator.start(), report=lambda progress, fetch: True)
+
+
+def bn_inputs(model, images):
+    """Input of every BN layer by a Keras functional submodel, float64."""
+    import keras
+
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    values = keras.Model(model.inputs, [layer.input for layer in layers])(images, training=False)
+    return layers, [np.asarray(v, np.float64) for v in values]
+
+
+def rows_of(images, sizes):
+    return np.split(images, np.cumsum(sizes)[:-1])
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------------
+
+
+def test_table_holds_float64_numpy_moments_of_every_uneven_batch(strategy):
+    model = tiny_models.conv_bn_relu()
+    generator = make(model, strategy, augment=False, start="white")
+    assert generator.sizes == [4, 3]
+    start = generator.start()
+    spoiled = start._replace(means=start.means + 7.0, m2s=start.m2s * 3.0)  # only what the step writes can be right
+    state = first_step(generator, spoiled)
+    assert state.step == 1
+    np.testing.assert_array_equal(state.canvases[0], start.canvases[0])
+    for k, images in enumerate(rows_of(generator.images(state)[0], generator.sizes)):
+        wanted = [*bn_inputs(model, images)[1], images.astype(np.float64)]
+        np.testing.assert_allclose(state.means[k], np.concatenate([x.mean((0, 1, 2)) for x in wanted]), rtol=1e-4, atol=1e-5)
+        m2 = np.concatenate([x[..., 0].size * x.var((0, 1, 2)) for x in wanted])
+        np.testing.assert_allclose(state.m2s[k], m2, rtol=1e-4)
+
+
+def test_reported_gap_is_that_of_all_images_together_by_float64_numpy():
+    model = tiny_models.conv_bn_relu()
+    generator = make(model)
+    state = generator.start()
+    layers, inputs = bn_inputs(model, generator.images(state)[0])
+    got = generator.layer_gaps(state)
+    for layer, x in zip(layers, inputs, strict=True):
+        mean, variance = (np.asarray(w, np.float64) for w in (layer.moving_mean, layer.moving_variance))
+        scale = np.sqrt(variance + layer.epsilon)
+        gap = ((x.mean((0, 1, 2)) - mean) / scale) ** 2 + (np.sqrt(x.var((0, 1, 2)) + layer.epsilon) / scale - 1.0) ** 2
+        assert got[layer.path] == pytest.approx(gap.mean(), rel=1e-3)
+
+
+# ---- the gradient ------------------------------------------------------------------------------------------------------
+
+
+def plain_gradient(model, images, *, output_weight, prior_std):
+    """Gradient, by autodiff of an objective written out here, of a set that fits into one batch (in canvas units = model units)."""
+    import keras
+
+    layers, _ = bn_inputs(model, images)
+    network = keras.Model(model.inputs, [*[layer.input for layer in layers], model.output])
+    count = len(images)
+    with tf.GradientTape() as tape:
+        x = tf.constant(images)
+        tape.watch(x)
+        *activations, logits = network(x, training=False)
+
+        def gap(a, mean, variance, epsilon, axes=(0, 1, 2)):
+            observed_mean, observed_variance = tf.nn.moments(a, axes)
+            scale = tf.sqrt(variance + epsilon)
+            return (tf.reduce_mean(((observed_mean - mean) / scale) ** 2, -1),
+                    tf.reduce_mean((tf.sqrt(observed_variance + epsilon) / scale - 1.0) ** 2, -1))
+
+        targets = [(tf.constant(la.moving_mean.numpy()), tf.constant(la.moving_variance.numpy()), la.epsilon) for la in layers]
+        total = sum(sum(gap(a, *target)) for a, target in zip(activations, targets, strict=True)) / len(layers)
+        total += sum(gap(x, tf.zeros(3), tf.fill([3], prior_std**2), 1e-3)) / len(layers)
+        spread = tf.reduce_max(logits, 1) - tf.reduce_min(logits, 1)
+        hinge = sum(tf.reduce_mean(tf.nn.relu(part - 0.5)) for part in gap(activations[-1], *targets[-1], axes=(1, 2)))
+        value = count * (total + output_weight * (hinge - tf.math.log(tf.reduce_mean(spread))))
+    return tape.gradient(value, x).numpy()
+
+
+@pytest.mark.parametrize("output_weight", [0.0, 0.5])
+def test_gradient_of_one_batch_is_that_of_plain_autodiff(output_weight):
+    model = tiny_models.conv_bn_relu()
+    generator = make(model, num_images=6, batch_size=6, augment=False, start="white", output_weight=output_weight)
+    state = first_step(generator)
+    inside = np.clip(state.canvases[0][0], -1, 1)  # the straight-through clip passes the gradient of the clipped image
+    wanted = plain_gradient(model, inside, output_weight=output_weight, prior_std=generator.ranges[0].prior_std)
+    np.testing.assert_allclose(state.first[0][0] / (1 - BETA1), wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_an_images_gradient_does_not_depend_on_how_many_batches_or_replicas_share_the_set(strategy):
+    """The pooled objective is one function of all images: its gradient is the same in one batch of 8 and in two of 4."""
+    model = tiny_models.conv_bn_relu()
+    settings = {"num_images": 8, "augment": False, "start": "white", "output_weight": 0.0}
+    whole = first_step(make(model, batch_size=8, **settings))
+    split = first_step(make(model, strategy, batch_size=4, **settings))
+    assert whole.first[0].shape[:2] == (1, 8) and split.first[0].shape[:2] == (2, 4)
+    gradient = whole.first[0][0]
+    assert np.abs(gradient).max() > 1e-4
+    np.testing.assert_allclose(np.concatenate(split.first[0]), gradient, rtol=1e-3, atol=1e-4 * np.abs(gradient).max())
+
+
+def test_first_rectified_step_moves_images_equally_in_batches_of_4_and_of_8():
+    model = tiny_models.conv_bn_relu()
+    moves = []
+    for batch_size in (4, 8):
+        generator = make(model, batch_size=batch_size, num_images=8, steps=6, augment=False, start="white")
+        start = generator.start()
+        end = generator.run(start)
+        moves.append(np.concatenate(end.canvases[0]) - np.concatenate(start.canvases[0]))
+    size = np.abs(moves[1]).mean()
+    assert size > 1e-4
+    assert np.abs(moves[0]).mean() == pytest.approx(size, rel=1e-2)
+    assert np.corrcoef(moves[0].ravel(), moves[1].ravel())[0, 1] > 0.99
+
+
+def test_two_replicas_run_as_one_device_with_both_batches_at_once():
+    """Replicas move together on fresh rows, so twenty steps on two replicas of 4 images are those of one batch of 8."""
+    model = tiny_models.conv_bn_relu()
+    settings = {"num_images": 8, "steps": 20, "augment": False, "start": "white", "output_weight": 0.0}
+    ends = [make(model, s, batch_size=b, **settings) for s, b in ((None, 8), (tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), 4))]
+    states = [generator.run(generator.start()) for generator in ends]
+    gaps = [generator.layer_gaps(state) for generator, state in zip(ends, states, strict=True)]
+    assert gaps[0] != ends[0].gap_start()
+    for name, gap in gaps[0].items():
+        assert gaps[1][name] == pytest.approx(gap, rel=1e-3, abs=1e-5)
+    pooled = [(state.means.mean(0), generator.sizes) for generator, state in zip(ends, states, strict=True)]
+    np.testing.assert_allclose(pooled[1][0], pooled[0][0], atol=1e-4)
+
+
+def test_without_pooling_a_batch_runs_as_if_it_were_alone():
+    model = tiny_models.conv_bn_relu()
+    settings = {"steps": 15, "augment": False, "start": "white"}
+    both = generate_images(model, GenerationConfig(**{**BASE, **settings, "num_images": 8, "pool_statistics": False}))
+    alone = generate_images(model, GenerationConfig(**{**BASE, **settings, "num_images": 4}))
+    pooled = generate_images(model, GenerationConfig(**{**BASE, **settings, "num_images": 8}))
+    np.testing.assert_allclose(both[:4], alone, atol=2e-3)
+    assert np.abs(pooled[:4] - alone).max() > 0.02
+
+
+# ---- whole runs --------------------------------------------------------------------------------------------------------
+
+FINISHED = {}
+
+
+def finished(strategy):
+    """(model, its weights before, progress, images) of one run with the defaults, made once for each kind of strategy."""
+    key = type(strategy).__name__
+    if key not in FINISHED:
+        model, reports = tiny_models.conv_bn_relu(), []
+        model.layers[1].trainable = False
+        before = [w.numpy().copy() for w in model.weights]
+        config = GenerationConfig(**{**BASE, "num_images": 10, "steps": 60})
+        images = generate_images(model, config, strategy=strategy, report=lambda progress, fetch: reports.append(progress))
+        FINISHED[key] = model, before, reports, images
+    return FINISHED[key]
+
+
+def test_run_lowers_the_gap_and_the_loss(strategy):
+    _, _, reports, images = finished(strategy)
+    assert images.shape == (10, 16, 16, 3) and images.dtype == np.float32 and np.abs(images).max() <= 1.0
+    assert [r.step for r in reports][-1] == 60 and all(r.rate > 0 for r in reports)
+    assert reports[-1].losses["bn"] < 0.9 * reports[0].losses["bn"]
+    assert reports[-1].losses["loss"] < reports[0].losses["loss"]
+
+
+def test_model_is_left_as_it_was(strategy):
+    model, before, _, images = finished(strategy)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), value)
+    assert [layer.trainable for layer in model.layers].count(False) == 1 and not model.layers[1].trainable
+    for layer in model.layers:
+        assert "call" not in vars(layer)
+    np.testing.assert_array_equal(model(images).numpy(), tiny_models.conv_bn_relu()(images).numpy())
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_other_images(strategy):
+    config = {**BASE, "num_images": 6, "batch_size": 3, "steps": 8}
+    hashes = [sha256_array(generate_images(tiny_models.conv_bn_relu(), GenerationConfig(**config, seed=seed), strategy=strategy))
+              for seed in (0, 0, 1)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_run_resumed_from_its_own_state_gives_the_same_bits():
+    model = tiny_models.conv_bn_relu()
+    whole = make(model, steps=12)
+    wanted = whole.run(whole.start())
+    stopped = make(model, steps=12)
+    half = stopped.run(stopped.start(), report=lambda progress, fetch: progress.step >= 4)
+    assert 4 <= half.step < 12
+    fresh = make(model, steps=12)
+    np.testing.assert_array_equal(fresh.run(half).canvases[0], wanted.canvases[0])
+
+
+def test_plateau_schedule_runs_and_lowers_the_gap():
+    generator = make(tiny_models.conv_bn_relu(), steps=30, schedule="plateau")
+    state = generator.run(generator.start())
+    assert state.step == 30 and 0.0 < state.plateau[0] <= 1.0 and np.isfinite(state.plateau[1])
+    assert np.mean(list(generator.layer_gaps(state).values())) < np.mean(list(generator.gap_start().values()))
+
+
+# ---- output stretching -------------------------------------------------------------------------------------------------
+
+
+def test_stretching_widens_the_logits_under_a_softmax():
+    """The model with a softmax on its head gives the images of the same model without: it is stretched before the softmax."""
+    settings = {**BASE, "num_images": 6, "batch_size": 6, "steps": 30, "augment": False, "start": "white"}
+    plain, reports = tiny_models.conv_bn_relu(), []
+
+    def run(model, weight):
+        return generate_images(model, GenerationConfig(**settings, output_weight=weight), report=lambda p, f: reports.append(p))
+
+    def spread(images):
+        logits = plain(images).numpy()
+        return (logits.max(1) - logits.min(1)).mean()
+
+    under_softmax, stretched, free = run(tiny_models.softmax_head(), 1.0), run(plain, 1.0), run(plain, 0.0)
+    np.testing.assert_allclose(under_softmax, stretched, atol=1e-3)
+    assert spread(under_softmax) > 1.3 * spread(free)
+    (key,) = [name for name in reports[0].losses if name.startswith("spread/")]
+    assert reports[0].losses[key] == pytest.approx(spread(make(plain, **settings).images(make(plain, **settings).start())[0]), rel=1e-2)
+
+
+# ---- every form of model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("build", [tiny_models.two_inputs, tiny_models.two_heads, tiny_models.one_dimensional, tiny_models.shared_bn,
+                                   tiny_models.nested_backbone, tiny_models.subclassed, tiny_models.grey_input],
+                         ids=lambda build: build.__name__)
+def test_every_form_of_model_moves_towards_its_statistics(build):
+    generator = make(build(), steps=20, num_images=5, batch_size=3, output_weight=0.0, start="white")
+    start = generator.start()
+    end = generator.run(start)
+    for array, shape in zip(generator.images(end), generator.network.input_shapes, strict=True):
+        assert array.shape == (5, *shape) and np.isfinite(array).all()
+    gaps = [np.mean(list(generator.layer_gaps(state).values())) for state in (start, end)]
+    assert gaps[1] < gaps[0]
+
+
+def test_several_inputs_come_back_by_name_in_their_own_shapes():
+    images = generate_images(tiny_models.two_inputs(), GenerationConfig(**BASE))
+    assert {name: array.shape for name, array in images.items()} == {"right": (7, 8, 8, 1), "left": (7, 16, 16, 3)}
+
+
+# ---- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_equal_up_to_one_image_and_divide_among_replicas():
+    def sizes(images, batch, replicas):
+        return batch_sizes(GenerationConfig(num_images=images, batch_size=batch), replicas)
+
+    assert sizes(64, 32, 1) == [32, 32] and sizes(7, 4, 1) == [4, 3] and sizes(1, 32, 1) == [1]
+    assert sizes(10, 4, 2) == [3, 3, 2, 2] and sizes(2, 32, 2) == [1, 1]
+    for images in range(2, 40):
+        for replicas in (1, 2):
+            got = sizes(images, 5, replicas)
+            assert sum(got) == images and max(got) <= 5 and max(got) - min(got) <= 1 and len(got) % replicas == 0
+    with pytest.raises(ValueError, match="3 replicas"):
+        sizes(2, 4, 3)
+
+
+def test_run_that_becomes_non_finite_stops_and_says_what_to_do():
+    model = tiny_models.conv_bn_relu()
+    weights = model.get_weights()
+    weights[0][0, 0, 0, 0] = np.nan
+    model.set_weights(weights)
+    generator = make(model)
+    with pytest.raises(FloatingPointError, match="learning_rate"):
+        generator.run(generator.start())
