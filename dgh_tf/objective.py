@@ -37,7 +37,7 @@ def layer_rows(calls: Sequence[tuple[int, tf.Tensor]], layers: Sequence[BatchNor
     rows: list[list[Moments]] = [[] for _ in layers]
     for index, x in calls:
         rows[index].append(channel_moments(x, shift=tf.constant(layers[index].mean), axis=layers[index].axis))
-    return [row[0] if len(row) == 1 else merge(_stack(row)) for row in rows]
+    return [row[0] if len(row) == 1 else _merged(row) for row in rows]
 
 
 def objective(row: list[Moments], tapped: Tapped, others: list[Moments], *, layers: Sequence[BatchNorm | PseudoStatistics],
@@ -84,6 +84,12 @@ def _hinge(head: Head, tapped: Tapped, layers: Sequence[BatchNorm | PseudoStatis
     layer = layers[index]
     return losses.image_hinge(*image_moments(x, axis=layer.axis), mean=tf.constant(layer.mean),
                               variance=tf.constant(layer.variance), epsilon=layer.epsilon)
+
+
+def _merged(rows: list[Moments]) -> Moments:
+    """The rows' pooled moments, with a scalar count as channel_moments has it."""
+    pooled = merge(_stack(rows))
+    return pooled._replace(count=pooled.count[0])
 
 
 def _stack(rows: list[Moments]) -> Moments:
