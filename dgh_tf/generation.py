@@ -71,7 +71,7 @@ class Generator:
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
         self.sizes = batch_sizes(config, self.strategy.num_replicas_in_sync)
         self.layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
-        self.matching_steps = int(MATCHING_SHARE * config.steps) if config.output_weight else config.steps
+        self.matching_steps = max(1, int(MATCHING_SHARE * config.steps)) if config.output_weight else config.steps
         self.priors = [float(image_ops.is_image(shape)) for shape in self.network.input_shapes]
         self.head_names: list[str] = []
         self._counts: np.ndarray | None = None
@@ -180,7 +180,8 @@ class Generator:
         width = means.shape[1]
         means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
         m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
-        spreads = tf.where(now < self.matching_steps, spreads + SPREAD_MEMORY * (heads - spreads), spreads)
+        memory = tf.where(spreads > 0.0, SPREAD_MEMORY, 1.0)  # the first batch sets it: any constant would carry a unit
+        spreads = tf.where(now < self.matching_steps, spreads + memory * (heads - spreads), spreads)
         return (*slots, means, m2s, spreads), tf.stack([metrics[key] for key in self._metric_names()])
 
     def _metric_names(self) -> list[str]:
@@ -202,7 +203,7 @@ class Generator:
         self._counts, means, m2s = self._table(canvases)  # also fills head_names
         zeros = [np.zeros_like(a) for a in canvases]
         return State(canvases, zeros, [np.zeros_like(a) for a in canvases], means, m2s,
-                     np.ones(len(self.head_names), np.float32), 0, (1.0, math.inf, 0))
+                     np.zeros(len(self.head_names), np.float32), 0, (1.0, math.inf, 0))
 
     def _table(self, canvases: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         rows = [self._fill([tf.constant(a[k, :size]) for a in canvases]) for k, size in enumerate(self.sizes)]
