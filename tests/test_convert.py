@@ -158,6 +158,21 @@ def test_subclassed_model_takes_its_shape_from_the_images():
         to_float_tflite(model)
 
 
+def test_a_loaded_sequential_model_converts_before_its_first_call(tmp_path):
+    import keras
+    import tensorflow as tf
+
+    layers = [keras.Input((4, 4, 1), name="image"), keras.layers.Flatten(), keras.layers.Dense(2)]
+    keras.Sequential(layers).save(tmp_path / "m.keras")
+    model = keras.models.load_model(tmp_path / "m.keras", compile=False)
+    x = tiny_models.images(1, shape=(4, 4, 1))
+    # what the converter is given; running it as well would take ten times as long and prove no more
+    assert converter.save_frozen(model, tmp_path / "frozen", shapes=converter.input_shapes(model)) == ["output"]
+    got = tf.saved_model.load(str(tmp_path / "frozen")).signatures["serving_default"](image=tf.constant(x))["output"]
+    weights, bias = (w.astype(np.float64) for w in model.get_weights())
+    np.testing.assert_allclose(got, x.reshape(len(x), -1) @ weights + bias, atol=1e-5)  # the layers by hand, in float64
+
+
 def test_runner_refuses_wrong_shapes(small):
     with pytest.raises(ValueError, match=r"expected \[images, 16, 16, 3\]"):
         Runner(small[2]).predict(np.zeros((2, 8, 8, 3), np.float32))

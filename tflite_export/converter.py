@@ -38,6 +38,11 @@ def _is_functional(model: Any) -> bool:
     return bool(getattr(model, "inputs", None))
 
 
+def _symbolic_input(model: Any) -> Any:
+    """The model's symbolic input: a tensor, list or dict. Sequential models loaded and never called have only `inputs`."""
+    return model.input if hasattr(model, "input") else model.inputs[0]
+
+
 def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[int | None, ...]]:
     """Shapes without the batch axis by input name, in the model's order.
 
@@ -50,7 +55,7 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
     import tensorflow as tf
 
     if _is_functional(model):
-        tensors = tf.nest.flatten(model.input)
+        tensors = tf.nest.flatten(_symbolic_input(model))
         for tensor in tensors:
             if not tf.as_dtype(tensor.dtype).is_floating:
                 raise ValueError(
@@ -98,7 +103,7 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
 
     def named(*tensors):
         if _is_functional(model):
-            packed = tf.nest.pack_sequence_as(model.input, tensors)
+            packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors)
         else:
             packed = tensors[0] if list(shapes) == ["input"] else dict(zip(shapes, tensors, strict=True))
         outputs = _named_outputs(model, model(packed, training=False))

@@ -24,9 +24,9 @@ SCHEMES = {
 
 def convert(folder: pathlib.Path) -> bytes:
     """Returns the .tflite bytes for the request in `folder`; scheme null means a float model."""
+    request = json.loads((folder / "request.json").read_text())
     import tensorflow as tf
 
-    request = json.loads((folder / "request.json").read_text())
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
     if request["scheme"] is not None:
         operators, io_dtype = SCHEMES[request["scheme"]]
