@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-SMOOTHING_SIGMA = 1.25  # pixels, 3 taps a side, as both reference implementations
+SMOOTHING_SIGMA = 1.25  # pixels, 3 by 3 taps, as both reference implementations (at 224 pixels)
+SHARP_SIDE = 96  # pixels: smaller images are smoothed less, as photographs made smaller are sharper
 IMAGE_CHANNELS = (1, 3, 4)
 SPECTRUM_EXPONENT = 1.5  # of amplitude against frequency; about 1 to 1.5 in photographs
 COLOUR_SHARE = 0.1  # variance of the channels around grey, as a share of grey's
@@ -23,7 +24,7 @@ class Layout(NamedTuple):
 
     shape: tuple[int, ...]  # the model input's, without batch; channels last
     padding: int  # extra pixels of the canvas, 0 for no crop
-    smooth: bool
+    smoothing: float  # sigma in pixels, 0 for none
     flip: bool
 
     @property
@@ -31,7 +32,8 @@ class Layout(NamedTuple):
         return tuple(side + self.padding for side in self.shape[:2]) + self.shape[2:] if self.padding else self.shape
 
     def describe(self) -> str:
-        parts = [f"canvas +{self.padding} px with crops" * bool(self.padding), "smoothing" * self.smooth, "flips" * self.flip]
+        parts = [f"canvas +{self.padding} px with crops" * bool(self.padding),
+                 f"smoothing {self.smoothing:.2g} px" * bool(self.smoothing), "flips" * self.flip]
         return ", ".join(filter(None, parts)) or "no augmentation (not an image)"
 
 
@@ -43,14 +45,15 @@ def is_image(shape: tuple[int, ...]) -> bool:
 def choose_layout(shape: tuple[int, ...], *, augment: bool = True, flip: str = "auto") -> Layout:
     """The layout for a model input of `shape` (channels last, no batch axis)."""
     if not (is_image(shape) and augment):
-        return Layout(shape, 0, False, False)
+        return Layout(shape, 0, 0.0, False)
     padding = max(2, 2 * round(min(shape[:2]) / 28))  # 16 at 224 pixels
-    return Layout(shape, padding, True, flip == "on" or (flip == "auto" and shape[-1] >= 3))
+    smoothing = SMOOTHING_SIGMA * min(1.0, min(shape[:2]) / SHARP_SIDE)
+    return Layout(shape, padding, smoothing, flip == "on" or (flip == "auto" and shape[-1] >= 3))
 
 
-def smooth(images: tf.Tensor) -> tf.Tensor:
+def smooth(images: tf.Tensor, *, sigma: float = SMOOTHING_SIGMA) -> tf.Tensor:
     """Gaussian 3x3 smoothing with reflected edges, as two passes of three shifted sums (separable)."""
-    side = float(np.exp(-0.5 / SMOOTHING_SIGMA**2))
+    side = float(np.exp(-0.5 / sigma**2))
     centre, side = 1.0 / (1.0 + 2.0 * side), side / (1.0 + 2.0 * side)
     padded = tf.pad(images, [[0, 0], [1, 1], [0, 0], [0, 0]], "REFLECT")
     rows = centre * images + side * (padded[:, :-2] + padded[:, 2:])
@@ -80,15 +83,15 @@ def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
         images = tf.ensure_shape(images, [None, *layout.shape])
         if layout.flip:
             images = tf.cond(coin % 2 == 1, lambda: tf.reverse(images, [2]), lambda: images)
-    if layout.smooth:
-        images = smooth(images)
+    if layout.smoothing:
+        images = smooth(images, sigma=layout.smoothing)
     return clip_straight_through(images)
 
 
 def finish(canvas: tf.Tensor, layout: Layout) -> tf.Tensor:
     """The image that a canvas stands for: clip(centre crop(smooth(canvas))), float32 within [-1, 1]."""
     edge = layout.padding // 2
-    images = smooth(canvas) if layout.smooth else canvas
+    images = smooth(canvas, sigma=layout.smoothing) if layout.smoothing else canvas
     if layout.padding:
         images = images[:, edge:edge + layout.shape[0], edge:edge + layout.shape[1]]
     return tf.clip_by_value(images, -1.0, 1.0)

@@ -43,7 +43,7 @@ def test_photographs_get_a_larger_canvas_and_only_coloured_ones_are_mirrored(sha
 @pytest.mark.parametrize("shape", [(10,), (64, 2), (49, 10, 1), (8, 8, 3), (32, 32, 12), (4, 32, 32, 3)])
 def test_what_is_no_image_is_drawn_as_it_is(shape):
     layout = choose_layout(shape)
-    assert (layout.padding, layout.smooth, layout.flip, layout.canvas_shape) == (0, False, False, shape)
+    assert (layout.padding, layout.smoothing, layout.flip, layout.canvas_shape) == (0, 0.0, False, shape)
     canvas = tf.constant(noise((2, *shape)) * 0.2)
     np.testing.assert_array_equal(augment(canvas, layout, seed=tf.constant([0, 1])), canvas)
     np.testing.assert_array_equal(finish(canvas, layout), canvas)
