@@ -13,8 +13,10 @@ import numpy as np
 
 TOLERANCE = 1e-3  # of outputs, relative to the largest: float32 in another order of operations stays far below
 DYNAMIC_SIDE = 64  # pixels that stand for a dynamic size in the comparison
-# Keras 2 writes groups=1 for layers whose Keras 3 constructors have no such argument
-WITHOUT_GROUPS = {"DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose"}
+# what Keras 2 writes because of its class hierarchy, without effect there, and Keras 3 constructors have no argument for
+INHERITED = {
+    kind: ["groups"] for kind in ("DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")} | {
+    kind: ["groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"] for kind in ("SeparableConv1D", "SeparableConv2D")}
 MODELS = {"Functional", "Model", "Sequential"}
 
 
@@ -54,6 +56,8 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
                              "Build it in Python and call dgh_tf.generate_images(model)") from error
         _rewrite(file)
         model = keras.models.load_model(file, compile=False, safe_mode=not unsafe)
+    if not model.built or not getattr(model, "inputs", None):  # Sequential loses the shape of its input layer
+        model.build(reference.input_shape)
     _require_equal(reference, model)
     return model
 
@@ -94,7 +98,7 @@ def _rewrite(file: pathlib.Path) -> None:
 def as_keras3(config):
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
-    Three differences: `groups` (see above); SyncBatchNormalization is BatchNormalization(synchronized=True); and a model
+    Three differences: inherited arguments (see above); SyncBatchNormalization is BatchNormalization(synchronized=True); and a model
     used as a layer counts its own graph as node 0 in Keras 2, so its first use is node 1 there and node 0 in Keras 3.
     """
     if isinstance(config, list):
@@ -104,8 +108,8 @@ def as_keras3(config):
     config = {key: as_keras3(value) for key, value in config.items()}
     inner, kind = config.get("config"), config.get("class_name")
     if isinstance(inner, dict):
-        if kind in WITHOUT_GROUPS and inner.get("groups") == 1:
-            del inner["groups"]
+        for name in INHERITED.get(kind, ()):
+            inner.pop(name, None)
         if kind == "SyncBatchNormalization":
             config["class_name"], config["config"] = "BatchNormalization", {**inner, "synchronized": True}
         if kind in MODELS and "layers" in inner:
@@ -132,10 +136,13 @@ def _require_equal(reference, model) -> None:
     """Raises ValueError where outputs on noise differ by more than rounding."""
     import tensorflow as tf
 
+    from dgh_tf.network import call_model
+
     rng = np.random.default_rng(0)
     tensors = [rng.normal(size=(2, *(side or DYNAMIC_SIDE for side in t.shape[1:]))).astype(np.float32) for t in reference.inputs]
-    expected, actual = (tf.nest.flatten(m(tf.nest.pack_sequence_as(m.input, tensors), training=False)) for m in (reference, model))
-    for a, b in zip(expected, actual, strict=True):
+    expected = reference(tf.nest.pack_sequence_as(reference.input, tensors), training=False)
+    actual = call_model(model, tensors)
+    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(actual), strict=True):
         gap = float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / max(float(np.max(np.abs(a))), 1e-6))
         if not gap <= TOLERANCE:
             raise ValueError(f"rebuilt in Keras 3 its outputs differ by {gap:.3g} of their size. Rebuild it there from its own code")

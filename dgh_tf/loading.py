@@ -5,10 +5,14 @@ import hashlib
 import pathlib
 import zipfile
 
+import numpy as np
+
 from dgh_tf.files import sha256_file
+from dgh_tf.keras2 import load_keras2, saved_by_keras2
 
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo"
 DEMOS = {"demo": DEMO_FOLDER / "demo.keras", "demo_detector": DEMO_FOLDER / "demo_detector.keras"}
+_TRIAL_IMAGES = 8  # noise images that give a random model its running statistics
 
 
 def model_path(spec: str) -> pathlib.Path:
@@ -20,10 +24,10 @@ def model_path(spec: str) -> pathlib.Path:
     return path
 
 
-def model_sha256(spec: str) -> str:
-    """Hex sha256 of the model's file (of its name for keras:NAME): what a run is tied to."""
+def model_sha256(spec: str, *, weights: str = "imagenet") -> str:
+    """Hex sha256 of the model's file (for keras:NAME of its name and weights): what a run is tied to."""
     if spec.startswith("keras:"):
-        return hashlib.sha256(spec.encode()).hexdigest()
+        return hashlib.sha256(f"{spec} {weights}".encode()).hexdigest()
     return sha256_file(model_path(spec))
 
 
@@ -31,8 +35,9 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
     """Loads a model without compiling it.
 
     Args:
-      spec: demo | demo_detector | path to .keras, .h5 or SavedModel | keras:NAME (a function of keras.applications).
-      weights: for keras:NAME only: 'imagenet' (downloads) or 'none' (random).
+      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2 | keras:NAME (a function of
+        keras.applications).
+      weights: for keras:NAME only: 'imagenet' (downloads) or 'none' (random, for trials).
       allow_unsafe_deserialization: lets a file bring Python code (Lambda layers). Off unless you trust the file.
     Returns: a Keras 3 model.
     Raises: FileNotFoundError; ValueError when the file is not a model or cannot be read safely.
@@ -40,53 +45,70 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
     if spec.startswith("keras:"):
         return _application(spec.removeprefix("keras:"), weights)
     path = model_path(spec)
+    _require_model(path)
+    unsafe = allow_unsafe_deserialization
+    return _checked(lambda: load_keras2(path, unsafe=unsafe) if saved_by_keras2(path) else _load_keras3(path, unsafe), path)
+
+
+def _require_model(path: pathlib.Path) -> None:
+    """Raises ValueError for what is no Keras model file, saying what it seems to be."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. A SavedModel holds a graph, and its BatchNorm layers cannot be told from it; "
-                         "pass the .keras or .h5 file it was exported from.")
-    head = path.open("rb").read(8)
-    if head[:4] == b"PK\x03\x04":
-        return _load_keras(path, allow_unsafe_deserialization)
+        if not (path / "saved_model.pb").exists():
+            raise ValueError(f"{path} is a folder without saved_model.pb, so it is no SavedModel. Give the path of the model in it.")
+        if not (path / "keras_metadata.pb").exists():
+            raise ValueError(f"{path} is a SavedModel without keras_metadata.pb: it holds a graph, as model.export writes it, and its "
+                             "BatchNorm layers cannot be told from that. Pass the .keras or .h5 file it was exported from.")
+        return
+    with path.open("rb") as file:
+        head = file.read(8)
     if head == b"\x89HDF\r\n\x1a\n":
-        return _load_h5(path, allow_unsafe_deserialization)
+        return
+    if head[:4] == b"PK\x03\x04":
+        _require_whole(path)
+        return
     hint = "It is a TFLite model: BatchNorm is folded into its convolutions. " if head[4:] == b"TFL3" else ""
-    raise ValueError(f"{path} is neither a .keras archive nor an HDF5 file. {hint}Pass the Keras model as trained.")
+    raise ValueError(f"{path} is neither a .keras archive nor an HDF5 file. {hint}Pass the Keras model as it was trained.")
 
 
-def _load_keras(path: pathlib.Path, unsafe: bool):
-    import keras
-
+def _require_whole(path: pathlib.Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
-            config = archive.read("config.json") if "config.json" in archive.namelist() else b""
+            damaged, names = archive.testzip(), archive.namelist()
     except (zipfile.BadZipFile, OSError, RuntimeError) as error:
         raise ValueError(f"{path} is a damaged .keras archive ({error}). Save or copy the model again.") from error
-    if b"keras_cv" in config:
-        import keras_cv  # noqa: F401 - registers its layers with Keras
-    return _checked_load(lambda: keras.models.load_model(path, compile=False, safe_mode=not unsafe), path)
+    if damaged:
+        raise ValueError(f"{path} is a damaged .keras archive (in {damaged}). Save or copy the model again.")
+    if "config.json" not in names:
+        raise ValueError(f"{path} is a zip file without config.json, so it is no .keras model. Save the model with model.save.")
 
 
-def _load_h5(path: pathlib.Path, unsafe: bool):
+def _load_keras3(path: pathlib.Path, unsafe: bool):
     import keras
 
-    class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
-        """Reads Keras 2 configs: they carry `groups`, which Keras 3 has dropped (it is always 1)."""
-
-        def __init__(self, *args, groups=1, **kwargs):
-            super().__init__(*args, **kwargs)
-
-    objects = {"DepthwiseConv2D": DepthwiseConv2D}
-    return _checked_load(lambda: keras.models.load_model(path, compile=False, safe_mode=not unsafe, custom_objects=objects), path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            config = archive.read("config.json")
+        if b"keras_cv" in config:
+            import keras_cv  # noqa: F401 - registers its layers with Keras
+    return keras.models.load_model(path, compile=False, safe_mode=not unsafe)
 
 
-def _checked_load(load, path: pathlib.Path):
+def _checked(load, path: pathlib.Path):
+    """load(), with whatever goes wrong as one ValueError: a broken file provokes any kind of error in Keras."""
     try:
         return load()
-    except Exception as error:  # Keras raises whatever a broken file provokes: KeyError, TypeError, struct.error ...
-        text = " ".join(str(error).split())
-        if "unsafe" in text or "Lambda" in text:
-            raise ValueError(f"{path} holds Python code (a Lambda layer). Loading it would run that code. If you trust the file, "
-                             "give --allow_unsafe_deserialization; else rebuild the model without Lambda.") from error
-        raise ValueError(f"Keras could not load {path}: {text[:400]}") from error
+    except Exception as error:
+        text = " ".join(str(error).split()).rstrip(".")
+    if "OpLambda" in text:
+        raise ValueError(f"{path} uses TensorFlow functions as layers (TFOpLambda of Keras 2), which Keras 3 cannot read. Build the "
+                         "model in Keras 3 from its code, give it the old weights with set_weights, and save that.")
+    if "Lambda" in text or "lambda" in text or "unsafe" in text:
+        raise ValueError(f"{path} holds Python code (a Lambda layer); loading it would run that code. If you trust the file, "
+                         "give --allow_unsafe_deserialization; else build the model without Lambda and save it again.")
+    if "Could not locate class" in text or "Unknown layer" in text:
+        raise ValueError(f"{path} has layers of a class that Keras does not know: {text[:300]}. Import the code that defines and "
+                         "registers it and call dgh_tf.generate_images(model) from Python.")
+    raise ValueError(f"Keras could not load {path}: {text[:400]}.")
 
 
 def _application(name: str, weights: str):
@@ -98,8 +120,36 @@ def _application(name: str, weights: str):
         raise ValueError(f"keras.applications has no model {name!r}. It has: {', '.join(names)}.")
     if weights not in ("imagenet", "none"):
         raise ValueError(f"--weights must be imagenet or none, got {weights!r}.")
+    if weights == "none":
+        return _with_random_weights(builder(weights=None))
     try:
-        return builder(weights=None if weights == "none" else weights)
+        return builder(weights=weights)
     except Exception as error:
-        raise ValueError(f"The {weights} weights of {name} could not be had ({error}). They are downloaded once; "
+        raise ValueError(f"The ImageNet weights of {name} could not be had ({error}). They are downloaded once; "
                          "check the network, or give --weights=none for random ones.") from error
+
+
+def _with_random_weights(model):
+    """The model with fixed random weights and, as if trained, the running statistics of noise images.
+
+    Without them it would be refused as untrained. The same each time, so that an interrupted run can go on.
+    """
+    from dgh_tf.network import batchnorm_layers
+
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        shape = tuple(variable.shape)
+        if len(shape) > 1:
+            fan_in = np.prod(shape[:2]) if "depthwise" in variable.path else np.prod(shape[:-1])
+            variable.assign(rng.normal(0.0, np.sqrt(2.0 / fan_in), shape).astype(np.float32))  # He et al. 2015
+    norms = batchnorm_layers(model)
+    momenta = [layer.momentum for layer in norms]
+    shape = tuple(side or 224 for side in model.inputs[0].shape[1:])
+    declared = any(type(layer).__name__ in ("Rescaling", "Normalization") for layer in model._flatten_layers())
+    noise = np.clip(rng.normal(0.0, 0.5, (_TRIAL_IMAGES, *shape)), -1.0, 1.0).astype(np.float32)
+    for layer in norms:
+        layer.momentum = 0.0
+    model((noise + 1.0) * 127.5 if declared else noise, training=True)
+    for layer, momentum in zip(norms, momenta, strict=True):
+        layer.momentum = momentum
+    return model

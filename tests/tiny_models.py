@@ -142,3 +142,91 @@ def subclassed(*, keras=keras3):
     model = Subclassed()
     model(np.zeros((1, 16, 16, 3), np.float32))
     return settle(model)
+
+
+def silu_detector(*, keras=keras3):
+    """A plain functional detector: SiLU throughout, three raw convolutional heads [8, 8], [4, 4], [2, 2] of 9 channels."""
+    def block(x, filters, stride=2):
+        x = keras.layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False)(x)
+        return keras.layers.Activation("silu")(keras.layers.BatchNormalization()(x))
+
+    x = inputs = keras.Input((32, 32, 3), name="image")
+    levels = []
+    for filters in (8, 12, 16, 20):
+        x = block(x, filters)
+        levels.append(x)
+    deep = keras.layers.UpSampling2D()(block(levels[3], 12, 1))
+    levels[2] = keras.layers.Concatenate()([levels[2], deep])
+    heads = [keras.layers.Conv2D(9, 1, name=f"head_{i}")(block(level, 8, 1)) for i, level in enumerate(levels[1:])]
+    return settle(keras.Model(inputs, heads, name="silu_detector"))
+
+
+def sliced_detector(*, keras=keras3):
+    """KerasCV's form: per level [boxes 4 | sigmoid(scores 3)], reshaped, joined over levels, then sliced apart again."""
+    x = inputs = keras.Input((16, 16, 3), name="image")
+    levels = []
+    for i in range(2):
+        x = _block(keras, x, 8 + 4 * i, stride=2)
+        boxes = keras.layers.Conv2D(4, 1, name=f"boxes_{i}")(_block(keras, x, 6))
+        scores = keras.layers.Conv2D(3, 1, activation="sigmoid", name=f"scores_{i}")(_block(keras, x, 7))
+        levels.append(keras.layers.Reshape((-1, 7))(keras.layers.Concatenate()([boxes, scores])))
+    joined = keras.layers.Concatenate(axis=1)(levels)
+    return settle(keras.Model(inputs, {"boxes": joined[:, :, :4], "classes": joined[..., 4:]}, name="sliced_detector"))
+
+
+def batchnorm_variants(*, keras=keras3):
+    """BN over axis 1, BN without scale, without centre, without both, frozen BN and synchronized BN."""
+    x = inputs = keras.Input((16, 16, 3), name="image")
+    options = [{"axis": 1}, {"scale": False}, {"center": False}, {"scale": False, "center": False}, {"trainable": False},
+               {"synchronized": True}]
+    for option in options:
+        x = keras.layers.Conv2D(6, 3, padding="same", use_bias=False)(x)
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization(**option)(x))
+    x = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x))
+    return settle(keras.Model(inputs, x, name="batchnorm_variants"))
+
+
+def partly_normalized(*, keras=keras3):
+    """Two branches, 'with_bn' and 'without_bn', each with a dense head; only the first has statistics."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    first = _block(keras, inputs, 8, stride=2, name="with_bn")
+    second = keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="without_bn")(inputs)
+    heads = {name: keras.layers.Dense(4, name=name)(keras.layers.GlobalAveragePooling2D()(x))
+             for name, x in (("head_a", first), ("head_b", second))}
+    return settle(keras.Model(inputs, heads, name="partly_normalized"))
+
+
+def vector(*, keras=keras3):
+    """A dense network over vectors [24]."""
+    x = inputs = keras.Input((24,), name="features")
+    for units in (32, 16):
+        x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Dense(units, use_bias=False)(x)))
+    return settle(keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x), name="vector"))
+
+
+def many_channels(*, keras=keras3):
+    """conv_bn_relu on six channels, such as a satellite's bands."""
+    return conv_bn_relu(keras=keras, shape=(16, 16, 6))
+
+
+def dynamic_size(*, keras=keras3):
+    """conv_bn_relu whose height and width are open."""
+    return conv_bn_relu(keras=keras, shape=(None, None, 3))
+
+
+def segmentation(*, keras=keras3):
+    """Per-pixel softmax over four classes at the input's size, through a transposed convolution."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = _block(keras, _block(keras, inputs, 8, stride=2), 12)
+    x = keras.layers.Conv2DTranspose(8, 3, strides=2, padding="same", use_bias=False)(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    return settle(keras.Model(inputs, keras.layers.Conv2D(4, 1, activation="softmax")(x), name="segmentation"))
+
+
+def sequential(*, keras=keras3):
+    """A Sequential model with an input layer."""
+    layers = keras.layers
+    return settle(keras.Sequential([
+        keras.Input((16, 16, 3)), layers.Conv2D(8, 3, strides=2, use_bias=False), layers.BatchNormalization(), layers.ReLU(),
+        layers.Conv2D(12, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.GlobalAveragePooling2D(),
+        layers.Dense(5)], name="sequential"))
