@@ -168,7 +168,8 @@ class _ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 
     def __init__(self, steps: int, *, done: int):
-        self._steps, self._began, self._from, self._shown = steps, time.monotonic(), done, 0.0
+        self._steps, self._shown = steps, 0.0
+        self._first: tuple[float, int] | None = None  # time and step of the first report: what came before is compilation
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -187,9 +188,14 @@ class _ProgressBar:
         if self._bar:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(progress.step - self._bar.n)
-        elif time.monotonic() - self._shown > 10 or progress.step == self._steps:
-            self._shown = time.monotonic()
-            left = (self._shown - self._began) / (progress.step - self._from) * (self._steps - progress.step)
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, progress.step
+            console.say(f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}")
+        elif now - self._shown > 10 or progress.step == self._steps:
+            self._shown, (began, at) = now, self._first
+            left = (now - began) / (progress.step - at) * (self._steps - progress.step)
             console.say(f"step {progress.step}/{self._steps}, {text}, {left:.0f} s left")
 
 

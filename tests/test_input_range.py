@@ -1,0 +1,72 @@
+"""The valid input range: from the user, from layers, from statistics, or a clear error."""
+import keras
+import numpy as np
+import pytest
+
+from dgh_tf.input_range import CONVENTIONS, find_input_range, parse_input_range
+from dgh_tf.loading import load_model
+from dgh_tf.network import Network
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_model("demo")
+
+
+def fed_in(model, scale, offset):
+    """The same network behind x * scale + offset: a model whose convention is known because we made it."""
+    inputs = keras.Input(model.input_shape[1:])
+    return keras.Model(inputs, model(inputs * np.float32(scale) + np.float32(offset)))
+
+
+@pytest.mark.parametrize(("name", "scale", "offset"), [("symmetric", 1.0, 0.0), ("unit", 2.0, -1.0), ("byte", 1 / 127.5, -1.0)])
+def test_statistics_tell_the_convention_a_model_was_trained_in(demo, name, scale, offset):
+    found = find_input_range(Network(fed_in(demo, scale, offset)))[0]
+    assert (found.low, found.high) == tuple((float(bound),) for bound in CONVENTIONS[name])
+    assert name in found.source
+
+
+@pytest.mark.parametrize(("file", "low", "high"), [("resnet8_cifar10.keras", 0.0, 255.0), ("mobilenet_v1_025_224.keras", -1.0, 1.0)])
+def test_real_models_get_the_range_their_authors_used(shared_data, file, low, high):
+    found = find_input_range(Network(load_model(str(shared_data / file))))[0]
+    assert (found.low, found.high) == ((low,), (high,))
+
+
+def test_spectrograms_get_a_range_that_holds_most_of_the_real_values(shared_data):
+    found = find_input_range(Network(load_model(str(shared_data / "kws_dscnn.keras"))))[0]
+    real = np.load(shared_data / "kws_real.npz")["x"]
+    inside = ((real >= found.low[0]) & (real <= found.high[0])).mean()
+    assert inside > 0.98  # a few first coefficients reach -123; the statistics cannot tell such tails
+    assert found.high[0] - found.low[0] < 300  # and the range is not bought by being endless
+
+
+def test_a_rescaling_layer_says_the_range(demo):
+    inputs = keras.Input(demo.input_shape[1:])
+    model = keras.Model(inputs, demo(keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)))
+    found = find_input_range(Network(model))[0]
+    assert (found.low, found.high) == ((0.0,), (255.0,)) and "Rescaling" in found.source
+
+
+def test_the_flag_goes_before_everything(demo):
+    assert find_input_range(Network(demo), text="-3,5")[0].low == (-3.0,)
+    # by hand: (0 - 0.485) / 0.229 for red
+    assert parse_input_range("imagenet", channels=3).low[0] == pytest.approx(-2.1179, abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["1", "a,b", "1,0", "0,nan", "0,inf", "1,1", "0,1,2", "photo"])
+def test_nonsense_ranges_are_refused_with_the_two_forms_named(text):
+    with pytest.raises(ValueError, match="LOW,HIGH"):
+        parse_input_range(text, channels=3)
+
+
+def test_statistics_that_fit_nothing_ask_for_the_flag(demo):
+    broken = keras.models.clone_model(demo)
+    broken.set_weights(demo.get_weights())
+    generator = np.random.default_rng(0)
+    for layer in broken.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # statistics that no input can give: alternating far means
+            mean = 1e3 * generator.choice([-1.0, 1.0], layer.moving_mean.shape)
+            layer.moving_mean.assign(mean.astype("float32"))
+            layer.moving_variance.assign(np.full(layer.moving_mean.shape, 1e-3, "float32"))
+    with pytest.raises(ValueError, match="--input_range"):
+        find_input_range(Network(broken))
