@@ -21,11 +21,10 @@ def save(folder: pathlib.Path, state: State, *, identity: dict) -> None:
     groups = {"canvas": state.canvases, "first": state.first, "second": state.second}
     arrays = {f"{key}_{i}": array for key, group in groups.items() for i, array in enumerate(group)}
     scale, best, waited = state.plateau
+    record = json.dumps({"step": state.step, "plateau": [scale, best if math.isfinite(best) else None, waited], "identity": identity})
     with atomic_path(path) as temporary:
-        np.savez(temporary, means=state.means, m2s=state.m2s, spreads=state.spreads, **arrays)
-    record = {"step": state.step, "plateau": [scale, best if math.isfinite(best) else None, waited],
-              "sha256": sha256_file(path), "identity": identity}
-    atomic_write(path.with_suffix(".json"), json.dumps(record, indent=1))
+        np.savez(temporary, means=state.means, m2s=state.m2s, spreads=state.spreads, record=record, **arrays)
+    atomic_write(path.with_suffix(".json"), json.dumps({"sha256": sha256_file(path)}))
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
         old.unlink()
         old.with_suffix(".npz").unlink(missing_ok=True)
@@ -39,16 +38,15 @@ def load_latest(folder: pathlib.Path, *, identity: dict) -> State | None:
     for record_path in sorted(folder.glob("step-*.json"), reverse=True):
         path = record_path.with_suffix(".npz")
         try:
-            record = json.loads(record_path.read_text())
-            if sha256_file(path) != record["sha256"]:
+            if sha256_file(path) != json.loads(record_path.read_text())["sha256"]:
                 raise ValueError("its checksum differs")
-            saved = record["identity"]
             with np.load(path, allow_pickle=False) as data:
                 arrays = dict(data)
+            record = json.loads(str(arrays.pop("record")))
         except (OSError, ValueError, KeyError, TypeError) as error:
             warnings.warn(f"Checkpoint {path.name} is damaged ({error}); going back to the one before.", stacklevel=2)
             continue
-        require_same(saved, identity, folder.parent)
+        require_same(record["identity"], identity, folder.parent)
         groups = [[arrays[f"{key}_{i}"] for i in range(sum(name.startswith(key) for name in arrays))]
                   for key in ("canvas", "first", "second")]
         scale, best, waited = record["plateau"]
