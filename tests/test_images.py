@@ -23,9 +23,9 @@ def noise(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def gaussian_kernel():
+def gaussian_kernel(sigma=SMOOTHING_SIGMA):
     """The 3x3 Gaussian of the references, float64, normalized."""
-    taps = np.exp(-0.5 * (np.arange(-1, 2) / SMOOTHING_SIGMA) ** 2)
+    taps = np.exp(-0.5 * (np.arange(-1, 2) / sigma) ** 2)
     return np.outer(taps, taps) / taps.sum() ** 2
 
 
@@ -36,7 +36,8 @@ def gaussian_kernel():
                                                         ((16, 640, 3), 2, True)])
 def test_photographs_get_a_larger_canvas_and_only_coloured_ones_are_mirrored(shape, padding, flip):
     layout = choose_layout(shape)
-    assert layout == Layout(shape, padding, True, flip)
+    assert (layout.shape, layout.padding, layout.flip) == (shape, padding, flip)
+    assert layout.smoothing == pytest.approx(1.25 * min(1.0, min(shape[:2]) / 96))  # as the references from 96 pixels on
     assert layout.canvas_shape == (shape[0] + padding, shape[1] + padding, shape[2])
 
 
@@ -50,7 +51,7 @@ def test_what_is_no_image_is_drawn_as_it_is(shape):
 
 
 def test_augment_off_and_flip_say_what_they_do():
-    assert choose_layout((32, 32, 3), augment=False) == Layout((32, 32, 3), 0, False, False)
+    assert choose_layout((32, 32, 3), augment=False) == Layout((32, 32, 3), 0, 0.0, False)
     assert choose_layout((32, 32, 3), flip="off").flip is False
     assert choose_layout((32, 32, 1), flip="on").flip is True
 
@@ -58,22 +59,23 @@ def test_augment_off_and_flip_say_what_they_do():
 # ---- smoothing ---------------------------------------------------------------------------------------------------------
 
 
-def test_smoothing_equals_scipys_convolution_with_mirrored_edges():
+@pytest.mark.parametrize("sigma", [1.25, 0.4])
+def test_smoothing_equals_scipys_convolution_with_mirrored_edges(sigma):
     images = noise((2, 9, 12, 3))
-    wanted = scipy.ndimage.convolve(images.astype(np.float64), gaussian_kernel()[None, :, :, None], mode="mirror")
-    np.testing.assert_allclose(smooth(tf.constant(images)), wanted, atol=1e-6)
+    wanted = scipy.ndimage.convolve(images.astype(np.float64), gaussian_kernel(sigma)[None, :, :, None], mode="mirror")
+    np.testing.assert_allclose(smooth(tf.constant(images), sigma=sigma), wanted, atol=1e-6)
 
 
 def test_one_bright_pixel_spreads_into_the_symmetric_kernel():
     image = np.zeros((1, 7, 7, 1), np.float32)
     image[0, 3, 3] = 1.0
-    spread = smooth(tf.constant(image)).numpy()[0, 2:5, 2:5, 0]
+    spread = smooth(tf.constant(image), sigma=SMOOTHING_SIGMA).numpy()[0, 2:5, 2:5, 0]
     np.testing.assert_allclose(spread, gaussian_kernel(), atol=1e-7)
     np.testing.assert_allclose(spread, spread[::-1, ::-1], atol=1e-8)  # a lopsided kernel shifts images step by step
 
 
 def test_smoothing_keeps_a_flat_image():
-    np.testing.assert_allclose(smooth(tf.fill([1, 8, 8, 3], 0.7)), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(smooth(tf.fill([1, 8, 8, 3], 0.7), sigma=SMOOTHING_SIGMA), 0.7, rtol=1e-6)
 
 
 # ---- clip --------------------------------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ def find_crop(result, canvas, layout):
 
 
 def test_every_augmented_batch_is_one_real_crop_flipped_or_not_and_all_of_them_occur():
-    layout = Layout((16, 20, 3), 2, False, True)
+    layout = Layout((16, 20, 3), 2, 0.0, True)
     canvas = np.clip(noise((2, *layout.canvas_shape)) * 0.3, -1, 1)
     seen = set()
     for step in range(150):
@@ -121,7 +123,7 @@ def test_every_augmented_batch_is_one_real_crop_flipped_or_not_and_all_of_them_o
 
 def test_mirroring_happens_about_every_second_time():
     """Fair coin: 400 draws fall within 0.4 to 0.6 with a chance above 0.9999."""
-    layout = Layout((16, 16, 3), 2, False, True)
+    layout = Layout((16, 16, 3), 2, 0.0, True)
     canvas = np.zeros((1, *layout.canvas_shape), np.float32)
     canvas[...] = np.linspace(-1, 1, layout.canvas_shape[1])[:, None]
     results = [augment(tf.constant(canvas), layout, seed=tf.constant([0, step])).numpy() for step in range(400)]
@@ -130,7 +132,7 @@ def test_mirroring_happens_about_every_second_time():
 
 
 def test_mirroring_does_not_depend_on_where_the_crop_lies():
-    layout = Layout((16, 16, 3), 2, False, False)
+    layout = Layout((16, 16, 3), 2, 0.0, False)
     canvas = np.clip(noise((1, *layout.canvas_shape)) * 0.3, -1, 1)
     for step in range(30):
         places = find_crop(augment(tf.constant(canvas), layout, seed=tf.constant([1, step])).numpy(), canvas, layout)
@@ -163,7 +165,7 @@ def test_augmented_values_stay_in_range_and_every_canvas_pixel_gets_gradient_in_
 
 def test_finished_image_is_the_clipped_centre_of_the_smoothed_canvas():
     canvas = 2.0 * noise((2, *LAYOUT.canvas_shape))
-    smoothed = scipy.ndimage.convolve(canvas.astype(np.float64), gaussian_kernel()[None, :, :, None], mode="mirror")
+    smoothed = scipy.ndimage.convolve(canvas.astype(np.float64), gaussian_kernel(LAYOUT.smoothing)[None, :, :, None], mode="mirror")
     edge = LAYOUT.padding // 2
     wanted = np.clip(smoothed[:, edge:edge + 24, edge:edge + 32], -1.0, 1.0)
     np.testing.assert_allclose(finish(tf.constant(canvas), LAYOUT), wanted, atol=1e-5)
@@ -172,38 +174,48 @@ def test_finished_image_is_the_clipped_centre_of_the_smoothed_canvas():
 # ---- start images ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("natural", [True, False])
-def test_start_canvas_follows_from_seed_and_index_alone(natural):
+@pytest.mark.parametrize("start", ["leaves", "noise", "white"])
+def test_start_canvas_follows_from_seed_and_index_alone(start):
     def draw(index, seed):
-        return start_canvas(LAYOUT, index=index, seed=seed, std=0.5, natural=natural)
+        return start_canvas((24, 32, 3), index=index, seed=seed, std=0.5, start=start)
 
     np.testing.assert_array_equal(draw(3, 1), draw(3, 1))
-    assert draw(3, 1).dtype == np.float32 and draw(3, 1).shape == LAYOUT.canvas_shape
+    assert draw(3, 1).dtype == np.float32 and draw(3, 1).shape == (24, 32, 3)
     assert not np.array_equal(draw(3, 1), draw(4, 1)) and not np.array_equal(draw(3, 1), draw(3, 2))
 
 
-@pytest.mark.parametrize(("shape", "natural"), [((64, 64, 3), True), ((64, 64, 3), False), ((64, 64, 1), True), ((512, 4), True)])
+@pytest.mark.parametrize(("shape", "start"), [((64, 64, 3), "leaves"), ((64, 64, 3), "noise"), ((64, 64, 3), "white"),
+                                              ((64, 64, 1), "noise"), ((512, 4), "leaves")])
 @pytest.mark.parametrize("std", [0.5, 0.3])
-def test_start_canvases_have_the_given_deviation_and_mean_zero(shape, natural, std):
-    layout = choose_layout(shape)
-    canvases = np.stack([start_canvas(layout, index=i, seed=0, std=std, natural=natural) for i in range(48)])
-    assert canvases.std() == pytest.approx(std, rel=0.1)
+def test_start_canvases_have_the_given_deviation_and_mean_zero(shape, start, std):
+    canvases = np.stack([start_canvas(shape, index=i, seed=0, std=std, start=start) for i in range(48)])
+    assert canvases.std() == pytest.approx(std, rel=0.15)
     assert abs(canvases.mean()) < 0.3 * std
 
 
-def test_natural_start_has_more_power_in_low_frequencies_and_mostly_grey_and_white_has_neither():
-    layout = choose_layout((64, 64, 3))
+def low_to_high(canvases):
+    """Power of low over that of high spatial frequencies."""
+    power = np.abs(np.fft.fft2(canvases, axes=(1, 2))) ** 2
+    return power[:, 1:4, 1:4].mean() / power[:, 24:32, 24:32].mean()
 
-    def ratio_and_correlation(natural):
-        canvases = np.stack([start_canvas(layout, index=i, seed=0, std=0.5, natural=natural) for i in range(8)])
-        power = np.abs(np.fft.fft2(canvases, axes=(1, 2))) ** 2
-        low, high = power[:, 1:4, 1:4].mean(), power[:, 24:32, 24:32].mean()
-        return low / high, np.corrcoef(canvases[..., 0].ravel(), canvases[..., 1].ravel())[0, 1]
 
-    ratio, correlation = ratio_and_correlation(True)
-    assert ratio > 30 and correlation > 0.6
-    ratio, correlation = ratio_and_correlation(False)
-    assert 0.5 < ratio < 2.0 and abs(correlation) < 0.05
+@pytest.mark.parametrize(("start", "natural"), [("leaves", True), ("noise", True), ("white", False)])
+def test_natural_starts_have_most_power_in_low_frequencies_and_in_grey_and_white_has_neither(start, natural):
+    canvases = np.stack([start_canvas((64, 64, 3), index=i, seed=0, std=0.5, start=start) for i in range(8)])
+    correlation = np.corrcoef(canvases[..., 0].ravel(), canvases[..., 1].ravel())[0, 1]
+    if natural:
+        assert low_to_high(canvases) > 30 and correlation > 0.6
+    else:
+        assert 0.5 < low_to_high(canvases) < 2.0 and abs(correlation) < 0.05
+
+
+def test_leaves_are_flat_with_sharp_edges():
+    """Most neighbours are equal and some differ a lot: in Gaussian noise of any spectrum none are equal."""
+    leaves = np.stack([start_canvas((64, 64, 3), index=i, seed=0, std=0.5, start="leaves") for i in range(8)])
+    steps = np.abs(np.diff(leaves, axis=2))
+    assert np.mean(steps == 0.0) > 0.5 and np.mean(steps > 0.5) > 0.02
+    noise_steps = np.diff(start_canvas((64, 64, 3), index=0, seed=0, std=0.5, start="noise"), axis=1)
+    assert np.mean(noise_steps == 0.0) < 0.01
 
 
 # ---- units -------------------------------------------------------------------------------------------------------------

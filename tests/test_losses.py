@@ -46,39 +46,45 @@ def test_spread_counts_positions_and_channels_of_each_image():
     np.testing.assert_allclose(output_spread(logits), [5.0, 2.5])
 
 
-def test_stretching_is_minus_the_log_of_the_mean_spread_and_lambda_its_inverse():
-    loss, scale = stretching(tf.constant([2.0, 6.0]))
-    assert float(loss) == pytest.approx(-math.log(4.0), rel=1e-5)
-    assert float(scale) == pytest.approx(0.25, rel=1e-5)
+def stretch(y, limit=math.inf):
+    """Loss and its gradient for the outputs y."""
+    with tf.GradientTape() as tape:
+        y = tf.constant(y)
+        tape.watch(y)
+        loss = stretching(output_spread(y), limit=tf.constant(limit))
+    return float(loss), tape.gradient(loss, y).numpy()
+
+
+def test_stretching_is_minus_the_mean_log_of_the_spreads_up_to_the_limit():
+    spread = tf.constant([2.0, 8.0])
+    assert float(stretching(spread, limit=tf.constant(math.inf))) == pytest.approx(-math.log(4.0), rel=1e-5)  # sqrt(2 * 8)
+    assert float(stretching(spread, limit=tf.constant(4.5))) == pytest.approx(-math.log(3.0), rel=1e-5)  # sqrt(2 * 4.5)
 
 
 def test_stretching_pulls_equally_hard_whatever_the_unit_of_the_logits():
     """Relative growth of the outputs per step of the loss: y * d loss / d y is the same for y and for 300 y."""
-    pulls = []
-    for unit in (1.0, 300.0):
-        with tf.GradientTape() as tape:
-            y = tf.constant([[1.0, -1.0, 0.5], [2.0, 0.0, -3.0]]) * unit
-            tape.watch(y)
-            loss, _ = stretching(output_spread(y))
-        pulls.append((y * tape.gradient(loss, y)).numpy())
-    np.testing.assert_allclose(pulls[0], pulls[1], rtol=1e-4)
-    assert pulls[0][1, 0] < 0.0  # the loss falls as the largest output of an image grows ...
-    assert pulls[0][0, 2] == 0.0  # ... and does not see those between
+    y = np.array([[1.0, -1.0, 0.5], [2.0, 0.0, -3.0]], np.float32)
+    pull, large = (unit * y * stretch(unit * y)[1] for unit in (1.0, 300.0))
+    np.testing.assert_allclose(pull, large, rtol=1e-4)
+    assert pull[1, 0] < 0.0  # the loss falls as the largest output of an image grows ...
+    assert pull[0, 2] == 0.0  # ... and does not see those between
 
 
-def test_stretching_gradient_is_lambda_times_that_of_minus_the_mean_spread():
-    with tf.GradientTape(persistent=True) as tape:
-        y = tf.constant([[1.0, -1.0, 0.5], [2.0, 0.0, -3.0]])
-        tape.watch(y)
-        spread = output_spread(y)
-        loss, scale = stretching(spread)
-        plain = -tf.reduce_mean(spread)
-    np.testing.assert_allclose(tape.gradient(loss, y), float(scale) * tape.gradient(plain, y), rtol=1e-5)
+def test_stretching_gradient_is_one_over_spread_for_the_extremes_of_each_image():
+    """d/dy of -mean(log(max - min)): -1/(2 * 2) and +1/(2 * 2) for spread 2, -1/(2 * 5) and +1/(2 * 5) for spread 5."""
+    _, gradient = stretch([[1.0, -1.0, 0.5], [2.0, 0.0, -3.0]])
+    np.testing.assert_allclose(gradient, [[-0.25, 0.25, 0.0], [-0.1, 0.0, 0.1]], rtol=1e-4)
 
 
-def test_constant_outputs_give_finite_stretching():
-    loss, scale = stretching(output_spread(tf.zeros([2, 3])))
-    assert math.isfinite(float(loss)) and math.isfinite(float(scale))
+def test_an_image_at_the_limit_is_stretched_no_more_and_the_others_are():
+    _, gradient = stretch([[1.0, -1.0, 0.5], [2.0, 0.0, -3.0]], limit=4.0)
+    np.testing.assert_allclose(gradient, [[-0.25, 0.25, 0.0], [0.0, 0.0, 0.0]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+def test_constant_outputs_and_an_unknown_limit_give_finite_values(limit):
+    loss, gradient = stretch([[0.0, 0.0]], limit=limit)
+    assert math.isfinite(loss) and np.isfinite(gradient).all()
 
 
 def test_hinge_worked_by_hand():
