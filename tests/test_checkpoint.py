@@ -70,8 +70,10 @@ def stop_after(process, folder, *, delay, number):
     return finish(process)
 
 
-def test_killed_and_terminated_run_ends_in_the_same_images_and_then_says_so(model_path, undisturbed, tmp_path):
-    folder, moment = tmp_path / "run", random.Random(7)
+@pytest.fixture(scope="module")
+def survivor(model_path, tmp_path_factory):
+    """Folder of a run that was killed, gone on with, terminated, gone on with, and finished."""
+    folder, moment = tmp_path_factory.mktemp("survivor"), random.Random(7)
     code, *_ = stop_after(start(model_path, folder), folder, delay=moment.uniform(0.0, 0.15), number=signal.SIGKILL)
     assert code == -signal.SIGKILL and not (folder / "manifest.json").exists()
 
@@ -83,22 +85,27 @@ def test_killed_and_terminated_run_ends_in_the_same_images_and_then_says_so(mode
 
     code, out, err = finish(start(model_path, folder))
     assert code == 0, (out, err)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["images_sha256"] == undisturbed == sha256_array(np.load(folder / "images.npy"))
-    assert not (folder / "checkpoint").exists()
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return folder
+
+
+def test_killed_and_terminated_run_ends_in_the_images_of_an_undisturbed_one(survivor, undisturbed):
+    manifest = json.loads((survivor / "manifest.json").read_text())
+    assert manifest["images_sha256"] == undisturbed == sha256_array(np.load(survivor / "images.npy"))
+    assert not (survivor / "checkpoint").exists()
+    steps = [json.loads(line)["step"] for line in (survivor / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 700
 
-    code, out, err = finish(start(model_path, folder))
+
+def test_finished_run_says_so_and_exits_0(model_path, survivor, undisturbed):
+    code, out, err = finish(start(model_path, survivor))
     assert (code, err) == (0, "") and "is finished" in out and undisturbed in out
 
 
-def test_finished_folder_refuses_other_settings_and_names_them(model_path, tmp_path):
-    assert finish(start(model_path, tmp_path, steps=2))[0] == 0
-    written = (tmp_path / "images.npy").read_bytes()
-    code, _, err = finish(start(model_path, tmp_path, steps=3, seed=4))
-    assert code == 1 and "steps: 2 there, 3 now" in err and "seed: 3 there, 4 now" in err and "batch_size" not in err
-    assert "Traceback" not in err and (tmp_path / "images.npy").read_bytes() == written
+def test_finished_folder_refuses_other_settings_and_names_them(model_path, survivor):
+    written = (survivor / "images.npy").read_bytes()
+    code, _, err = finish(start(model_path, survivor, steps=701, seed=4))
+    assert code == 1 and "steps: 700 there, 701 now" in err and "seed: 3 there, 4 now" in err and "batch_size" not in err
+    assert "Traceback" not in err and (survivor / "images.npy").read_bytes() == written
 
 
 @pytest.mark.slow

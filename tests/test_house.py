@@ -1,0 +1,118 @@
+"""House rules that a reader relies on: what math files import, how their options are given, and what an import costs."""
+import ast
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PACKAGES = ("dgh_tf", "tflite_export", "benchmarks")
+KINDS = ("math", "keras", "state", "cli")
+FORBIDDEN = {"os", "pathlib", "json", "absl", "keras", "tf_keras", "keras_cv", "sys", "io", "shutil", "subprocess", "tempfile", "logging"}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def kind_of(path):
+    """The first word of the file's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").split(":")[0]
+
+
+MATH = [path for path in FILES if kind_of(path) == "math"]
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def imported(tree):
+    """Top-level names of every module imported anywhere in the file, but for type checkers only."""
+    skipped = {id(node) for test in ast.walk(tree) if isinstance(test, ast.If) and "TYPE_CHECKING" in ast.unparse(test.test)
+               for node in ast.walk(test)}
+    for node in ast.walk(tree):
+        if id(node) not in skipped and isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif id(node) not in skipped and isinstance(node, ast.ImportFrom):
+            yield node.module.split(".")[0]
+
+
+def test_the_core_has_its_math_files():
+    names = {path.stem for path in MATH if path.parent.name == "dgh_tf"}
+    assert {"moments", "losses", "optimizer", "images", "config"} <= names
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_says_what_it_is(path):
+    text = ast.get_docstring(ast.parse(path.read_text()))
+    assert text and text.splitlines()[0].rstrip()[-1] in ".!:", "first line: one sentence"
+    if path.parent.name == "dgh_tf" and path.name != "__init__.py":
+        assert kind_of(path) in KINDS
+
+
+@pytest.mark.parametrize("path", MATH, ids=name_of)
+def test_math_files_touch_neither_files_nor_flags_nor_keras(path):
+    tree = ast.parse(path.read_text())
+    assert not FORBIDDEN & set(imported(tree))
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not calls & {"open", "print", "input", "exec", "eval"}
+
+
+@pytest.mark.parametrize("path", MATH, ids=name_of)
+def test_options_of_math_functions_are_keyword_only(path):
+    """An option is a parameter with a default: given by position, its meaning cannot be read at the call."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            assert not node.args.defaults, f"{node.name}: {ast.unparse(node.args)}"
+
+
+@pytest.mark.parametrize("path", MATH, ids=name_of)
+def test_public_functions_of_math_files_have_docstrings_and_types(path):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for name, function in inspect.getmembers(module, inspect.isfunction):
+        if function.__module__ == module.__name__ and not name.startswith("_"):
+            assert function.__doc__, name
+            tree = inspect.signature(function)
+            assert all(p.annotation is not inspect.Parameter.empty for p in tree.parameters.values()), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_and_functions_can_be_read_in_one_sitting(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300 or path.name == "generation.py" and len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_generation_and_export_do_not_import_each_other():
+    """Arrays pass between them. The export's commands may use the shared console, files and loading."""
+    for path in FILES:
+        text = path.read_text()
+        tree = ast.parse(text)
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+        modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        if path.is_relative_to(ROOT / "dgh_tf"):
+            assert not [m for m in modules if m.split(".")[0] in ("tflite_export", "benchmarks")], path
+        if path.is_relative_to(ROOT / "tflite_export"):
+            assert "benchmarks" not in {m.split(".")[0] for m in modules}, path
+            used = {m for m in modules if m.split(".")[0] == "dgh_tf"}
+            assert used <= {"dgh_tf", "dgh_tf.console", "dgh_tf.files", "dgh_tf.loading"}, (path, used)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_a_package_starts_no_tensorflow(package):
+    """TensorFlow takes seconds to import and prints; --help and a wrong flag must not wait for it."""
+    code = f"import sys, {package}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert package in loaded and not {"tensorflow", "keras", "tf_keras", "keras_cv", "matplotlib"} & set(loaded)
+
+
+def test_public_names_of_the_package_exist():
+    import dgh_tf
+
+    for name in dgh_tf.__all__:
+        assert callable(getattr(dgh_tf, name))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        dgh_tf.no_such_name  # noqa: B018
