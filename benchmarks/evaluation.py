@@ -1,6 +1,8 @@
 """state: what one integer model costs on the evaluation set, and the ranges written in its file."""
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,8 @@ def float_outputs(model: Any, x: np.ndarray, *, batch_size: int = 64) -> np.ndar
     return outputs.reshape(len(x), -1)
 
 
-def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> float:
-    """Mean over images of highest minus lowest logit of the float model's first head (dgh_tf.network.Network)."""
+@functools.lru_cache(maxsize=1)  # all rows of a run ask about the same network: trace it once
+def _logits_function(network: Any) -> Callable:
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -33,6 +35,14 @@ def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> 
         values = network.forward([x]).heads[0].logits
         return tf.reshape(values, [tf.shape(x)[0], -1])
 
+    return logits
+
+
+def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> float:
+    """Mean over images of highest minus lowest logit of the float model's first head (dgh_tf.network.Network)."""
+    import tensorflow as tf
+
+    logits = _logits_function(network)
     parts = [logits(tf.constant(images[i:i + batch_size])).numpy() for i in range(0, len(images), batch_size)]
     return metrics.spread(np.concatenate(parts))
 
