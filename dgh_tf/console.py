@@ -88,7 +88,8 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("stopped", str(stop), stop.exit_code)
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
-    except (MemoryError, ValueError, OSError, ImportError) as error:  # what users can cause; anything else is our fault and shows itself
+    except (MemoryError, ValueError, FloatingPointError, OSError, ImportError) as error:
+        # what users can cause (a rate too large makes a run diverge); anything else is our fault and shows itself
         if _VERBOSE.value:
             traceback.print_exc()
         text = str(error) or type(error).__name__
@@ -98,7 +99,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Runs an absl command. ValueError, OSError and ImportError become one line on stderr and exit code 1."""
+    """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
     quiet_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     app.run(lambda argv: sys.exit(_guarded(main, argv)))
