@@ -70,14 +70,14 @@ def test_scene_boxes_hold_their_digits():
 
 
 def test_scenes_repeat_exactly():
-    (first, truth), (second, again) = detector_data.real(8), detector_data.real(8)
+    (first, truth), (second, again) = detector_data.real(count=8), detector_data.real(count=8)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(truth["boxes"], again["boxes"])
     assert first.min() >= 0.0 and 200.0 < first.max() <= 255.0
 
 
 def test_detector_finds_held_out_digits(detector):
-    images, truth = detector_data.evaluation(100)
+    images, truth = detector_data.evaluation(count=100)
     raw = {name: head.numpy() for name, head in detector(images, training=False).items()}
     assert set(raw) == {"boxes", "classes"}
     assert mean_average_precision(detector, raw, images, truth) > 0.5

@@ -61,11 +61,11 @@ def scenes(ink: np.ndarray, labels: np.ndarray, count: int, *,
     return images, {"boxes": np.stack(boxes), "classes": np.stack(classes)}
 
 
-def real(count: int = 256) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def real(*, count: int = 256) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scenes of training-side digits, for calibration with real data."""
     return scenes(*digits(held_out=False), count, rng=np.random.default_rng(1))
 
 
-def evaluation(count: int = 400) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def evaluation(*, count: int = 400) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scenes of held-out digits, to measure mean average precision on."""
     return scenes(*digits(held_out=True), count, rng=np.random.default_rng(2))
