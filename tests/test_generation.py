@@ -242,11 +242,10 @@ def test_stretching_widens_the_logits_under_a_softmax_up_to_the_limit():
         reports = []
         state = generator.run(generator.start(), report=lambda progress, fetch, seen=reports: seen.append(progress))
         spreads[weight, limit] = spread_of(logits, generator.images(state)[0]).mean()
-        matched = state.spreads[0]
         first = spread_of(logits, generator.images(generator.start())[0]).mean()
         assert reports[0].losses["spread/output"] == pytest.approx(first, rel=1e-3)
     assert spreads[1.0, 2.25] > 1.3 * spreads[0.0, 2.25]
-    assert spreads[1.0, 1.2] < 1.4 * matched < spreads[1.0, 2.25]
+    assert spreads[1.0, 1.2] < 0.9 * spreads[1.0, 2.25]
 
 
 def test_spread_to_stretch_from_is_that_of_the_images_however_short_the_run():
