@@ -46,7 +46,7 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
     import keras
     import tf_keras
 
-    reference = tf_keras.models.load_model(path, compile=False)
+    reference = tf_keras.models.load_model(path, compile=False, safe_mode=not unsafe)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "model.h5"
         try:

@@ -47,7 +47,7 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
     path = model_path(spec)
     _require_model(path)
     unsafe = allow_unsafe_deserialization
-    return _checked(lambda: load_keras2(path, unsafe=unsafe) if saved_by_keras2(path) else _load_keras3(path, unsafe), path)
+    return _checked(lambda: load_keras2(path, unsafe=unsafe) if saved_by_keras2(path) else _load_keras3(path, unsafe), path, unsafe)
 
 
 def _require_model(path: pathlib.Path) -> None:
@@ -93,7 +93,7 @@ def _load_keras3(path: pathlib.Path, unsafe: bool):
     return keras.models.load_model(path, compile=False, safe_mode=not unsafe)
 
 
-def _checked(load, path: pathlib.Path):
+def _checked(load, path: pathlib.Path, unsafe: bool):
     """load(), with whatever goes wrong as one ValueError: a broken file provokes any kind of error in Keras."""
     try:
         return load()
@@ -102,7 +102,7 @@ def _checked(load, path: pathlib.Path):
     if "OpLambda" in text:
         raise ValueError(f"{path} uses TensorFlow functions as layers (TFOpLambda of Keras 2), which Keras 3 cannot read. Build the "
                          "model in Keras 3 from its code, give it the old weights with set_weights, and save that.")
-    if "Lambda" in text or "lambda" in text or "unsafe" in text:
+    if not unsafe and ("Lambda" in text or "lambda" in text or "unsafe" in text):
         raise ValueError(f"{path} holds Python code (a Lambda layer); loading it would run that code. If you trust the file, "
                          "give --allow_unsafe_deserialization; else build the model without Lambda and save it again.")
     if "Could not locate class" in text or "Unknown layer" in text:

@@ -51,7 +51,7 @@ def sequential(*, keras):
 def lambda_layer(*, keras):
     layers = keras.layers
     inputs = keras.Input((16, 16, 3))
-    x = layers.Lambda(lambda x: 2.0 * x, output_shape=(16, 16, 3))(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(inputs)))
+    x = layers.Lambda(lambda x: 2.0 * x, output_shape=(16, 16, 4))(layers.BatchNormalization()(layers.Conv2D(4, 3, padding="same")(inputs)))
     return tiny.settle(keras.Model(inputs, layers.Conv2D(2, 3, padding="same")(x)))
 
 
