@@ -26,14 +26,14 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when the block raises."""
+    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when the block fails."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:  # Ctrl-C is no failure: nobody needs the lines then
             sys.stderr.flush()
             held.seek(0)
             os.write(kept, held.read())

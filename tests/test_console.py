@@ -18,10 +18,13 @@ def test_importing_tensorflow_prints_nothing_and_stderr_works_after_it():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "after")
 
 
-def test_held_lines_are_shown_when_the_block_raises():
+def test_held_lines_are_shown_when_the_block_fails_but_not_after_an_interrupt():
     # os.write goes past Python's sys.stderr, as C++ code does
     done = python("-c", "import os; from dgh_tf.console import held_stderr\n"
                         "with held_stderr(): os.write(2, b'lost ')\n"
+                        "try:\n"
+                        "    with held_stderr(): os.write(2, b'lost '); raise KeyboardInterrupt\n"
+                        "except KeyboardInterrupt: pass\n"
                         "with held_stderr(): os.write(2, b'kept '); raise OSError('broken')")
     assert done.returncode == 1
     assert done.stderr.startswith("kept Traceback") and "OSError: broken" in done.stderr and "lost" not in done.stderr
