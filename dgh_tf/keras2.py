@@ -140,9 +140,8 @@ def _require_equal(reference, model) -> None:
 
     rng = np.random.default_rng(0)
     tensors = [rng.normal(size=(2, *(side or DYNAMIC_SIDE for side in t.shape[1:]))).astype(np.float32) for t in reference.inputs]
-    expected = reference(tf.nest.pack_sequence_as(reference.input, tensors), training=False)
-    actual = call_model(model, tensors)
-    for a, b in zip(tf.nest.flatten(expected), tf.nest.flatten(actual), strict=True):
+    expected, actual = (tf.nest.flatten(call_model(m, tensors)) for m in (reference, model))
+    for a, b in zip(expected, actual, strict=True):
         gap = float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / max(float(np.max(np.abs(a))), 1e-6))
         if not gap <= TOLERANCE:
             raise ValueError(f"rebuilt in Keras 3 its outputs differ by {gap:.3g} of their size. Rebuild it there from its own code")

@@ -100,6 +100,8 @@ class Network:
 def call_model(model, inputs: list[tf.Tensor]):
     """The model's outputs in inference mode for inputs in order."""
     structure = getattr(model, "_inputs_struct", None)  # of a functional model: a tensor, a list or a dict
+    if structure is None and len(_tensors(model)) > 1:
+        structure = model.input  # of tf_keras
     if structure is not None:
         return model(tf.nest.pack_sequence_as(structure, inputs), training=False)
     return model(*_as_arguments(model, inputs), training=False)
@@ -165,14 +167,18 @@ def _is_shape(value) -> bool:
     return isinstance(value, list | tuple) and all(side is None or isinstance(side, int) for side in value)
 
 
+def _tensors(model) -> list:
+    """The symbolic inputs of a model; none for a subclassed one, and for a Sequential one that was never called."""
+    try:
+        return list(getattr(model, "inputs", None) or [])
+    except ValueError:
+        return []
+
+
 def _declared(model) -> list[tuple[str, tuple, str]]:
     """(name, shape with batch, dtype) of every input; empty where the model does not know."""
-    try:
-        tensors = getattr(model, "inputs", None)
-    except (AttributeError, ValueError):  # a Sequential model that was never called
-        tensors = None
-    if tensors:
-        return [(t.name.split(":")[0], tuple(t.shape), tf.as_dtype(t.dtype).name) for t in tensors]
+    if _tensors(model):
+        return [(t.name.split(":")[0], tuple(t.shape), tf.as_dtype(t.dtype).name) for t in model.inputs]
     built = getattr(model, "_build_shapes_dict", None) or {}
     named = list(built.items())
     if len(named) == 1 and not _is_shape(named[0][1]):

@@ -125,6 +125,20 @@ def test_inputs_keep_the_model_s_order_and_dicts_are_taken():
     np.testing.assert_allclose(calls[0][1], np.concatenate([by_name["left"], by_name["right"]], axis=-1))
 
 
+@pytest.mark.parametrize("build", [tiny.nested_backbone, tiny.two_inputs, tiny.two_heads])
+def test_a_tf_keras_model_shows_the_same_as_its_keras3_twin(build):
+    import tf_keras
+
+    twins = [Network(build(keras=module)) for module in (tf_keras, keras)]
+    arrays = [tiny.images(2, shape=shape) for shape in twins[0].input_shapes]
+    (calls, logits, _), (wanted, wanted_logits, _) = (tapped(network, arrays) for network in twins)
+    for (index, a), (wanted_index, b) in zip(calls, wanted, strict=True):
+        assert index == wanted_index
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    for name, value in logits.items():
+        np.testing.assert_allclose(value, wanted_logits[name], atol=1e-4)
+
+
 def test_open_size_asks_for_image_size_and_takes_it():
     with pytest.raises(ValueError, match="--image_size=HEIGHT,WIDTH"):
         Network(tiny.dynamic_size())
