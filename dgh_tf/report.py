@@ -20,7 +20,7 @@ PAGE = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
 img, svg {{ max-width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #8886; }}
+table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .4rem; text-align: left; border-bottom: 1px solid #8886; }}
 code, pre {{ font-size: .9em; overflow-wrap: anywhere; white-space: pre-wrap; }}
 </style></head><body>
 <h1>Calibration images for {model}</h1>
