@@ -242,6 +242,11 @@ def _refuse_unusable(model, layers: list[BatchNorm]) -> None:
         if (bn.variance < 0).any() or not bn.variance.any():
             raise ValueError(f"BN layer {bn.name!r} has running variances of zero or below; expected positive ones. It saw no varying "
                              "data: check how the model was trained or converted.")
+    for weight in model.weights:
+        value = np.asarray(weight)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(f"Weight {getattr(weight, 'path', weight.name)!r} of model {model.name!r} holds values that are not finite; "
+                             "expected numbers. Training diverged; train again or load an earlier checkpoint.")
     if all(not bn.mean.any() and (bn.variance == 1).all() for bn in layers):
         raise ValueError(f"Every BN layer of model {model.name!r} still has its initial statistics (mean 0, variance 1), so it was "
                          "never trained. Load the trained weights first.")

@@ -172,6 +172,12 @@ def broken(values: dict[int, float], *, layer: int = 0):
     return model
 
 
+def broken_kernel():
+    model = tiny.conv_bn_relu()
+    model.get_layer("logits").kernel.assign(np.full((16, 5), np.nan))
+    return model
+
+
 def plain(*middle):
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(4, 3)(inputs)
@@ -191,6 +197,7 @@ def token_ids():
     (lambda: plain(keras.layers.LayerNormalization()), "LayerNormalization", "real images"),
     (lambda: broken({3: np.nan}), "not finite", "train again"),
     (lambda: broken({2: np.inf}, layer=2), "not finite", "train again"),
+    (broken_kernel, "logits/kernel.*not finite", "train again"),
     (lambda: broken({3: 0.0}), "zero or below", "trained or converted"),
     (lambda: plain(keras.layers.BatchNormalization()), "initial statistics", "trained weights"),
     (lambda: keras.Sequential([keras.layers.Conv2D(3, 3), keras.layers.BatchNormalization()]), "never called or built", "Input layer"),
