@@ -63,7 +63,7 @@ KINDS = {
     "YOLOV8": Kind(yolo, tuple(f"{kind}_{i}" for kind in ("boxes", "classes") for i in range(3)), input_range=""),
     "RetinaNet": Kind(retinanet, (), input_range=""), "keras:MobileNetV2": Kind(application),
 }
-CONVERTED = ["nested", "two inputs", "sliced heads"]  # in the default run; a conversion takes 5 to 10 s
+CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default; a conversion takes 5 to 10 s
 LONG = ["YOLOV8", "RetinaNet", "keras:MobileNetV2", "sequential", "softmax", "six channels"]
 
 
