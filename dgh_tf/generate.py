@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     config = GenerationConfig(**{name: holder.value for name, holder in _CONFIG.items()})
     from dgh_tf.loading import model_sha256
 
-    sha256 = model_sha256(_MODEL.value)
+    sha256 = model_sha256(_MODEL.value, weights=_WEIGHTS.value)
     folder = pathlib.Path(_OUTPUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,7 +45,8 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str) -> int:
     from dgh_tf import checkpoint, output
 
     stop = _catch_signals()
-    from dgh_tf.generation import Generator, make_strategy
+    from dgh_tf.generation import Generator
+    from dgh_tf.replicas import make_strategy
 
     strategy = make_strategy(config.strategy)
     identity = output.run_identity(sha256, config, replicas=strategy.num_replicas_in_sync)

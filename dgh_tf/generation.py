@@ -22,8 +22,9 @@ from dgh_tf.input_range import find_input_range
 from dgh_tf.losses import output_spread
 from dgh_tf.moments import Moments, merge
 from dgh_tf.network import Network, Tapped
-from dgh_tf.objective import layer_rows, objective, pseudo_statistics
+from dgh_tf.objective import flatten, layer_rows, objective, other_rows, pseudo_statistics, replace_rows
 from dgh_tf.optimizer import cosine, plateau, radam
+from dgh_tf.replicas import batch_sizes, exchange, make_strategy
 
 CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
 
@@ -90,7 +91,7 @@ class Generator:
     def _fill_replica(self, canvases):
         """One batch's row of the table without gradient, for its centre crop: (counts, means, m2s)."""
         row, _ = self._observe([image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)])
-        return tf.stack([m.count for m in row]), *_flatten(row)
+        return tf.stack([m.count for m in row]), *flatten(row)
 
     def _step(self, canvases, first, second, means, m2s, spreads, batch, size, step, rate):
         """One step of one batch on one replica. Returns its new slots, its fresh row and the metrics."""
@@ -101,8 +102,9 @@ class Generator:
             units = [image_ops.augment(c, layout, seed=seed) for c, layout in zip(used, self.layouts, strict=True)]
             row, tapped = self._observe(units)
             heads = tf.stack([tf.reduce_mean(output_spread(head.logits)) for head in tapped.heads])
-            rows, heads, ids = self._exchange(tf.concat(_flatten(row), 0), heads, batch)
-            others = self._others(means, m2s, rows, ids, batch)
+            rows, heads, ids = exchange(tf.concat(flatten(row), 0), heads, batch, replicas=self.strategy.num_replicas_in_sync)
+            pooled = len(self.sizes) > 1 and self.config.pool_statistics
+            others = other_rows(self._counts, *replace_rows(means, m2s, rows, ids), batch, layers=self.layers) if pooled else []
             value, metrics = objective(row, tapped, others, layers=self.layers, priors=self.priors, config=self.config,
                                        limits=self._limits(spreads, step), size=tf.cast(size, tf.float32))
         gradients = tape.gradient(value, used)
@@ -118,33 +120,6 @@ class Generator:
         """How far each head is stretched: not at all while the statistics are being matched, then up to the limit."""
         limit = self.config.stretch_limit * spreads if self.config.stretch_limit else spreads * 0.0 + math.inf
         return tf.where(step < self.matching_steps, 0.0, limit)
-
-    def _exchange(self, fresh: tf.Tensor, heads: tf.Tensor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Every replica's fresh row [replicas, values], the heads' mean spread and every replica's batch number, by one
-        all-reduce of rows placed apart."""
-        replicas = self.strategy.num_replicas_in_sync
-        values = tf.stop_gradient(tf.concat([fresh, heads, tf.cast(batch, tf.float32)[None]], 0))
-        if replicas == 1:
-            gathered = values[None]
-        else:
-            context = tf.distribute.get_replica_context()
-            place = tf.one_hot(context.replica_id_in_sync_group, replicas)
-            gathered = context.all_reduce(tf.distribute.ReduceOp.SUM, place[:, None] * values[None])
-        rows, heads, ids = tf.split(gathered, [fresh.shape[0], heads.shape[0], 1], 1)
-        return rows, tf.reduce_mean(heads, 0), tf.cast(tf.round(ids[:, 0]), tf.int32)
-
-    def _others(self, means, m2s, rows, ids, batch) -> list[Moments]:
-        """The table with this step's fresh rows of other replicas, without this batch's own row, split by layer."""
-        if len(self.sizes) == 1 or not self.config.pool_statistics:
-            return []
-        width = means.shape[1]
-        means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
-        m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
-        keep = tf.not_equal(tf.range(len(self.sizes)), batch)
-        counts, means, m2s = (tf.boolean_mask(a, keep) for a in (tf.constant(self._counts), means, m2s))
-        lengths = [len(bn.mean) for bn in self.layers]
-        split = zip(tf.split(means, lengths, 1), tf.split(m2s, lengths, 1), strict=True)
-        return [Moments(counts[:, i:i + 1], mean, m2) for i, (mean, m2) in enumerate(split)]
 
     def _run_chunk(self, state, order, steps, step, scale):
         """`steps` steps from `step` on. order: int32 [LONGEST_CHUNK, local batches] of local batch numbers.
@@ -177,9 +152,7 @@ class Generator:
                                                 self.config.learning_rate * share)
         slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
                  for group, new in zip(slots, moved, strict=True)]
-        width = means.shape[1]
-        means = tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width])
-        m2s = tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:])
+        means, m2s = replace_rows(means, m2s, rows, ids)
         memory = tf.where(spreads > 0.0, SPREAD_MEMORY, 1.0)  # the first batch sets it: any constant would carry a unit
         spreads = tf.where(now < self.matching_steps, spreads + memory * (heads - spreads), spreads)
         return (*slots, means, m2s, spreads), tf.stack([metrics[key] for key in self._metric_names()])
@@ -307,26 +280,6 @@ class Generator:
         return gaps
 
 
-def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
-    """Images of each batch: as many batches as replicas divide, sizes equal up to one. Raises ValueError for too few images."""
-    if config.num_images < replicas:
-        raise ValueError(f"--num_images={config.num_images} is less than the {replicas} replicas; give each at least one image.")
-    batches = replicas * math.ceil(config.num_images / (config.batch_size * replicas))
-    return [len(part) for part in np.array_split(np.arange(config.num_images), batches)]
-
-
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The tf.distribute strategy behind --strategy."""
-    if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([d.name for d in devices])
-    if name == "multi_worker":
-        options = tf.distribute.experimental.CommunicationOptions(
-            implementation=tf.distribute.experimental.CommunicationImplementation.RING)
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0")
-
-
 def generate_images(model, config: GenerationConfig | None = None, *, strategy: tf.distribute.Strategy | None = None,
                     report: Callable[[Progress, Callable[[], State]], bool] | None = None) -> np.ndarray | dict[str, np.ndarray]:
     """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
@@ -340,10 +293,6 @@ def generate_images(model, config: GenerationConfig | None = None, *, strategy: 
     generator = Generator(model, config or GenerationConfig(), strategy=strategy)
     images = generator.images(generator.run(generator.start(), report=report))
     return images[0] if len(images) == 1 else dict(zip(generator.network.input_names, images, strict=True))
-
-
-def _flatten(row: list[Moments]) -> tuple[tf.Tensor, tf.Tensor]:
-    return tf.concat([m.mean for m in row], 0), tf.concat([m.m2 for m in row], 0)
 
 
 def _unstack(stacked: tf.Tensor) -> tf.TensorArray:

@@ -68,7 +68,9 @@ def clip_straight_through(images: tf.Tensor) -> tf.Tensor:
 
 
 def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
-    """clip(crop(smooth(flip(canvas)))), one flip and one crop for the batch (DGH, augmentation stage).
+    """clip(smooth(flip(crop(canvas)))), one flip and one crop for the batch (DGH, augmentation stage).
+
+    Cropping first makes the rest cheaper; smoothing then reflects at the crop's own edges.
 
     Args:
       canvas: float32 [batch, *layout.canvas_shape]. seed: int32 [2], the only source of randomness.

@@ -99,3 +99,25 @@ def _stack(rows: list[Moments]) -> Moments:
 def _append(rest: Moments, fresh: Moments) -> Moments:
     count = tf.concat([rest.count, tf.reshape(fresh.count, [1, 1])], 0)
     return Moments(count, tf.concat([rest.mean, fresh.mean[None]], 0), tf.concat([rest.m2, fresh.m2[None]], 0))
+
+
+def flatten(row: list[Moments]) -> tuple[tf.Tensor, tf.Tensor]:
+    """A batch's row of the table: means and M2 of all layers' channels in order, float32 [channels of all layers] each."""
+    return tf.concat([m.mean for m in row], 0), tf.concat([m.m2 for m in row], 0)
+
+
+def replace_rows(means: tf.Tensor, m2s: tf.Tensor, rows: tf.Tensor, ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The table (means and M2, [batches, values]) with the rows `ids` replaced by `rows` (means, then M2: [n, 2 values])."""
+    width = means.shape[1]
+    return (tf.tensor_scatter_nd_update(means, ids[:, None], rows[:, :width]),
+            tf.tensor_scatter_nd_update(m2s, ids[:, None], rows[:, width:]))
+
+
+def other_rows(counts: np.ndarray, means: tf.Tensor, m2s: tf.Tensor, batch: tf.Tensor, *,
+               layers: Sequence[BatchNorm | PseudoStatistics]) -> list[Moments]:
+    """The table without row `batch`, split by layer. counts: float32 [batches, layers]."""
+    keep = tf.not_equal(tf.range(len(counts)), batch)
+    kept_counts, means, m2s = (tf.boolean_mask(a, keep) for a in (tf.constant(counts), means, m2s))
+    lengths = [len(layer.mean) for layer in layers]
+    split = zip(tf.split(means, lengths, 1), tf.split(m2s, lengths, 1), strict=True)
+    return [Moments(kept_counts[:, i:i + 1], mean, m2) for i, (mean, m2) in enumerate(split)]

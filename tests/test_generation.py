@@ -6,8 +6,9 @@ import tiny_models
 
 from dgh_tf.config import GenerationConfig
 from dgh_tf.files import sha256_array
-from dgh_tf.generation import Generator, batch_sizes, generate_images
+from dgh_tf.generation import Generator, generate_images
 from dgh_tf.optimizer import BETA1
+from dgh_tf.replicas import batch_sizes
 
 BASE = {"num_images": 7, "batch_size": 4, "steps": 2, "input_range": "-1,1"}
 
@@ -302,9 +303,9 @@ def test_batches_are_equal_up_to_one_image_and_divide_among_replicas():
 
 def test_run_that_becomes_non_finite_stops_and_says_what_to_do():
     model = tiny_models.conv_bn_relu()
-    weights = model.get_weights()
-    weights[0][0, 0, 0, 0] = np.nan
-    model.set_weights(weights)
     generator = make(model)
+    weights = model.get_weights()
+    weights[0][0, 0, 0, 0] = np.nan  # after the model was checked: stands for a value that overflows on the way
+    model.set_weights(weights)
     with pytest.raises(FloatingPointError, match="learning_rate"):
         generator.run(generator.start())

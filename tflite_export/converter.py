@@ -120,7 +120,9 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
 
     module = tf.Module()
     module.signature = tf.function(signature, autograph=False, input_signature=specs)
-    tf.saved_model.save(module, str(folder), signatures=module.signature)
+    # SiLU's custom gradient captures tensors that a frozen graph does not hold; inference needs no gradient
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder), signatures=module.signature, options=options)
     return names
 
 
