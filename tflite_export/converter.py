@@ -71,24 +71,24 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
     return {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
 
 
-def _named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
-    """Outputs by a stable name: dict keys (path joined by _), layer names of a list, 'output' for a single one."""
+def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
+    """Outputs as named in the .tflite file: dict keys (path joined by _), layer names of a list, 'output' for a single one."""
     if isinstance(outputs, Mapping):
         named = {}
         for key in sorted(outputs):
-            inner = _named_outputs(None, outputs[key])
+            inner = named_outputs(None, outputs[key])
             named |= {_plain(str(key)) if len(inner) == 1 else _plain(f"{key}_{n}"): t for n, t in inner.items()}
         return named
     if not isinstance(outputs, (list, tuple)):
         return {"output": outputs}
     if len(outputs) == 1:
-        return _named_outputs(model, outputs[0])
+        return named_outputs(model, outputs[0])
     names = [_plain(n) for n in getattr(model, "output_names", None) or []]
     if len(set(names)) != len(outputs) or any(isinstance(o, (Mapping, list, tuple)) for o in outputs):
         names = [f"output_{i}" for i in range(len(outputs))]
     named = {}
     for name, output in zip(names, outputs, strict=True):
-        inner = _named_outputs(None, output)
+        inner = named_outputs(None, output)
         named |= {name if len(inner) == 1 else f"{name}_{n}": t for n, t in inner.items()}
     return named
 
@@ -106,7 +106,7 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
             packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors)
         else:
             packed = tensors[0] if list(shapes) == ["input"] else dict(zip(shapes, tensors, strict=True))
-        outputs = _named_outputs(model, model(packed, training=False))
+        outputs = named_outputs(model, model(packed, training=False))
         return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
 
     specs = [tf.TensorSpec((1, *shape), tf.float32, name=name) for name, shape in shapes.items()]
