@@ -13,8 +13,9 @@ from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
-flags.DEFINE_string("real", "demo", "Real set: .npz with x and y, a folder by class, tfds:NAME[/split] or demo.")
+flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
+flags.DEFINE_string("real", "demo", "Real set: .npz with x and y (or x alone), a folder by class, a COCO set (folder with "
+                    "annotations.json, or the .json file), tfds:NAME[/split], or demo: the embedded model's own.")
 flags.DEFINE_string("evaluation", "demo", "Evaluation set, in the same forms.")
 flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md and the plots.", required=True)
 flags.DEFINE_list("sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}.")

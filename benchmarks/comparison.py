@@ -8,16 +8,18 @@ import os
 import pathlib
 import platform
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks import datasets, table
 from benchmarks.results import Results
+from benchmarks.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.sources import calibration_images
 from dgh_tf.files import atomic_write, sha256_array
 
-COLUMNS = {"top1": ("int8 top-1", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
+COLUMNS = {"top1": ("int8 top-1", 3), "map": ("int8 mAP", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
            "range_coverage": ("range coverage", 3), "range_ratio": ("range ratio", 2),
            "logits_spread": ("logits spread", 1), "generation_seconds": ("seconds", 1)}
 
@@ -30,8 +32,10 @@ class Task(NamedTuple):
     bounds: tuple[np.ndarray, np.ndarray]
     real: np.ndarray
     x: np.ndarray
-    y: np.ndarray
-    reference: np.ndarray
+    truth: Truth
+    reference: Outputs
+    score: Callable[[Outputs], dict[str, float]]
+    float_scores: dict[str, float]
 
 
 def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none", input_range: str = "",
@@ -49,17 +53,18 @@ def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none
     if len(loaded.inputs) != 1:
         raise ValueError(f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison takes models with "
                          "one.")
-    shared = {"input_shape": tuple(loaded.inputs[0].shape[1:]), "preprocess": preprocess, "data_dir": data_dir}
+    shared = {"input_shape": tuple(loaded.inputs[0].shape[1:]), "preprocess": preprocess, "data_dir": data_dir,
+              "detector": model == "demo_detector"}
     real_x, _ = datasets.load(real, role="real", limit=real_limit, **shared)
-    x, y = datasets.load(evaluation, role="evaluation", limit=evaluation_limit, **shared)
+    x, truth = datasets.load(evaluation, role="evaluation", limit=evaluation_limit, **shared)
     network = Network(loaded)
     found = find_input_range(network, text=input_range)[0]
     print(f"input range: {found.low} .. {found.high} ({found.source})", flush=True)
     reference = float_outputs(loaded, x)
-    if y.max() >= reference.shape[1]:
-        raise ValueError(f"{evaluation} has the class index {y.max()}, the model {reference.shape[1]} classes. "
-                         "Expected indices of the model's own classes, from 0.")
-    return Task(loaded, network, (np.float32(found.low), np.float32(found.high)), real_x, x, y, reference)
+    score, how = scorer(loaded, x, truth, reference=reference)
+    print(how, flush=True)
+    float_scores = {f"float_{name}": value for name, value in score(reference).items() if name in FLOAT}
+    return Task(loaded, network, (np.float32(found.low), np.float32(found.high)), real_x, x, truth, reference, score, float_scores)
 
 
 def measure(task: Task, source: str, *, config: Any) -> tuple[dict[str, Any], dict]:
@@ -70,15 +75,16 @@ def measure(task: Task, source: str, *, config: Any) -> tuple[dict[str, Any], di
     images, seconds = calibration_images(source, model=task.model, real=task.real, config=config, bounds=task.bounds)
     tflite = to_tflite(task.model, images)
     row = {"source": source, "seed": config.seed, "num_images": len(images), "steps": config.steps if seconds else None,
-           **evaluate(tflite, task.x, task.y, reference=task.reference),
-           "logits_spread": logits_spread(task.network, images),
+           **evaluate(tflite, task.x, reference=task.reference, score=task.score), **task.float_scores,
+           **logits_spread(task.network, images),
            "generation_seconds": None if seconds is None else round(seconds, 2)}
     return row, tensor_ranges(tflite)
 
 
 def fingerprint(task: Task, settings: dict[str, Any]) -> str:
     """12 hex digits of the settings, the model's weights and the data: what rows must share to stand in one table."""
-    arrays = [task.real, task.x, task.y, *task.model.get_weights()]
+    truth = [*task.truth.values()] if isinstance(task.truth, dict) else [] if task.truth is None else [task.truth]
+    arrays = [task.real, task.x, *truth, *task.model.get_weights()]
     text = json.dumps([settings, task.model.to_json(), [sha256_array(array) for array in arrays]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -97,9 +103,10 @@ def measure_missing(task: Task, results: Results, *, configs: list[Any], sources
         times.setdefault(source, []).append(time.perf_counter() - start)
         overall = np.mean(sum(times.values(), []))
         left = sum(np.mean(times.get(other, overall)) for _, other in missing[index + 1:])
-        sqnr = "inf" if row["sqnr_db"] is None else f"{row['sqnr_db']:.2f}"
-        print(f"[{index + 1}/{len(missing)}] {source} seed {config.seed}: top-1 {row['top1']:.3f}, agreement "
-            f"{row['agreement']:.3f}, SQNR {sqnr} dB; {times[source][-1]:.0f} s, about {left:.0f} s left", flush=True)
+        shown = {"top1": "top-1 {:.3f}", "map": "mAP {:.3f}", "agreement": "agreement {:.3f}", "sqnr_db": "SQNR {:.2f} dB"}
+        figures = ", ".join(text.format(np.inf if row[name] is None else row[name]) for name, text in shown.items() if name in row)
+        print(f"[{index + 1}/{len(missing)}] {source} seed {config.seed}: {figures}; {times[source][-1]:.0f} s, about {left:.0f} s left",
+              flush=True)
 
 
 def environment() -> str:
@@ -118,14 +125,19 @@ def write_report(results: Results, *, command: str) -> str:
     from benchmarks import plots
 
     rows, folder = results.rows, results.folder
-    text = table.markdown(rows, by="source", columns=COLUMNS)
     first = rows[0]
+    heads = {name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2) for name in first if name.startswith("sqnr_db/")}
+    text = table.markdown(rows, by="source", columns=COLUMNS | heads)
+    float_scores = {name: first[f"float_{name}"] for name in FLOAT if f"float_{name}" in first}
+    known = "".join(f"; float {COLUMNS[name][0].removeprefix('int8 ')} {value:.3f}" for name, value in float_scores.items())
+    agreement = "Agreement is with the float model's choices; " if "agreement" in first else ""
     atomic_write(folder / "results.md", f"# Calibration sources\n\n{text}\n\nMean ± standard deviation over seeds; "
-                 f"{first['num_images']} calibration images; float top-1 {first['float_top1']:.3f}; full int8. "
-                 "Agreement is with the float model's choices; MSE and SQNR are of the model's outputs as they are.\n\n"
-                 f"```\n{command}\n```\n\n{environment()}\n")
-    plots.bars(rows, folder / "scores.png", reference={"top1": first["float_top1"]},
-               columns={"top1": "top-1, int8", "agreement": "agreement with float", "sqnr_db": "SQNR of outputs, dB"})
+                 f"{first['num_images']} calibration images{known}; full int8. {agreement}MSE and SQNR are of the model's outputs as "
+                 f"they are{', over all heads unless one is named' if heads else ''}.\n\n```\n{command}\n```\n\n{environment()}\n")
+    panels = {"top1": "top-1, int8", "map": "COCO mAP, int8", "agreement": "agreement with float", "sqnr_db": "SQNR of outputs, dB"}
+    panels |= {name: heading for name, (heading, _) in heads.items()}
+    plots.bars(rows, folder / "scores.png", reference=float_scores,
+               columns={name: label for name, label in panels.items() if name in first})
     real = results.ranges("real", 0)
     if real:
         names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")

@@ -1,4 +1,4 @@
-"""state: labeled images from files, folders, TensorFlow Datasets or the demo, in the model's input units."""
+"""state: images with their truth from files, folders, TensorFlow Datasets or the demo, in the model's input units."""
 from __future__ import annotations
 
 import pathlib
@@ -12,58 +12,73 @@ from benchmarks.preprocessing import preprocessing
 
 IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 Labeled = tuple[np.ndarray, np.ndarray]
+Truth = np.ndarray | dict[str, np.ndarray] | None
 
 
 def load(spec: str, *, role: str, input_shape: Sequence[int | None], preprocess: str = "none",
-         limit: int | None = None, data_dir: str | None = None) -> Labeled:
-    """Loads a labeled set.
+         limit: int | None = None, data_dir: str | None = None, detector: bool = False) -> tuple[np.ndarray, Truth]:
+    """Loads a set.
 
     Args:
-      spec: path of an .npz with x [N, ...] and y [N]; a folder with one folder of images per class;
-        'tfds:NAME[/split]'; or 'demo'.
+      spec: path of an .npz with x [N, ...] and y [N], or x alone; a folder with one folder of images per class;
+        a set in COCO's format (see `benchmarks.coco`); 'tfds:NAME[/split]'; or 'demo'.
       role: 'real' or 'evaluation': which half of the demo, and which split of a TFDS name without one.
       input_shape: the model's input without the batch. Image files of another size are cropped centrally to its
-        aspect ratio and resized (bilinear); arrays must fit as they are.
+        aspect ratio and resized (bilinear), those with boxes are scaled and padded; arrays must fit as they are.
       preprocess: see `benchmarks.preprocessing`.
       limit: at most so many images: of files and arrays a fixed random choice, of TFDS the first ones.
       data_dir: where TFDS data lies; None is TFDS' own default (TFDS_DATA_DIR or ~/tensorflow_datasets).
+      detector: whether 'demo' means the scenes of demo_detector.
 
     Returns:
-      x float32 [N, *input_shape] in model input units, y int64 [N].
+      x float32 [N, *input_shape] in model input units, and the truth: class indices int64 [N]; {"boxes": [N, K, 4] in
+      input pixels (left, top, right, bottom), "classes": [N, K]} padded with -1; or None for images alone.
 
     Raises:
       FileNotFoundError: nothing at the path.
-      ValueError: something is there, but not a labeled set that fits the model.
+      ValueError: something is there, but not a set that fits the model.
     """
-    to_input_units = preprocessing(preprocess)
-    if spec == "demo":
-        from dgh_tf.demo import data
+    from benchmarks import coco
 
-        x, y = _choose(*(data.real() if role == "real" else data.evaluation()), limit)
+    to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
+    if spec == "demo":
+        x, y = _demo(role, detector, limit)
     elif spec.startswith("tfds:"):
         x, y = _from_tfds(spec, role, input_shape, limit, data_dir)
-    elif pathlib.Path(spec).is_dir():
-        x, y = _from_folder(pathlib.Path(spec), input_shape, limit)
-    elif pathlib.Path(spec).exists():
-        x, y = _choose(*_from_npz(pathlib.Path(spec)), limit)
+    elif not path.exists():
+        raise FileNotFoundError(f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a folder with one folder of images "
+                                "per class, a COCO set (a folder with annotations.json, or the .json file), tfds:NAME[/split], or demo.")
+    elif coco.is_coco(path):
+        x, y = coco.load(path, input_shape=input_shape, limit=limit)
+    elif path.is_dir():
+        x, y = _from_folder(path, input_shape, limit)
     else:
-        raise FileNotFoundError(f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a folder with "
-                                "one folder of images per class, tfds:NAME[/split], or demo.")
-    return _checked(spec, to_input_units(x), np.asarray(y), tuple(input_shape))
+        x, y = _choose(*_from_npz(path), limit)
+    return _checked(spec, to_input_units(x), y, tuple(input_shape))
 
 
-def _choose(x: np.ndarray, y: np.ndarray, limit: int | None) -> Labeled:
-    chosen = _choice(len(x), limit)
-    return (x, y) if len(chosen) == len(x) else (x[chosen], y[chosen])
+def _demo(role: str, detector: bool, limit: int | None) -> tuple[np.ndarray, Truth]:
+    from dgh_tf.demo import data, detector_data
+
+    source = detector_data if detector else data
+    return _choose(*(source.real() if role == "real" else source.evaluation()), limit)
 
 
-def _choice(total: int, limit: int | None) -> np.ndarray:
+def _choose(x: np.ndarray, y: Truth, limit: int | None) -> tuple[np.ndarray, Truth]:
+    chosen = choice(len(x), limit)
+    if len(chosen) == len(x):
+        return x, y
+    return x[chosen], {name: array[chosen] for name, array in y.items()} if isinstance(y, dict) else y if y is None else y[chosen]
+
+
+def choice(total: int, limit: int | None) -> np.ndarray:
+    """Indices of at most `limit` of `total` items, sorted: a fixed random choice; of all where `limit` is None."""
     if limit is None or limit >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).choice(total, size=limit, replace=False))
 
 
-def _from_npz(path: pathlib.Path) -> Labeled:
+def _from_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x", "y") if name in file.files}
@@ -71,13 +86,13 @@ def _from_npz(path: pathlib.Path) -> Labeled:
     except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as an .npz of plain numbers ({error}). Save it with np.savez(path, "
                          "x=x, y=y); object arrays are refused, because reading them could run code.") from error
-    if len(arrays) < 2:
-        raise ValueError(f"{path} holds the arrays {names}; it needs x (images) and y (class indices).")
-    x, y = arrays["x"], arrays["y"]
+    if "x" not in arrays:
+        raise ValueError(f"{path} holds the arrays {names}; it needs x (images) and, to count hits, y (class indices).")
+    x, y = arrays["x"], arrays.get("y", np.zeros(arrays["x"].shape[:1], np.int64))
     if not x.ndim or y.shape != x.shape[:1] or x.dtype.kind not in "uif" or y.dtype.kind not in "ui":
         raise ValueError(f"{path}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}. Expected numbers [N, ...] "
                          "and as many integer class indices [N].")
-    return x, y
+    return x, y if "y" in arrays else None
 
 
 def _from_folder(folder: pathlib.Path, input_shape: Sequence[int | None], limit: int | None) -> Labeled:
@@ -89,14 +104,14 @@ def _from_folder(folder: pathlib.Path, input_shape: Sequence[int | None], limit:
     if not files:
         raise ValueError(f"{folder} has no images of the types {' '.join(sorted(IMAGE_TYPES))} in folders by class. "
                          f"Expected {folder.name}/CLASS/IMAGE, with CLASS a class index or name.")
-    chosen = [files[index] for index in _choice(len(files), limit)]
+    chosen = [files[index] for index in choice(len(files), limit)]
     return np.stack([_read_image(path, input_shape) for path, _ in chosen]), np.array([label for _, label in chosen])
 
 
 def _read_image(path: pathlib.Path, input_shape: Sequence[int | None]) -> np.ndarray:
     from PIL import Image
 
-    height, width, channels = _image_shape(input_shape)
+    height, width, channels = image_shape(input_shape)
     try:
         with Image.open(path) as image:
             return _fit(image.convert("L" if channels == 1 else "RGB"), height, width)
@@ -115,7 +130,8 @@ def _fit(image, height: int | None, width: int | None) -> np.ndarray:
     return array if array.ndim == 3 else array[..., None]
 
 
-def _image_shape(input_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+def image_shape(input_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+    """(height, width, channels) of a model input that image files fit. Raises ValueError for any other input."""
     if len(input_shape) != 3 or input_shape[-1] not in (1, 3):
         raise ValueError(f"Image files fit a model input [height, width, 1 or 3]; this model's is "
                          f"{tuple(input_shape)}. Give the data as .npz with x and y.")
@@ -148,7 +164,7 @@ def _from_tfds(spec: str, role: str, input_shape: Sequence[int | None], limit: i
     if not {"image", "label"} <= set(builder.info.features):
         raise ValueError(f"{spec}: its features are {', '.join(builder.info.features)}; classification needs image "
                          "and label.")
-    height, width, channels = _image_shape(input_shape)
+    height, width, channels = image_shape(input_shape)
     mode = "L" if channels == 1 else "RGB"
     pairs = [(_fit(Image.fromarray(np.squeeze(item["image"], -1) if item["image"].shape[-1] == 1 else item["image"])
                    .convert(mode), height, width), int(item["label"]))
@@ -160,7 +176,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _checked(spec: str, x: np.ndarray, y: np.ndarray, input_shape: tuple[int | None, ...]) -> Labeled:
+def _checked(spec: str, x: np.ndarray, y: Truth, input_shape: tuple[int | None, ...]) -> tuple[np.ndarray, Truth]:
     if not len(x):
         raise ValueError(f"{spec} holds no images.")
     if len(x.shape) - 1 != len(input_shape) or any(want not in (None, got)
@@ -170,6 +186,8 @@ def _checked(spec: str, x: np.ndarray, y: np.ndarray, input_shape: tuple[int | N
     if not np.isfinite(x).all():
         bad = int(np.sum(~np.isfinite(x).reshape(len(x), -1).all(axis=1)))
         raise ValueError(f"{spec}: {bad} of {len(x)} images hold NaN or infinite values. Remove them.")
-    if (y < 0).any():
+    if y is None or isinstance(y, dict):
+        return x, y
+    if (np.asarray(y) < 0).any():
         raise ValueError(f"{spec}: y holds negative class indices; expected 0 .. classes - 1.")
-    return x, y.astype(np.int64)
+    return x, np.asarray(y).astype(np.int64)

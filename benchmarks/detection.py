@@ -36,15 +36,20 @@ def mean_average_precision(detector, raw: dict[str, np.ndarray], images: np.ndar
 
     Args:
       detector, raw, images: as for `decode`.
-      truth: {"boxes": [N, K, 4] in the detector's box format, "classes": [N, K]}, padded with -1.
+      truth: {"boxes": [N, K, 4] in pixels (left, top, right, bottom), "classes": [N, K]}, padded with -1.
+
+    Returns: 0 to 1; 0 where nothing is found (pycocotools says -1 there).
     """
     import contextlib
     import io
 
     import keras_cv
 
-    metrics = keras_cv.metrics.BoxCOCOMetrics(bounding_box_format=detector.bounding_box_format, evaluate_freq=_NEVER)
+    found = decode(detector, raw, images)
+    if detector.bounding_box_format != "xyxy":
+        boxes = keras_cv.bounding_box.convert_format(found["boxes"], source=detector.bounding_box_format, target="xyxy", images=images)
+        found["boxes"] = np.asarray(boxes)
+    metrics = keras_cv.metrics.BoxCOCOMetrics(bounding_box_format="xyxy", evaluate_freq=_NEVER)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        metrics.update_state({name: np.asarray(truth[name], np.float32) for name in ("boxes", "classes")},
-                             decode(detector, raw, images))
-        return float(metrics.result(force=True)["MaP"])
+        metrics.update_state({name: np.asarray(truth[name], np.float32) for name in ("boxes", "classes")}, found)
+        return max(0.0, float(metrics.result(force=True)["MaP"]))

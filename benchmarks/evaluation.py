@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from benchmarks import metrics
+from benchmarks.scoring import Outputs
 from dgh_tf.console import held_stderr
 
 Ranges = dict[str, tuple[float, float]]
 
 
-def float_outputs(model: Any, x: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
-    """Class scores of the float model, float32 [images, classes]. Raises ValueError for other kinds of output."""
-    outputs = model.predict(x, batch_size=batch_size, verbose=0)
-    outputs = list(outputs.values()) if isinstance(outputs, dict) else outputs
-    if isinstance(outputs, list) and len(outputs) == 1:
-        outputs = outputs[0]
-    if isinstance(outputs, list) or outputs.size == len(x) or outputs.size != len(x) * outputs.shape[-1]:
-        shapes = [o.shape[1:] for o in outputs] if isinstance(outputs, list) else outputs.shape[1:]
-        raise ValueError(f"Model '{model.name}' has outputs of shape {shapes}. This comparison is for classification: "
-                         "one output with a score for each of two or more classes.")
-    return outputs.reshape(len(x), -1)
+def float_outputs(model: Any, x: np.ndarray, *, batch_size: int = 64) -> dict[str, np.ndarray]:
+    """Outputs of the float model by the names they have in its .tflite file, float32 [images, ...]: raw heads of a detector."""
+    import tensorflow as tf
+
+    from dgh_tf.network import call_model
+    from tflite_export.converter import named_outputs
+
+    traced = tf.function(lambda images: named_outputs(model, call_model(model, [images])), autograph=False, reduce_retracing=True)
+    parts = [traced(tf.constant(x[i:i + batch_size])) for i in range(0, len(x), batch_size)]
+    return {name: np.concatenate([np.asarray(part[name], np.float32) for part in parts]) for name in parts[0]}
 
 
 @functools.lru_cache(maxsize=1)  # all rows of a run ask about the same network: trace it once
@@ -32,19 +32,22 @@ def _logits_function(network: Any) -> Callable:
 
     @tf.function(autograph=False, reduce_retracing=True)
     def logits(x):
-        values = network.forward([x]).heads[0].logits
-        return tf.reshape(values, [tf.shape(x)[0], -1])
+        return {head.name: tf.reshape(head.logits, [tf.shape(x)[0], -1]) for head in network.forward([x]).heads}
 
     return logits
 
 
-def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> float:
-    """Mean over images of highest minus lowest logit of the float model's first head (dgh_tf.network.Network)."""
+def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> dict[str, float]:
+    """Mean over images of highest minus lowest logit of the float model's heads (dgh_tf.network.Network).
+
+    Returns: {"logits_spread"} of a model with one head, {"logits_spread/<head>", ...} of others.
+    """
     import tensorflow as tf
 
     logits = _logits_function(network)
-    parts = [logits(tf.constant(images[i:i + batch_size])).numpy() for i in range(0, len(images), batch_size)]
-    return metrics.spread(np.concatenate(parts))
+    parts = [logits(tf.constant(images[i:i + batch_size])) for i in range(0, len(images), batch_size)]
+    spreads = {name: metrics.spread(np.concatenate([part[name].numpy() for part in parts])) for name in parts[0]}
+    return {f"logits_spread/{name}" if len(spreads) > 1 else "logits_spread": value for name, value in spreads.items()}
 
 
 def tensor_ranges(tflite: bytes) -> Ranges:
@@ -71,26 +74,38 @@ def tensor_ranges(tflite: bytes) -> Ranges:
     return ranges
 
 
-def evaluate(tflite: bytes, x: np.ndarray, y: np.ndarray, *, reference: np.ndarray) -> dict[str, float | None]:
+def evaluate(tflite: bytes, x: np.ndarray, *, reference: Outputs, score: Callable[[Outputs], dict[str, float]]) -> dict[str, float | None]:
     """Scores of an integer model on an evaluation set.
 
     Args:
       tflite: the file's bytes.
-      x: float32 [images, ...] in model input units. y: class indices, int [images].
-      reference: the float model's scores for x, [images, classes].
+      x: float32 [images, ...] in model input units.
+      reference: the float model's outputs for x, by output name.
+      score: see `benchmarks.scoring`.
 
-    Returns:
-      top1, float_top1, agreement (0..1), mse (squared output units), sqnr_db (None where the outputs are equal).
+    Returns: what `score` gives, and `distances`.
     """
     from tflite_export import Runner
 
     with held_stderr():  # LiteRT announces its delegate
         runner = Runner(tflite)
-    outputs = runner.predict(x).reshape(len(x), -1)
-    sqnr = metrics.sqnr_db(reference, outputs)
-    return {"top1": metrics.top1(outputs, y), "float_top1": metrics.top1(reference, y),
-            "agreement": metrics.agreement(reference, outputs), "mse": metrics.mse(reference, outputs),
-            "sqnr_db": sqnr if np.isfinite(sqnr) else None}  # JSON has no infinity
+    outputs = runner.predict(x)
+    outputs = outputs if isinstance(outputs, dict) else {next(iter(reference)): outputs}
+    return {**score(outputs), **distances(reference, outputs)}
+
+
+def distances(reference: Outputs, outputs: Outputs) -> dict[str, float | None]:
+    """mse (squared output units) and sqnr_db over all values of all heads, and of each of several heads as mse/<head>, sqnr_db/<head>.
+
+    Large heads outweigh small ones in the pooled figures, so read those per head. sqnr_db is None where both are equal.
+    """
+    pooled = [np.concatenate([side[name].reshape(-1) for name in reference]) for side in (reference, outputs)]
+    pairs = {"": pooled, **({f"/{name}": (reference[name], outputs[name]) for name in reference} if len(reference) > 1 else {})}
+    found: dict[str, float | None] = {}
+    for suffix, pair in pairs.items():
+        sqnr = metrics.sqnr_db(*pair)
+        found |= {f"mse{suffix}": metrics.mse(*pair), f"sqnr_db{suffix}": sqnr if np.isfinite(sqnr) else None}  # JSON has no infinity
+    return found
 
 
 def compare_ranges(real: Ranges, other: Ranges) -> dict[str, float | None]:

@@ -66,6 +66,6 @@ def real(*, count: int = 256) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return scenes(*digits(held_out=False), count, rng=np.random.default_rng(1))
 
 
-def evaluation(*, count: int = 400) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def evaluation(*, count: int = 1000) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Scenes of held-out digits, to measure mean average precision on."""
     return scenes(*digits(held_out=True), count, rng=np.random.default_rng(2))
