@@ -10,9 +10,10 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.heads import upstream
 from dgh_tf.images import is_image, start_canvas
 from dgh_tf.losses import moment_gap
-from dgh_tf.network import Network
+from dgh_tf.network import Network, batchnorm_layers, call_model, kernel_layers, record_calls
 from dgh_tf.objective import layer_rows
 from dgh_tf.optimizer import cosine, radam
 
@@ -63,18 +64,34 @@ def parse_input_range(text: str, *, channels: int) -> InputRange:
 def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
     """The valid range of every input, in order.
 
+    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name keep what their layers declare.
     Raises: ValueError when no way gives a clear answer; it asks for --input_range.
     """
-    channels = [shape[-1] for shape in network.input_shapes]
-    if text:
-        return [parse_input_range(text, channels=c) for c in channels]
-    declared = _declared_by_layers(network.model)
-    if declared:
-        return [declared] * len(channels)
-    if len(channels) > 1:
-        raise ValueError(f"Model {network.model.name!r} has {len(channels)} inputs ({', '.join(network.input_names)}) and no Rescaling or "
-                         "Normalization layer; their valid range cannot be told. Give --input_range=LOW,HIGH.")
-    return [_from_statistics(network, channels[0])]
+    channels, names = [shape[-1] for shape in network.input_shapes], network.input_names
+    given = _by_input(text, names)
+    ranges = [parse_input_range(given[name], channels=c) if name in given else None for name, c in zip(names, channels, strict=True)]
+    if None in ranges:
+        ranges = [valid or declared for valid, declared in zip(ranges, _declared_by_layers(network), strict=True)]
+    unknown = [name for name, valid in zip(names, ranges, strict=True) if valid is None]
+    if unknown and len(names) > 1:
+        example = ";".join(f"{name}:LOW,HIGH" for name in unknown)
+        raise ValueError(f"Model {network.model.name!r} has {len(names)} inputs ({', '.join(names)}), and no Rescaling or Normalization "
+                         f"layer tells the range of {', '.join(unknown)}. Give --input_range=LOW,HIGH for all, or "
+                         f"--input_range=\"{example}\".")
+    return [_from_statistics(network, channels[0])] if unknown else ranges
+
+
+def _by_input(text: str, names: list[str]) -> dict[str, str]:
+    """The text of each input's range by name. Raises ValueError for a name that is no input or stands twice."""
+    if ":" not in text:
+        return dict.fromkeys(names, text) if text else {}
+    pairs = [part.strip().rpartition(":") for part in text.split(";") if part.strip()]
+    given = {name.strip(): valid.strip() for name, _, valid in pairs}
+    wrong = sorted(set(given) - set(names))
+    if wrong or len(given) < len(pairs):
+        raise ValueError(f"--input_range={text} names {', '.join(wrong) or 'an input twice'}; the model's inputs are {', '.join(names)}. "
+                         "Give NAME:LOW,HIGH for each, joined by semicolons.")
+    return given
 
 
 def _convention(name: str, channels: int, source: str) -> InputRange:
@@ -84,22 +101,45 @@ def _convention(name: str, channels: int, source: str) -> InputRange:
     return InputRange(tuple(map(float, low)), tuple(map(float, high)), source)
 
 
-def _declared_by_layers(model) -> InputRange | None:
-    """The range that a Rescaling or Normalization layer maps to the network's units; None without such a layer."""
-    for layer in model._flatten_layers():
-        kind = type(layer).__name__
-        if kind == "Rescaling":
-            scale = float(np.max(np.asarray(layer.scale)))
-            high = 255.0 if scale < 0.1 else 1.0  # 1/255 and 1/127.5 take bytes, larger ones what is already in [0, 1]
-            return InputRange((0.0,), (high,), f"layer {layer.name!r} (Rescaling by {scale:.4g})")
-        if kind == "Normalization" and not layer.invert:
-            mean, std = np.ravel(np.asarray(layer.mean)), np.sqrt(np.ravel(np.asarray(layer.variance)))
-            fits = [(abs(std.mean() - 0.25 * top) / top, top) for top in (1.0, 255.0) if 0 < mean.mean() < top]
-            if fits and min(fits)[0] < 0.2:
-                return InputRange((0.0,), (min(fits)[1],), f"layer {layer.name!r} (Normalization)")
-            low, high = mean - 3 * std, mean + 3 * std
-            return InputRange(tuple(map(float, low)), tuple(map(float, high)), f"layer {layer.name!r} (mean +- 3 std)", 1 / 3)
-    return None
+def _declared_by_layers(network: Network) -> list[InputRange | None]:
+    """For every input the range that its Rescaling or Normalization layer maps to the network's units; None without one.
+
+    Such a layer declares the range of the one input that it is fed from, and only where no layer with weights comes before.
+    """
+    scalings = [layer for layer in network.model._flatten_layers() if type(layer).__name__ in ("Rescaling", "Normalization")]
+    found: list[InputRange | None] = [None] * len(network.input_shapes)
+    if not scalings:
+        return found
+    weighted = [*batchnorm_layers(network.model), *kernel_layers(network.model)]
+
+    def trace(*inputs):
+        with record_calls([*scalings, *weighted]) as recorded:
+            call_model(network.model, list(inputs))
+        learned = {y.ref() for layer, _, y in recorded if layer not in scalings}
+        for layer, x, _ in recorded:
+            before = upstream([x])
+            fed = [i for i, tensor in enumerate(inputs) if tensor.ref() in before]
+            if layer in scalings and len(fed) == 1 and found[fed[0]] is None and not before & learned:
+                found[fed[0]] = _declared(layer)
+
+    specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in network.input_shapes]
+    tf.function(trace, autograph=False).get_concrete_function(*specs)
+    return found
+
+
+def _declared(layer) -> InputRange | None:
+    if type(layer).__name__ == "Rescaling":
+        scale = float(np.max(np.asarray(layer.scale)))
+        high = 255.0 if scale < 0.1 else 1.0  # 1/255 and 1/127.5 take bytes, larger ones what is already in [0, 1]
+        return InputRange((0.0,), (high,), f"layer {layer.name!r} (Rescaling by {scale:.4g})")
+    if layer.invert:
+        return None
+    mean, std = np.ravel(np.asarray(layer.mean)), np.sqrt(np.ravel(np.asarray(layer.variance)))
+    fits = [(abs(std.mean() - 0.25 * top) / top, top) for top in (1.0, 255.0) if 0 < mean.mean() < top]
+    if fits and min(fits)[0] < 0.2:
+        return InputRange((0.0,), (min(fits)[1],), f"layer {layer.name!r} (Normalization)")
+    low, high = mean - 3 * std, mean + 3 * std
+    return InputRange(tuple(map(float, low)), tuple(map(float, high)), f"layer {layer.name!r} (mean +- 3 std)", 1 / 3)
 
 
 def _from_statistics(network: Network, channels: int) -> InputRange:

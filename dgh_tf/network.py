@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import tensorflow as tf
 from dgh_tf.heads import Head, find_heads, upstream
 
 BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
+_SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
 OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
 
 
@@ -55,8 +56,9 @@ class Network:
         self.model = model
         self.input_names, self.input_shapes = _inputs(model, image_size)
         _refuse_without_batchnorm(model)
-        self.layers, self.unmatched = self._survey()
+        self.layers, self.unmatched, logits = self._survey()
         _refuse_unusable(model, self.layers)
+        _refuse_dead(model, logits, self.input_shapes)
 
     def forward(self, inputs: list[tf.Tensor]) -> Tapped:
         """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order."""
@@ -66,9 +68,9 @@ class Network:
         calls = [(position[id(layer)], x) for layer, x, _ in recorded]
         return Tapped(calls, find_heads(outputs, [y for _, _, y in recorded]))
 
-    def _survey(self) -> tuple[list[BatchNorm], list[str]]:
-        """The BN layers that a forward pass reaches, and the names for `unmatched`."""
-        norms, kernels = batchnorm_layers(self.model), _kernel_layers(self.model)
+    def _survey(self) -> tuple[list[BatchNorm], list[str], Callable]:
+        """The BN layers that a forward pass reaches, the names for `unmatched`, and the traced function from inputs to heads' logits."""
+        norms, kernels = batchnorm_layers(self.model), kernel_layers(self.model)
         ranks: dict[int, tuple[Any, int]] = {}
         followed: set[int] = set()
 
@@ -80,13 +82,15 @@ class Network:
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
             before = upstream(x for _, x in calls)
             followed.update(id(layer) for layer, _, y in recorded if id(layer) not in own and y.ref() in before)
-            _refuse_constant(self.model, find_heads(outputs, []), inputs)
+            heads = find_heads(outputs, [])
+            _refuse_constant(self.model, heads, inputs)
+            return {head.name: head.logits for head in heads}
 
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
-        tf.function(trace, autograph=False).get_concrete_function(*specs)
+        logits = tf.function(trace, autograph=False).get_concrete_function(*specs)
         layers = [_batchnorm(*entry) for entry in reversed(ranks.values())]
         others = [layer.name for layer in self.model._flatten_layers() if type(layer).__name__ in OTHER_NORMS]
-        return layers, [*others, *(layer.name for layer in kernels if id(layer) not in followed)]
+        return layers, [*others, *(layer.name for layer in kernels if id(layer) not in followed)], logits
 
     def _called(self, inputs: list[tf.Tensor]):
         try:
@@ -140,7 +144,7 @@ def record_calls(layers: list) -> Iterator[list]:
                 object.__setattr__(layer, "call", call)
 
 
-def _kernel_layers(model) -> list:
+def kernel_layers(model) -> list:
     """Convolutions, dense layers and the like, each once: layers without layers inside that hold a kernel."""
     found = [layer for layer in model._flatten_layers()
              if any(hasattr(layer, name) for name in ("kernel", "depthwise_kernel", "pointwise_kernel"))]
@@ -229,6 +233,18 @@ def _refuse_constant(model, heads: list[Head], inputs) -> None:
         if not wanted & upstream([head.logits]):
             raise ValueError(f"Output {head.name!r} of model {model.name!r} does not depend on its input; it is a constant. "
                              "Check how the model is built, or pass the part that does the work.")
+
+
+def _refuse_dead(model, logits: Callable, shapes: list[tuple[int, ...]]) -> None:
+    """Raises ValueError for a head whose values are the same for inputs of any scale: every path to it is dead."""
+    rng = np.random.default_rng(0)
+    inputs = [np.stack([scale * rng.normal(size=shape) for scale in _SCALES]).astype(np.float32) for shape in shapes]
+    for name, values in logits(*map(tf.constant, inputs)).items():
+        values = values.numpy()
+        if (values == values[:1]).all():
+            raise ValueError(f"Output {name!r} of model {model.name!r} is the same for noise of the scales "
+                             f"{', '.join(map(str, _SCALES))}: it does not depend on its input, because a layer on the way is dead. "
+                             "Check the weights, or pass the part that works.")
 
 
 def _refuse_unusable(model, layers: list[BatchNorm]) -> None:

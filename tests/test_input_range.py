@@ -2,6 +2,7 @@
 import keras
 import numpy as np
 import pytest
+import tiny_models as tiny
 
 from dgh_tf.input_range import CONVENTIONS, find_input_range, parse_input_range
 from dgh_tf.loading import load_model
@@ -65,8 +66,39 @@ def test_statistics_that_fit_nothing_ask_for_the_flag(demo):
     generator = np.random.default_rng(0)
     for layer in broken.layers:
         if isinstance(layer, keras.layers.BatchNormalization):  # statistics that no input can give: alternating far means
-            mean = 1e3 * generator.choice([-1.0, 1.0], layer.moving_mean.shape)
-            layer.moving_mean.assign(mean.astype("float32"))
-            layer.moving_variance.assign(np.full(layer.moving_mean.shape, 1e-3, "float32"))
+            far = 5.0 * np.sqrt(layer.moving_variance) * generator.choice([-1.0, 1.0], layer.moving_mean.shape)
+            layer.moving_mean.assign(np.float32(layer.moving_mean) + np.float32(far))
     with pytest.raises(ValueError, match="--input_range"):
         find_input_range(Network(broken))
+
+
+def picture_and_features(*, keras=keras):
+    """Inputs 'picture' [16, 16, 3] behind a Rescaling layer and 'features' [4] behind nothing; a Rescaling of features far inside."""
+    picture, features = keras.Input((16, 16, 3), name="picture"), keras.Input((4,), name="features")
+    x = keras.layers.Conv2D(6, 3)(keras.layers.Rescaling(1 / 255)(picture))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(keras.layers.BatchNormalization()(x)))
+    inner = keras.layers.Rescaling(0.3)(keras.layers.Dense(6)(features))  # scales a branch, says nothing of the input
+    return tiny.settle(keras.Model([picture, features], keras.layers.Dense(2)(keras.layers.Add()([x, inner]))))
+
+
+def test_a_layer_declares_the_range_of_the_input_it_is_fed_from_and_no_other():
+    network = Network(picture_and_features())
+    with pytest.raises(ValueError, match="tells the range of features.*\"features:LOW,HIGH\""):
+        find_input_range(network)
+    picture, features = find_input_range(network, text="features:-2,3")
+    assert (picture.low, picture.high, features.low, features.high) == ((0.0,), (255.0,), (-2.0,), (3.0,))
+    assert "Rescaling" in picture.source and "--input_range" in features.source
+
+
+def test_every_input_can_have_a_range_of_its_own():
+    network = Network(tiny.two_inputs())
+    right, left = find_input_range(network, text="left:byte; right:-1,1")
+    assert (left.low, left.high, right.low, right.high) == ((0.0,), (255.0,), (-1.0,), (1.0,))
+    assert [r.high for r in find_input_range(network, text="0,7")] == [(7.0,), (7.0,)]
+
+
+@pytest.mark.parametrize(("text", "found"), [("top:0,1", "names top.*right, left"), ("left:0,1;left:0,2", "an input twice"),
+                                             ("left:0,1", "range of right"), ("left:1,0;right:0,1", "LOW,HIGH")])
+def test_ranges_by_name_that_cannot_be_meant_are_refused(text, found):
+    with pytest.raises(ValueError, match=found):
+        find_input_range(Network(tiny.two_inputs()), text=text)

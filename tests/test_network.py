@@ -222,3 +222,11 @@ def test_output_that_does_not_depend_on_the_input_is_refused():
     model(np.zeros((1, 8, 8, 3), np.float32))
     with pytest.raises(ValueError, match="'fixed'.*does not depend on its input"):
         Network(tiny.settle(model))
+
+
+def test_output_whose_every_path_is_dead_is_refused():
+    model = tiny.conv_bn_relu()
+    kernel, bias = model.get_layer("logits").get_weights()
+    model.get_layer("logits").set_weights([0 * kernel, bias])
+    with pytest.raises(ValueError, match="'output'.*does not depend on its input.*dead"):
+        Network(model)
