@@ -27,9 +27,14 @@ def moment_gap(observed: Moments, *, mean: tf.Tensor, variance: tf.Tensor, epsil
 
 
 def output_spread(logits: tf.Tensor) -> tf.Tensor:
-    """Largest minus smallest pre-activation output of each image, float32 [batch], over all positions and channels."""
-    flat = tf.reshape(tf.cast(logits, tf.float32), [tf.shape(logits)[0], -1])
-    return tf.reduce_max(flat, axis=1) - tf.reduce_min(flat, axis=1)
+    """Largest minus smallest pre-activation output of each image, float32 [batch], over all positions and channels.
+
+    An image of a head with a single output has no spread of its own; there it is that of the whole batch, for every image.
+    """
+    values = tf.reshape(tf.cast(logits, tf.float32), [tf.shape(logits)[0], -1])
+    spread = tf.reduce_max(values, axis=1) - tf.reduce_min(values, axis=1)
+    single = tf.equal(tf.shape(values)[1], 1)
+    return tf.where(single, tf.reduce_max(values) - tf.reduce_min(values), spread)
 
 
 def stretching(spread: tf.Tensor, *, limit: tf.Tensor) -> tf.Tensor:

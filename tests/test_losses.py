@@ -46,6 +46,13 @@ def test_spread_counts_positions_and_channels_of_each_image():
     np.testing.assert_allclose(output_spread(logits), [5.0, 2.5])
 
 
+def test_spread_of_a_single_output_is_that_of_the_batch():
+    np.testing.assert_allclose(output_spread(tf.constant([[1.0], [4.0], [-2.5]])), [6.5, 6.5, 6.5])
+    np.testing.assert_allclose(output_spread(tf.constant([1.0, 4.0])[:, None, None, None]), [3.0, 3.0])
+    _, gradient = stretch([[1.0], [4.0], [-2.5]])
+    np.testing.assert_allclose(gradient, [[0.0], [-1 / 6.5], [1 / 6.5]], rtol=1e-4)  # of -log(6.5): the extremes part
+
+
 def stretch(y, limit=math.inf):
     """Loss and its gradient for the outputs y."""
     with tf.GradientTape() as tape:
