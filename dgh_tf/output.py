@@ -20,19 +20,26 @@ def run_identity(model_sha256: str, config: GenerationConfig, *, replicas: int) 
     return {"model_sha256": model_sha256, "config": dataclasses.asdict(config), "version": __version__, "replicas": replicas}
 
 
-def image_file(name: str | None) -> str:
-    """File name of one input's images; None for a model's only input."""
-    return "images.npy" if name is None else f"images_{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.npy"
+def image_files(names: list[str]) -> dict[str, str]:
+    """File of every input's images by its name: images.npy of a single one; else its name in plain letters, all different."""
+    if len(names) == 1:
+        return {names[0]: "images.npy"}
+    files: dict[str, str] = {}
+    for i, name in enumerate(names):
+        plain = "".join(c if c.isascii() and c.isalnum() or c in "-_" else "_" for c in name)
+        file = f"images_{plain}.npy"
+        files[name] = file if file.lower() not in map(str.lower, files.values()) else f"images_{plain}_{i}.npy"
+    return files
 
 
 def write_images(folder: pathlib.Path, images: list[np.ndarray], names: list[str]) -> dict:
     """Writes images.npy (or one file per input). Returns the manifest's part: files, shapes and sha256 of the values."""
-    keys = [None] if len(images) == 1 else names
-    for key, array in zip(keys, images, strict=True):
-        with atomic_path(folder / image_file(key)) as temporary:
+    files = image_files(names)
+    for name, array in zip(names, images, strict=True):
+        with atomic_path(folder / files[name]) as temporary:
             np.save(temporary, array)
     hashes = [sha256_array(array) for array in images]
-    return {"images_sha256": hashes[0] if len(images) == 1 else dict(zip(names, hashes, strict=True)),
+    return {"images_sha256": hashes[0] if len(images) == 1 else dict(zip(names, hashes, strict=True)), "files": files,
             "shapes": dict(zip(names, [list(a.shape) for a in images], strict=True)), "dtype": "float32"}
 
 
@@ -63,17 +70,16 @@ def load_images(folder: pathlib.Path) -> Images:
     if manifest is None:
         raise ValueError(f"{folder} holds no finished run (no manifest.json). Run python -m dgh_tf.generate with this folder.")
     wanted = manifest["images_sha256"]
-    hashes = wanted if isinstance(wanted, dict) else {None: wanted}
     arrays = {}
-    for name, sha256 in hashes.items():
-        path = folder / image_file(name)
+    for name, file in manifest.get("files", {"": "images.npy"}).items():  # the first versions named no files
+        path, sha256 = folder / file, wanted[name] if isinstance(wanted, dict) else wanted
         try:
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} cannot be read ({error}). Delete the folder and generate again.") from error
         if sha256_array(arrays[name]) != sha256:
             raise ValueError(f"{path} is not what its manifest describes: the sha256 differs. Delete the folder and generate again.")
-    return arrays if isinstance(wanted, dict) else arrays[None]
+    return arrays if isinstance(wanted, dict) else next(iter(arrays.values()))
 
 
 def representative_dataset(source: Images | str | pathlib.Path) -> Callable[[], Iterator]:

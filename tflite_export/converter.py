@@ -28,7 +28,7 @@ class ConversionError(ValueError):
     """TensorFlow's converter refused the model, crashed or took too long."""
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A name TensorFlow signatures accept unchanged."""
     return re.sub(r"\W", "_", name)
 
@@ -62,7 +62,7 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
                     f"Input '{tensor.name}' of model '{model.name}' takes {tf.as_dtype(tensor.dtype).name}; expected a "
                     "float input, such as an image. Export the part of the model behind that input."
                 )
-        return {_plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
+        return {plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
     if images is None:
         raise ValueError(
             f"Model '{model.name}' is subclassed and declares no inputs, so their shapes are unknown. Pass images."
@@ -77,13 +77,13 @@ def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
         named = {}
         for key in sorted(outputs):
             inner = named_outputs(None, outputs[key])
-            named |= {_plain(str(key)) if len(inner) == 1 else _plain(f"{key}_{n}"): t for n, t in inner.items()}
+            named |= {plain(str(key)) if len(inner) == 1 else plain(f"{key}_{n}"): t for n, t in inner.items()}
         return named
     if not isinstance(outputs, (list, tuple)):
         return {"output": outputs}
     if len(outputs) == 1:
         return named_outputs(model, outputs[0])
-    names = [_plain(n) for n in getattr(model, "output_names", None) or []]
+    names = [plain(n) for n in getattr(model, "output_names", None) or []]
     if len(set(names)) != len(outputs) or any(isinstance(o, (Mapping, list, tuple)) for o in outputs):
         names = [f"output_{i}" for i in range(len(outputs))]
     named = {}
@@ -193,7 +193,7 @@ def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: floa
     if scheme not in SCHEMES:
         raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
     if isinstance(images, Mapping):
-        images = {_plain(name): array for name, array in images.items()}
+        images = {plain(name): array for name, array in images.items()}
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
     return _convert(model, {name: array.shape[1:] for name, array in arrays.items()}, arrays, scheme, timeout)
 
@@ -210,7 +210,7 @@ def to_float_tflite(model: Any, *, images: Images | None = None, timeout: float 
     shapes = input_shapes(model, images)
     if images is not None:
         given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
-        shapes = {_plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
+        shapes = {plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
     if any(size is None for shape in shapes.values() for size in shape):
         raise ValueError(f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size.")
     return _convert(model, shapes, {}, None, timeout)

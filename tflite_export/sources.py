@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.files import sha256_array, sha256_file
 from tflite_export.calibration import Images, Range
+from tflite_export.converter import plain
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
 
@@ -34,15 +36,6 @@ class Calibration:
     model_sha256: str | None = None
 
 
-def _file_sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _array_sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
 def _digest(images: Images) -> str:
     arrays = images if isinstance(images, Mapping) else {"": images}
     digest = hashlib.sha256()
@@ -50,7 +43,7 @@ def _digest(images: Images) -> str:
         array = arrays[name]
         if array.dtype.hasobject:
             raise ValueError(f"The calibration data holds Python objects ({array.dtype}); expected numbers.")
-        digest.update(f"{name} {array.dtype.str} {array.shape} {_array_sha256(array)}\n".encode())
+        digest.update(f"{name} {array.dtype.str} {array.shape} {sha256_array(array)}\n".encode())
     return digest.hexdigest()
 
 
@@ -86,7 +79,7 @@ def _load_npz(path: pathlib.Path) -> Images:
 
 def _matches(path: pathlib.Path, array: np.ndarray, want: str) -> bool:
     """Whether `want` is the sha256 of the file or of the array's bytes."""
-    return want in (_file_sha256(path), _array_sha256(array))
+    return want in (sha256_file(path), sha256_array(array))
 
 
 def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
@@ -106,7 +99,8 @@ def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
 def _load_generated(folder: pathlib.Path) -> Calibration:
     """A folder left by dgh_tf.generate; its manifest names the files' sha256 and the input range.
 
-    images_sha256 and input_range are one value, or a dict by input name for several inputs (images_<input>.npy).
+    images_sha256 is one value, or a dict by input name for several inputs; files names each input's file. Images come by the
+    names that the inputs have in a .tflite file.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
@@ -115,20 +109,23 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
     wanted = manifest.get("images_sha256")
     if wanted is None:
         raise ValueError(f"{folder / 'manifest.json'} has no images_sha256; expected a finished run. Generate again.")
-    names = {name: f"images_{name}.npy" for name in wanted} if isinstance(wanted, dict) else {"": "images.npy"}
+    several = isinstance(wanted, dict)
+    files = manifest.get("files") or ({name: f"images_{name}.npy" for name in wanted} if several else {"": "images.npy"})
     arrays = {}
-    for name, file in names.items():
-        path = folder / file
+    for name, file in files.items():
+        path = folder / pathlib.PurePath(file).name  # a manifest names files of its own folder only
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing, though the manifest lists it. Generate the images again.")
         arrays[name] = _load_npy(path)
-        if not _matches(path, arrays[name], wanted[name] if isinstance(wanted, dict) else wanted):
+        if not _matches(path, arrays[name], wanted[name] if several else wanted):
             raise ValueError(
                 f"{path} is not what its manifest describes: the sha256 differs. The file was changed or cut off; "
                 "generate the images again, or pass the .npy file itself to use it as it is."
             )
-    images = arrays if isinstance(wanted, dict) else arrays[""]
-    limits = _limits(manifest.get("input_range"), list(names))
+    limits = _limits(manifest.get("input_range"), list(files))
+    images = {plain(name): array for name, array in arrays.items()} if several else next(iter(arrays.values()))
+    if several and isinstance(limits, dict):
+        limits = {plain(name): valid for name, valid in limits.items()}
     return Calibration(images, limits, _digest(images), manifest.get("model_sha256"))
 
 
