@@ -64,7 +64,8 @@ def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none
     score, how = scorer(loaded, x, truth, reference=reference)
     print(how, flush=True)
     float_scores = {f"float_{name}": value for name, value in score(reference).items() if name in FLOAT}
-    return Task(loaded, network, (np.float32(found.low), np.float32(found.high)), real_x, x, truth, reference, score, float_scores)
+    bounds = tuple(np.reshape(np.float32(bound), (-1, 1, 1) if network.channels_first[0] else -1) for bound in (found.low, found.high))
+    return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
 
 
 def measure(task: Task, source: str, *, config: Any) -> tuple[dict[str, Any], dict]:

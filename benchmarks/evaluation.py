@@ -44,6 +44,7 @@ def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> 
     """
     import tensorflow as tf
 
+    images = np.moveaxis(images, 1, -1) if network.channels_first[0] else images
     logits = _logits_function(network)
     parts = [logits(tf.constant(images[i:i + batch_size])) for i in range(0, len(images), batch_size)]
     spreads = {name: metrics.spread(np.concatenate([part[name].numpy() for part in parts])) for name in parts[0]}

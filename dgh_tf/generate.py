@@ -77,9 +77,11 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str) -> int:
 
 def _announce(generator) -> None:
     console.say(f"{len(generator.network.layers)} BatchNorm layers, {len(generator.sizes)} batches of up to {max(generator.sizes)} images")
-    for name, valid, layout in zip(generator.network.input_names, generator.ranges, generator.layouts, strict=True):
+    network = generator.network
+    for name, valid, layout, first in zip(network.input_names, generator.ranges, generator.layouts, network.channels_first, strict=True):
         low, high = (", ".join(f"{v:.4g}" for v in bound) for bound in (valid.low, valid.high))
-        console.say(f"input {name} {layout.shape}: range {low} to {high}, from {valid.source}; {layout.describe()}")
+        console.say(f"input {name} {layout.shape}{', written with channels first' * first}: range {low} to {high}, from {valid.source}; "
+                    f"{layout.describe()}")
 
 
 def _generate(generator, state, identity: dict, metrics: _Metrics, folder: pathlib.Path, stop: list[int]):
@@ -87,6 +89,8 @@ def _generate(generator, state, identity: dict, metrics: _Metrics, folder: pathl
 
     steps = generator.config.steps
     state = state or generator.start()
+    if len(generator.head_names) > 1 and generator.config.output_weight:
+        console.say(f"heads {', '.join(generator.head_names)}: stretched one by one, each with an equal share of the weight")
     bar = _ProgressBar(steps, done=state.step)
     saved_at = [time.monotonic()]
 
@@ -129,7 +133,8 @@ def _finish(generator, state, identity: dict, metrics: _Metrics, folder: pathlib
         "versions": {"dgh_tf": identity["version"], "tensorflow": tensorflow.__version__, "keras": keras.__version__,
                      "numpy": numpy.__version__, "python": sys.version.split()[0]},
     }
-    report.write_preview(folder, images[0], low=generator.ranges[0].low, high=generator.ranges[0].high)
+    shown = images[0].transpose(0, 2, 3, 1) if generator.network.channels_first[0] else images[0]
+    report.write_preview(folder, shown, low=generator.ranges[0].low, high=generator.ranges[0].high)
     command = shlex.join(["python", "-m", "dgh_tf.generate", *sys.argv[1:]])
     report.write_page(folder, manifest=manifest, metrics=metrics.rows, command=command)
     output.write_manifest(folder, manifest)

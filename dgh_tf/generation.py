@@ -262,7 +262,7 @@ class Generator:
             parts = [image_ops.to_model(image_ops.finish(tf.constant(array[k, :size]), layout), low=valid.low, high=valid.high)
                      for k, size in enumerate(self.sizes)]
             results.append(np.concatenate([p.numpy() for p in parts]))
-        return results
+        return self.network.own_layout(results)
 
     def gap_start(self) -> dict[str, float]:
         """layer_gaps before the first step (a resumed run computes it again: it follows from the seed)."""

@@ -13,7 +13,7 @@ import tensorflow as tf
 from dgh_tf.heads import upstream
 from dgh_tf.images import is_image, start_canvas
 from dgh_tf.losses import moment_gap
-from dgh_tf.network import Network, batchnorm_layers, call_model, kernel_layers, record_calls
+from dgh_tf.network import Network, batchnorm_layers, kernel_layers, record_calls
 from dgh_tf.objective import layer_rows
 from dgh_tf.optimizer import cosine, radam
 
@@ -114,7 +114,7 @@ def _declared_by_layers(network: Network) -> list[InputRange | None]:
 
     def trace(*inputs):
         with record_calls([*scalings, *weighted]) as recorded:
-            call_model(network.model, list(inputs))
+            network.outputs(list(inputs))
         learned = {y.ref() for layer, _, y in recorded if layer not in scalings}
         for layer, x, _ in recorded:
             before = upstream([x])

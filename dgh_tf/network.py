@@ -16,6 +16,7 @@ import tensorflow as tf
 from dgh_tf.heads import Head, find_heads, upstream
 
 BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
+_CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
 _SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
 OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
 
@@ -45,7 +46,8 @@ class Network:
 
     Attributes:
       model: the Keras model, never changed.
-      input_names, input_shapes: of every input, shapes without batch.
+      input_names, input_shapes: of every input, shapes without batch, channels last.
+      channels_first: for every input whether the model takes it as [channels, height, width]; only `own_layout` gives it so.
       layers: the BatchNorm layers reached by a forward pass, in call order.
       unmatched: names of layers that no BN statistics constrain: other normalizations, and layers with kernels that no
         BN layer follows.
@@ -54,17 +56,19 @@ class Network:
     def __init__(self, model, *, image_size: tuple[int, int] | None = None):
         """Raises ValueError where the method cannot work: no BN, untrained or broken statistics, unknown input size."""
         self.model = model
-        self.input_names, self.input_shapes = _inputs(model, image_size)
+        self.input_names, shapes = _inputs(model, image_size)
+        self.channels_first = [_channels_first(shape) for shape in shapes]
+        self.input_shapes = [(*s[1:], s[0]) if first else s for s, first in zip(shapes, self.channels_first, strict=True)]
         _refuse_without_batchnorm(model)
         self.layers, self.unmatched, logits = self._survey()
         _refuse_unusable(model, self.layers)
         _refuse_dead(model, logits, self.input_shapes)
 
     def forward(self, inputs: list[tf.Tensor]) -> Tapped:
-        """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order."""
+        """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order, channels last."""
         position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
         with record_calls([bn.layer for bn in self.layers]) as recorded:
-            outputs = call_model(self.model, inputs)
+            outputs = self.outputs(inputs)
         calls = [(position[id(layer)], x) for layer, x, _ in recorded]
         return Tapped(calls, find_heads(outputs, [y for _, _, y in recorded]))
 
@@ -76,7 +80,7 @@ class Network:
 
         def trace(*inputs):
             with record_calls([*norms, *kernels]) as recorded:
-                outputs = self._called(list(inputs))
+                outputs = self.outputs(list(inputs))
             own = {id(layer) for layer in norms}
             calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
@@ -92,9 +96,17 @@ class Network:
         others = [layer.name for layer in self.model._flatten_layers() if type(layer).__name__ in OTHER_NORMS]
         return layers, [*others, *(layer.name for layer in kernels if id(layer) not in followed)], logits
 
-    def _called(self, inputs: list[tf.Tensor]):
+    def own_layout(self, inputs: list) -> list:
+        """The arrays or tensors [batch, *input shape], channels last, as the model takes them."""
+        def moved(x):
+            return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if isinstance(x, np.ndarray) else tf.transpose(x, [0, 3, 1, 2])
+
+        return [moved(x) if first else x for x, first in zip(inputs, self.channels_first, strict=True)]
+
+    def outputs(self, inputs: list[tf.Tensor]):
+        """The model's outputs in inference mode for inputs in order, channels last. Raises ValueError where it cannot be called."""
         try:
-            return call_model(self.model, inputs)
+            return call_model(self.model, self.own_layout(inputs))
         except TypeError as error:
             known = ", ".join(f"{name} {shape}" for name, shape in zip(self.input_names, self.input_shapes, strict=True))
             raise ValueError(f"Model {self.model.name!r} could not be called on its known inputs ({known}): {error}. "
@@ -203,18 +215,23 @@ def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
             raise ValueError(f"Input {name!r} of model {model.name!r} takes {dtype}; images are float. "
                              "Pass the part of the model behind that input.")
         if image_size and len(shape) == 3:
-            wanted = (*image_size, shape[2])
+            wanted = (shape[0], *image_size) if _channels_first(shape) else (*image_size, shape[2])
             if any(side not in (None, given) for side, given in zip(shape, wanted, strict=True)):
                 raise ValueError(f"Input {name!r} of model {model.name!r} has the fixed shape {shape}; --image_size={image_size[0]},"
                                  f"{image_size[1]} cannot change it. Leave the flag out.")
             shape = wanted
         if None in shape:
-            hint = ("Give its spatial size with --image_size=HEIGHT,WIDTH." if len(shape) == 3 and shape[2] else
+            hint = ("Give its spatial size with --image_size=HEIGHT,WIDTH." if len(shape) == 3 and (shape[2] or shape[0]) else
                     "Only height and width of an image can be given; rebuild the model with the other sizes fixed.")
             raise ValueError(f"Input {name!r} of model {model.name!r} has the dynamic shape {shape}. {hint}")
         names.append(name)
         shapes.append(shape)
     return names, shapes
+
+
+def _channels_first(shape: tuple[int | None, ...]) -> bool:
+    """Whether an input is an image with its channels before height and width, as models from other frameworks have it."""
+    return len(shape) == 3 and shape[0] in _CHANNELS and all(side is None or side >= _LEAST_SIDE for side in shape[1:])
 
 
 def _refuse_without_batchnorm(model) -> None:
@@ -239,7 +256,14 @@ def _refuse_dead(model, logits: Callable, shapes: list[tuple[int, ...]]) -> None
     """Raises ValueError for a head whose values are the same for inputs of any scale: every path to it is dead."""
     rng = np.random.default_rng(0)
     inputs = [np.stack([scale * rng.normal(size=shape) for scale in _SCALES]).astype(np.float32) for shape in shapes]
-    for name, values in logits(*map(tf.constant, inputs)).items():
+    try:
+        found = logits(*map(tf.constant, inputs))
+    except tf.errors.UnimplementedError as error:
+        reason = next((line for line in str(error).splitlines() if "only supports" in line or "NHWC" in line), str(error).splitlines()[0])
+        raise ValueError(f"Model {model.name!r} does not run on this device: {reason[:200]} Convolutions and pooling with "
+                         "data_format='channels_first' run on GPUs only; rebuild it with channels_last and the same weights, behind a "
+                         "Permute((2, 3, 1)) layer where the input must stay.") from error
+    for name, values in found.items():
         values = values.numpy()
         if (values == values[:1]).all():
             raise ValueError(f"Output {name!r} of model {model.name!r} is the same for noise of the scales "

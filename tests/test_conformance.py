@@ -54,7 +54,8 @@ def application():
 KINDS = {
     "functional": Kind(tiny.conv_bn_relu), "softmax": Kind(tiny.softmax_head), "sequential": Kind(tiny.sequential),
     "nested": Kind(tiny.nested_backbone), "shared": Kind(tiny.shared_bn), "subclassed": Kind(tiny.subclassed),
-    "batchnorm variants": Kind(tiny.batchnorm_variants), "grey": Kind(tiny.grey_input), "six channels": Kind(tiny.many_channels),
+    "batchnorm variants": Kind(tiny.batchnorm_variants), "grey": Kind(tiny.grey_input), "channels first": Kind(tiny.channels_first),
+    "spectrogram": Kind(tiny.spectrogram), "one output": Kind(tiny.single_output), "six channels": Kind(tiny.many_channels),
     "sequence": Kind(tiny.one_dimensional), "vector": Kind(tiny.vector), "two inputs": Kind(tiny.two_inputs),
     "open size": Kind(tiny.dynamic_size, image_size="16,24"), "dict of heads": Kind(tiny.two_heads, ("boxes", "classes")),
     "three raw heads, SiLU": Kind(tiny.silu_detector, ("output_0", "output_1", "output_2")),
@@ -93,7 +94,9 @@ def require_generated(kind: Kind):
     layers = [bn.name for bn in generator.network.layers]
     first, last = (float(np.mean([gaps[name] for name in layers])) for gaps in (start, end))
     assert np.isfinite(last) and last < 0.95 * first, (first, last)
-    assert [x.shape for x in images] == [(IMAGES, *shape) for shape in generator.network.input_shapes]
+    own = [tuple(t.shape[1:]) for t in getattr(model, "inputs", None) or []]
+    fixed = own if own and None not in own[0] else generator.network.input_shapes
+    assert [x.shape for x in images] == [(IMAGES, *shape) for shape in fixed]
     for x, valid in zip(images, generator.ranges, strict=True):
         assert x.dtype == np.float32 and min(valid.low) - 1e-4 <= x.min() < x.max() <= max(valid.high) + 1e-4
     if kind.heads:

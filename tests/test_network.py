@@ -230,3 +230,27 @@ def test_output_whose_every_path_is_dead_is_refused():
     model.get_layer("logits").set_weights([0 * kernel, bias])
     with pytest.raises(ValueError, match="'output'.*does not depend on its input.*dead"):
         Network(model)
+
+
+def test_channels_first_is_seen_as_the_image_that_it_is():
+    model = tiny.channels_first()
+    network = Network(model)
+    assert (network.channels_first, network.input_shapes) == ([True], [(16, 20, 3)])
+    x = tiny.images(2, shape=(16, 20, 3))
+    _, logits, _ = tapped(network, [x])
+    np.testing.assert_allclose(logits["output"], model(x.transpose(0, 3, 1, 2)), atol=1e-5)
+    np.testing.assert_array_equal(network.own_layout([x])[0], x.transpose(0, 3, 1, 2))
+    # a map of many channels, a wide sequence, and a map too small for an image stay as they are
+    for shape in ((16, 16, 6), (3, 49, 10), (6, 16, 16)):
+        assert Network(tiny.conv_bn_relu(shape=shape)).channels_first == [False]
+
+
+def test_convolutions_with_channels_first_are_refused_where_they_cannot_run():
+    inputs = keras.Input((3, 16, 16))
+    x = keras.layers.BatchNormalization(axis=1)(keras.layers.Conv2D(4, 3, data_format="channels_first")(inputs))
+    model = tiny.settle(keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(x))))
+    if tf.config.list_physical_devices("GPU"):
+        assert Network(model).channels_first == [True]
+    else:
+        with pytest.raises(ValueError, match="does not run on this device.*channels_last.*Permute"):
+            Network(model)

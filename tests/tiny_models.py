@@ -49,20 +49,20 @@ def _block(keras, x, filters, *, stride=1, depthwise=False, name=None):
     return layers.ReLU()(x)
 
 
-def conv_bn_relu(*, keras=keras3, shape=(16, 16, 3), classes=5, softmax=False):
+def conv_bn_relu(*, keras=keras3, shape=(16, 16, 3), classes=5, activation=None):
     """Three conv+BN+ReLU blocks, one of them depthwise, global pooling and a dense head (3 + 1 BN)."""
     x = inputs = keras.Input(shape, name="image")
     x = _block(keras, x, 8, stride=2)
     x = _block(keras, x, 12, depthwise=True)
     x = _block(keras, x, 16, stride=2)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    x = keras.layers.Dense(classes, activation="softmax" if softmax else None, name="logits")(x)
+    x = keras.layers.Dense(classes, activation=activation, name="logits")(x)
     return settle(keras.Model(inputs, x, name="conv_bn_relu"))
 
 
 def softmax_head(*, keras=keras3):
     """conv_bn_relu whose dense head ends in softmax."""
-    return conv_bn_relu(keras=keras, softmax=True)
+    return conv_bn_relu(keras=keras, activation="softmax")
 
 
 def grey_input(*, keras=keras3):
@@ -207,6 +207,24 @@ def vector(*, keras=keras3):
 def many_channels(*, keras=keras3):
     """conv_bn_relu on six channels, such as a satellite's bands."""
     return conv_bn_relu(keras=keras, shape=(16, 16, 6))
+
+
+def channels_first(*, keras=keras3):
+    """conv_bn_relu behind a Permute: the input is [3, 16, 20], as in models that came from other frameworks."""
+    inputs = keras.Input((3, 16, 20), name="image")
+    x = keras.layers.Permute((2, 3, 1))(inputs)
+    x = keras.layers.GlobalAveragePooling2D()(_block(keras, _block(keras, x, 8, stride=2), 12))
+    return settle(keras.Model(inputs, keras.layers.Dense(5)(x), name="channels_first"))
+
+
+def single_output(*, keras=keras3):
+    """A score: one dense output under a sigmoid."""
+    return conv_bn_relu(keras=keras, classes=1, activation="sigmoid")
+
+
+def spectrogram(*, keras=keras3):
+    """conv_bn_relu on a narrow map [40, 12, 1], such as a spectrogram."""
+    return conv_bn_relu(keras=keras, shape=(40, 12, 1))
 
 
 def dynamic_size(*, keras=keras3):

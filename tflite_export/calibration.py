@@ -89,6 +89,8 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
 def _check_range(low: np.ndarray, high: np.ndarray, value_range: Range, name: str) -> None:
     """Compares the values' span per channel with the model's input range."""
     want_low, want_high = (np.asarray(bound, np.float64) for bound in value_range)
+    if want_low.size not in (1, low.size):  # channels are not the last axis: compare all of them together
+        low, high, want_low, want_high = low.min(), high.max(), want_low.min(), want_high.max()
     width = want_high - want_low
     if not np.all(width > 0):
         raise ValueError(f"The input range of '{name}' is {value_range}; expected low < high. Correct it.")
