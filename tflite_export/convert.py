@@ -27,6 +27,8 @@ FLAGS = flags.FLAGS
 
 def _define_flags() -> None:
     flags.DEFINE_string("model", None, "demo, demo_detector, a .keras/.h5 file, a SavedModel folder or keras:NAME.")
+    flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")
+    flags.DEFINE_bool("allow_unsafe_deserialization", False, "Run Python code that the model file brings (Lambda layers).")
     flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
     flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
     flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations.")
@@ -99,7 +101,8 @@ def main(argv: list[str]) -> int:
         load_calibration(FLAGS.calibration)  # raises before TensorFlow and the model are loaded
     from dgh_tf.loading import load_model, model_sha256
 
-    model, digest = load_model(FLAGS.model), model_sha256(FLAGS.model)
+    model = load_model(FLAGS.model, weights=FLAGS.weights, allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization)
+    digest = model_sha256(FLAGS.model, weights=FLAGS.weights)
     declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
     calibration = load_calibration(FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset)
     if calibration.model_sha256 not in (None, digest):
