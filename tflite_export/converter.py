@@ -29,8 +29,9 @@ class ConversionError(ValueError):
 
 
 def plain(name: str) -> str:
-    """A name TensorFlow signatures accept unchanged."""
-    return re.sub(r"\W", "_", name)
+    """A name that TensorFlow signatures accept unchanged: ASCII letters, digits and underscores, the first no underscore."""
+    name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"x{name}" if name.startswith("_") else name
 
 
 def _is_functional(model: Any) -> bool:
@@ -185,7 +186,7 @@ def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: floa
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs; a character that
-      is not a letter, digit or underscore becomes an underscore.
+      is not an ASCII letter, digit or underscore becomes an underscore.
     Raises:
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
       ConversionError: the converter failed or crashed.
