@@ -46,6 +46,14 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def remove_unused(folder: str | os.PathLike) -> None:
+    """Removes a folder that holds nothing but a lock: what a run that was refused would leave behind."""
+    folder = pathlib.Path(folder)
+    if folder.is_dir() and {item.name for item in folder.iterdir()} <= {".lock"}:
+        (folder / ".lock").unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of a file, or of a folder's files in sorted order with their relative names."""
     path = pathlib.Path(path)

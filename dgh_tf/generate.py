@@ -14,6 +14,7 @@ from absl import flags
 
 from dgh_tf import console
 from dgh_tf.config import GenerationConfig
+from dgh_tf.files import remove_unused
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
 _CONFIG = {f.name: _DEFINE[type(f.default)](f.name, f.default, f.metadata["help"]) for f in dataclasses.fields(GenerationConfig)}
@@ -39,6 +40,9 @@ def main(argv: list[str]) -> int:
             return _run(folder, config, sha256)
     except filelock.Timeout:
         raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --output_dir.") from None
+    except BaseException:
+        remove_unused(folder)
+        raise
 
 
 def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str) -> int:
