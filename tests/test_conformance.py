@@ -24,6 +24,7 @@ class Kind:
     heads: tuple[str, ...] = ("output",)
     image_size: str = ""
     input_range: str = "-1,1"  # empty for models that declare it in a Rescaling layer
+    steps: int = STEPS
 
 
 def yolo():
@@ -45,6 +46,28 @@ def retinanet():
     return tiny.settle(keras_cv.models.RetinaNet(num_classes=3, bounding_box_format="xyxy", backbone=backbone))
 
 
+def large_yolo():
+    """KerasCV's YOLOV8Detector of its smallest published size from the constructors, at 160 pixels, statistics of noise images."""
+    import keras_cv
+
+    from dgh_tf.loading import _with_random_weights
+
+    backbone = keras_cv.models.YOLOV8Backbone(stackwise_channels=[32, 64, 128, 256], stackwise_depth=[1, 2, 2, 1], include_rescaling=True,
+                                              input_shape=(160, 160, 3))
+    return _with_random_weights(keras_cv.models.YOLOV8Detector(num_classes=20, bounding_box_format="xyxy", backbone=backbone, fpn_depth=1))
+
+
+def large_retinanet():
+    """KerasCV's RetinaNet on a wider ResNet, at 192 pixels, statistics of noise images. Its own heads have no BN."""
+    import keras_cv
+
+    from dgh_tf.loading import _with_random_weights
+
+    backbone = keras_cv.models.ResNetV2Backbone(stackwise_filters=[16, 32, 64, 128], stackwise_blocks=[2, 2, 2, 2],
+                                                stackwise_strides=[1, 2, 2, 2], include_rescaling=True, input_shape=(192, 192, 3))
+    return _with_random_weights(keras_cv.models.RetinaNet(num_classes=20, bounding_box_format="xywh", backbone=backbone))
+
+
 def application():
     from dgh_tf.loading import load_model
 
@@ -63,9 +86,11 @@ KINDS = {
     "segmentation": Kind(tiny.segmentation), "some BN": Kind(tiny.partly_normalized, ("head_a", "head_b")),
     "YOLOV8": Kind(yolo, tuple(f"{kind}_{i}" for kind in ("boxes", "classes") for i in range(3)), input_range=""),
     "RetinaNet": Kind(retinanet, (), input_range=""), "keras:MobileNetV2": Kind(application),
+    "YOLOV8, larger": Kind(large_yolo, tuple(f"{kind}_{i}" for kind in ("boxes", "classes") for i in range(3)), input_range="", steps=20),
+    "RetinaNet, larger": Kind(large_retinanet, (), input_range="", steps=20),
 }
 CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default; a conversion takes 5 to 10 s
-LONG = ["YOLOV8", "RetinaNet", "keras:MobileNetV2", "sequential", "softmax", "six channels"]
+LONG = ["YOLOV8", "RetinaNet", "YOLOV8, larger", "RetinaNet, larger", "keras:MobileNetV2", "sequential", "softmax", "six channels"]
 
 
 def snapshot(model) -> tuple:
@@ -78,7 +103,7 @@ def generate(kind: Kind):
     """(model, generator, images by input, gaps at the start, gaps at the end) after checking that the model is unchanged."""
     model = kind.build()
     before = snapshot(model)
-    generator = Generator(model, GenerationConfig(num_images=IMAGES, batch_size=3, steps=STEPS, input_range=kind.input_range,
+    generator = Generator(model, GenerationConfig(num_images=IMAGES, batch_size=3, steps=kind.steps, input_range=kind.input_range,
                                                   image_size=kind.image_size))
     start = generator.start()
     end = generator.run(start)
