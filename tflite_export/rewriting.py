@@ -1,0 +1,189 @@
+"""math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer weights of 8 or 4 bits."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+# axis of output channels of the weights (always input 1) in operators that TFLite quantizes per output channel
+CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
+FOUR_BIT_VERSION = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}  # of the operator with INT4 weights
+_BIAS_INPUT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+
+
+def _open(tflite: bytes) -> Any:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
+
+
+def _pack(model: Any) -> bytes:
+    import flatbuffers
+
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _fill(model: Any, tensor: Any, data: bytes) -> None:
+    """Gives the tensor a buffer of its own: the converter may share one among equal constants."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(data, np.uint8)
+    tensor.buffer = len(model.buffers)
+    model.buffers.append(buffer)
+
+
+def with_constants(tflite: bytes, *, constants: Mapping[int, np.ndarray]) -> bytes:
+    """The float file with other float32 constants, by tensor index. Raises ValueError for another shape."""
+    model = _open(tflite)
+    for index, value in constants.items():
+        tensor = model.subgraphs[0].tensors[index]
+        if tuple(tensor.shape) != np.shape(value):
+            raise ValueError(f"Constant {tensor.name.decode()} has shape {list(tensor.shape)}; got {list(np.shape(value))}.")
+        _fill(model, tensor, np.ascontiguousarray(value, np.float32).tobytes())
+    return _pack(model)
+
+
+def with_ranges(tflite: bytes, *, ranges: Mapping[int, tuple[float, float]]) -> bytes:
+    """The float file as if calibrated: (low, high) by tensor index, where the quantizer reads what calibration saw."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = _open(tflite)
+    for index, (low, high) in ranges.items():
+        quantization = schema.QuantizationParametersT()
+        quantization.min, quantization.max = [float(low)], [float(high)]
+        model.subgraphs[0].tensors[index].quantization = quantization
+    return _pack(model)
+
+
+def pack_int4(values: np.ndarray) -> bytes:
+    """Integers -8..7, flattened, two per byte, the first in the low nibble (TensorType.INT4)."""
+    nibbles = np.asarray(values, np.int8).ravel().astype(np.uint8) & 15
+    nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
+    return (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes()
+
+
+def unpack_int4(data: bytes, count: int) -> np.ndarray:
+    """The inverse of `pack_int4`: int8 [count]."""
+    packed = np.frombuffer(data, np.uint8)
+    nibbles = np.stack([packed & 15, packed >> 4], 1).ravel()[:count].astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
+
+
+def _users(tflite: bytes) -> dict[str, list[tuple[str, Any]]]:
+    """By name of a weight tensor: (kind, operator) of each operator it is the weights of."""
+    from tflite_export.integer_check import operator_table
+
+    users: dict[str, list] = {}
+    model = _open(tflite)
+    for row, operator in zip(operator_table(tflite), model.subgraphs[0].operators, strict=False):
+        if row["operator"] in CHANNEL_AXIS and row["subgraph"] == 0:
+            tensor = model.subgraphs[0].tensors[operator.inputs[1]]
+            data = model.buffers[tensor.buffer].data
+            if data is not None and len(data):
+                users.setdefault(tensor.name.decode(), []).append((row["operator"], operator))
+    return users
+
+
+def float_weights(tflite: bytes) -> dict[str, tuple[str, np.ndarray]]:
+    """(operator kind, float32 weights) by tensor name, of every operator quantized per output channel."""
+    model, users = _open(tflite), _users(tflite)
+    found = {}
+    for name, uses in users.items():
+        tensor = model.subgraphs[0].tensors[uses[0][1].inputs[1]]
+        data = bytes(model.buffers[tensor.buffer].data)
+        found[name] = (uses[0][0], np.frombuffer(data, np.float32).reshape(tuple(tensor.shape)))
+    return found
+
+
+def integer_weights(tflite: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(int8 [shape of the weights], float32 scales [1 or channels]) by tensor name, of INT8 and INT4 weights."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, found = _open(tflite), {}
+    for name, uses in _users(tflite).items():
+        tensor = model.subgraphs[0].tensors[uses[0][1].inputs[1]]
+        data, shape = bytes(model.buffers[tensor.buffer].data), tuple(tensor.shape)
+        if tensor.type in (schema.TensorType.INT4, schema.TensorType.INT8):
+            four = tensor.type == schema.TensorType.INT4
+            values = unpack_int4(data, int(np.prod(shape))) if four else np.frombuffer(data, np.int8)
+            found[name] = (values.reshape(shape), np.asarray(tensor.quantization.scale, np.float32))
+    return found
+
+
+def _rescale_bias(model: Any, kind: str, operator: Any, scales: np.ndarray) -> None:
+    """int32 bias = round(bias / (input scale * weight scale)), from the integers and scales it had."""
+    place = _BIAS_INPUT[kind]
+    if len(operator.inputs) <= place or operator.inputs[place] < 0:
+        return
+    graph = model.subgraphs[0]
+    bias, source = graph.tensors[operator.inputs[place]], graph.tensors[operator.inputs[2 if kind == "TRANSPOSE_CONV" else 0]]
+    old = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32) * np.asarray(bias.quantization.scale, np.float64)
+    new = np.float64(source.quantization.scale[0]) * scales.astype(np.float64)
+    limits = np.iinfo(np.int32)
+    _fill(model, bias, np.clip(np.rint(old / new), limits.min, limits.max).astype(np.int32).tobytes())
+    bias.quantization.scale = np.broadcast_to(new, old.shape).astype(np.float32)
+    bias.quantization.zeroPoint = np.zeros(len(old), np.int64)
+
+
+def with_integers(
+    tflite: bytes, *, weights: Mapping[str, tuple[np.ndarray, np.ndarray]], weight_bits: int = 8
+) -> bytes:
+    """The int8 file with chosen weights; the int32 biases follow the new scales.
+
+    Args:
+      tflite: a full-integer file with int8 activations.
+      weights: by name of the weight tensor (the float file has the same names): integers of the tensor's shape within
+        -2^(b-1)..2^(b-1)-1, and float scales [output channels].
+      weight_bits: 8 leaves INT8 tensors; 4 makes packed INT4 tensors (convolutions, depthwise and dense only).
+    Raises:
+      ValueError: no weight tensor of that name, another shape, integers out of range, scales that are not positive, or
+        an operator that has no 4-bit kernel.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, users, low = _open(tflite), _users(tflite), -(2 ** (weight_bits - 1))
+    graph, stored = model.subgraphs[0], {}
+    for name, (integers, scales) in weights.items():
+        if name not in users:
+            raise ValueError(f"The file has no weights called {name}; it has {', '.join(sorted(users))}.")
+        axis, scales = CHANNEL_AXIS[users[name][0][0]], np.asarray(scales, np.float32)
+        tensor = graph.tensors[users[name][0][1].inputs[1]]
+        if np.shape(integers) != tuple(tensor.shape) or scales.shape != (tensor.shape[axis],) or not np.all(scales > 0):
+            raise ValueError(
+                f"Weights {name} need integers of shape {list(tensor.shape)} and {tensor.shape[axis]} positive scales; got "
+                f"{list(np.shape(integers))} and {list(scales.shape)}, smallest {scales.min() if scales.size else None}."
+            )
+        if np.min(integers) < low or np.max(integers) >= -low:
+            raise ValueError(
+                f"Weights {name} run from {np.min(integers)} to {np.max(integers)}; {weight_bits} bits hold {low} to {-low - 1}."
+            )
+        for kind, operator in users[name]:
+            if weight_bits == 4 and kind not in FOUR_BIT_VERSION:
+                raise ValueError(f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} have. Keep it at 8 bits.")
+            tensor = graph.tensors[operator.inputs[1]]
+            if operator.inputs[1] not in stored:
+                data = pack_int4(integers) if weight_bits == 4 else np.asarray(integers, np.int8).tobytes()
+                _fill(model, tensor, data)
+                tensor.type = schema.TensorType.INT4 if weight_bits == 4 else schema.TensorType.INT8
+                tensor.quantization.scale, tensor.quantization.quantizedDimension = scales, axis
+                tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+                stored[operator.inputs[1]] = name
+            _rescale_bias(model, kind, operator, scales)
+            if weight_bits == 4:
+                code = model.operatorCodes[operator.opcodeIndex]
+                code.version = max(code.version, FOUR_BIT_VERSION[kind])
+    return _drop_unused_buffers(model)
+
+
+def _drop_unused_buffers(model: Any) -> bytes:
+    """Replaced weights are emptied, or the file would hold both."""
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+    return _pack(model)
