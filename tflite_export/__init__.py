@@ -13,6 +13,8 @@ _HOME = {
     "Calibration": "sources",
     "to_tflite": "converter",
     "to_float_tflite": "converter",
+    "to_tflite_with_ranges": "converter",
+    "collect_ranges": "ranges",
     "ConversionError": "converter",
     "operator_table": "integer_check",
     "check_integer": "integer_check",

@@ -31,7 +31,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("allow_unsafe_deserialization", False, "Run Python code that the model file brings (Lambda layers).")
     flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
     flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
-    flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations.")
+    flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.")
     flags.DEFINE_enum("target", "none", ["none"], "Edge target to check the file for.")
     flags.DEFINE_list("input_range", None, "low,high of the model's input units; overrides the manifest's.")
     flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.")

@@ -181,8 +181,9 @@ def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: floa
     Args:
       model: Keras 3 or tf_keras model; functional, sequential or subclassed, any number of float inputs and outputs.
       images: calibration images [number, ...input shape] in the model's input units, or a dict by input name.
-      scheme: "int8" (int8 weights and activations) or "int16x8" (int8 weights, int16 activations). Inputs and outputs
-        of the file have the activations' type.
+      scheme: "int8" (int8 weights and activations), "int16x8" (int8 weights, int16 activations) or "w4a8" (packed INT4
+        weights of convolutions, depthwise and dense layers, rounded to nearest with scales of least squared error; int8
+        activations). Inputs and outputs of the file have the activations' type.
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs; a character that
@@ -196,7 +197,67 @@ def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: floa
     if isinstance(images, Mapping):
         images = {plain(name): array for name, array in images.items()}
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
-    return _convert(model, {name: array.shape[1:] for name, array in arrays.items()}, arrays, scheme, timeout)
+    shapes = {name: array.shape[1:] for name, array in arrays.items()}
+    tflite = _convert(model, shapes, arrays, scheme, timeout)
+    return tflite if scheme != "w4a8" else _four_bit(tflite, _convert(model, shapes, {}, None, timeout))
+
+
+def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
+    """The int8 file with its weights rounded to 4 bits from the float file's."""
+    from tflite_export.rewriting import CHANNEL_AXIS, FOUR_BIT_VERSION, float_weights, integer_weights, with_integers
+    from tflite_export.simulator import quantize_weights
+
+    present = integer_weights(tflite)
+    weights = {
+        name: quantize_weights(values, axis=CHANNEL_AXIS[kind], weight_bits=4, rule="mse")
+        for name, (kind, values) in float_weights(float_tflite).items()
+        if kind in FOUR_BIT_VERSION and name in present and present[name][0].shape == values.shape
+    }
+    if not weights:
+        raise ValueError(
+            f"The model has no weights that can be 4 bits; expected at least one of {', '.join(FOUR_BIT_VERSION)} with "
+            "constant weights. Use --scheme=int8."
+        )
+    return with_integers(tflite, weights=weights, weight_bits=4)
+
+
+def to_tflite_with_ranges(
+    float_tflite: bytes,
+    *,
+    ranges: Mapping[int, tuple[float, float]],
+    constants: Mapping[int, np.ndarray] | None = None,
+    weights: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    weight_bits: int = 8,
+    timeout: float | None = None,
+) -> bytes:
+    """A float .tflite file becomes a full-integer one with exactly these ranges, biases and integers.
+
+    Args:
+      float_tflite: of `to_float_tflite`; tensor indices below are those of its `read_graph`.
+      ranges: (low, high) of every input and activation in the model's units, from `ranges.collect_ranges`.
+      constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
+      weights: (integers, scales) to use instead of the converter's rounding, as `simulator.quantize_weights` makes them.
+      weight_bits: of `weights`: 8 (INT8 tensors) or 4 (packed INT4).
+      timeout: seconds for the converter; None waits for ever.
+    Returns:
+      The .tflite bytes with int8 activations, inputs and outputs. 16-bit activations have no such path.
+    Raises:
+      ValueError: constants or integers that do not fit (see `rewriting.with_integers`).
+      ConversionError: the quantizer failed or crashed.
+    """
+    from tflite_export.graph import read_graph
+    from tflite_export.rewriting import with_constants, with_integers, with_ranges
+
+    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
+        folder = pathlib.Path(name)
+        calibrated = with_ranges(with_constants(float_tflite, constants=constants or {}), ranges=ranges)
+        (folder / "calibrated.tflite").write_bytes(calibrated)
+        (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
+        tflite = run_worker(folder, timeout=timeout)
+    if not weights:
+        return tflite
+    names = {tensor.index: tensor.name for tensor in read_graph(float_tflite).tensors}
+    return with_integers(tflite, weights={names[i]: chosen for i, chosen in weights.items()}, weight_bits=weight_bits)
 
 
 def to_float_tflite(model: Any, *, images: Images | None = None, timeout: float | None = None) -> bytes:

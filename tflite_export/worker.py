@@ -1,8 +1,8 @@
 """cli: the process that runs TensorFlow's converter; a crash in it ends only this process.
 
 `python -m tflite_export.worker FOLDER`. FOLDER/request.json says what to do; it holds FOLDER/model (a SavedModel with
-the signature serving_default) and one FOLDER/<n>.npy of calibration images per input. Leaves FOLDER/model.tflite, or
-FOLDER/error.txt with the exception's text.
+the signature serving_default) and one FOLDER/<n>.npy of calibration images per input; or FOLDER/calibrated.tflite, a
+float file with the ranges of its activations. Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tflite_export.calibration import representative_dataset
 SCHEMES = {
     "int8": ("TFLITE_BUILTINS_INT8", "int8"),
     "int16x8": ("EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8", "int16"),
+    "w4a8": ("TFLITE_BUILTINS_INT8", "int8"),  # converted as int8; its weights are rewritten afterwards
 }
 
 
@@ -27,6 +28,10 @@ def convert(folder: pathlib.Path) -> bytes:
     request = json.loads((folder / "request.json").read_text())
     import tensorflow as tf
 
+    if (folder / "calibrated.tflite").exists():
+        from tensorflow.lite.python.convert import mlir_quantize
+
+        return mlir_quantize((folder / "calibrated.tflite").read_bytes(), input_data_type=tf.int8, output_data_type=tf.int8)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
     if request["scheme"] is not None:
         operators, io_dtype = SCHEMES[request["scheme"]]
