@@ -14,11 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.heads import Head, find_heads, upstream
+from dgh_tf.refusals import OTHER_NORMS, require_alive, require_batchnorm, require_connected, require_trained
 
 BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
-_SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
-OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +56,12 @@ class Network:
         """Raises ValueError where the method cannot work: no BN, untrained or broken statistics, unknown input size."""
         self.model = model
         self.input_names, shapes = _inputs(model, image_size)
-        self.channels_first = [_channels_first(shape) for shape in shapes]
+        self.channels_first = [_channels_first(model, shape) for shape in shapes]
         self.input_shapes = [(*s[1:], s[0]) if first else s for s, first in zip(shapes, self.channels_first, strict=True)]
-        _refuse_without_batchnorm(model)
+        require_batchnorm(model, batchnorm_layers(model))
         self.layers, self.unmatched, logits = self._survey()
-        _refuse_unusable(model, self.layers)
-        _refuse_dead(model, logits, self.input_shapes)
+        require_trained(model, self.layers)
+        require_alive(model, logits, self.input_shapes)
 
     def forward(self, inputs: list[tf.Tensor]) -> Tapped:
         """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order, channels last."""
@@ -87,7 +86,7 @@ class Network:
             before = upstream(x for _, x in calls)
             followed.update(id(layer) for layer, _, y in recorded if id(layer) not in own and y.ref() in before)
             heads = find_heads(outputs, [])
-            _refuse_constant(self.model, heads, inputs)
+            require_connected(self.model, heads, inputs)
             return {head.name: head.logits for head in heads}
 
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
@@ -171,12 +170,19 @@ def _batchnorm(layer, rank: int) -> BatchNorm:
 
 def _as_arguments(model, inputs: list) -> list:
     """A subclassed model's inputs as its own `call` was given them when it was built."""
-    built = getattr(model, "_build_shapes_dict", None) or {}
-    structure = list(built.values())
+    structure = list(_built_shapes(model).values())
     if len(structure) == 1 and not _is_shape(structure[0]):  # one argument that holds a list or dict of tensors
         keys = structure[0].keys() if isinstance(structure[0], dict) else None
         return [dict(zip(keys, inputs, strict=True)) if keys else list(inputs)]
     return list(inputs)
+
+
+def _built_shapes(model) -> dict:
+    """The arguments that a subclassed model was called with: name -> shape with batch, or a list or dict of shapes."""
+    if getattr(model, "_build_shapes_dict", None):
+        return model._build_shapes_dict
+    called = model.save_spec() if hasattr(model, "save_spec") else None  # of tf_keras
+    return {"input": tf.nest.map_structure(lambda spec: tuple(spec.shape), called[0][0])} if called else {}
 
 
 def _is_shape(value) -> bool:
@@ -195,8 +201,7 @@ def _declared(model) -> list[tuple[str, tuple, str]]:
     """(name, shape with batch, dtype) of every input; empty where the model does not know."""
     if _tensors(model):
         return [(t.name.split(":")[0], tuple(t.shape), tf.as_dtype(t.dtype).name) for t in model.inputs]
-    built = getattr(model, "_build_shapes_dict", None) or {}
-    named = list(built.items())
+    named = list(_built_shapes(model).items())
     if len(named) == 1 and not _is_shape(named[0][1]):
         value = named[0][1]
         named = list(value.items()) if isinstance(value, dict) else [(f"input_{i}", shape) for i, shape in enumerate(value)]
@@ -215,7 +220,7 @@ def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
             raise ValueError(f"Input {name!r} of model {model.name!r} takes {dtype}; images are float. "
                              "Pass the part of the model behind that input.")
         if image_size and len(shape) == 3:
-            wanted = (shape[0], *image_size) if _channels_first(shape) else (*image_size, shape[2])
+            wanted = (shape[0], *image_size) if _channels_first(model, shape) else (*image_size, shape[2])
             if any(side not in (None, given) for side, given in zip(shape, wanted, strict=True)):
                 raise ValueError(f"Input {name!r} of model {model.name!r} has the fixed shape {shape}; --image_size={image_size[0]},"
                                  f"{image_size[1]} cannot change it. Leave the flag out.")
@@ -229,64 +234,13 @@ def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
     return names, shapes
 
 
-def _channels_first(shape: tuple[int | None, ...]) -> bool:
-    """Whether an input is an image with its channels before height and width, as models from other frameworks have it."""
-    return len(shape) == 3 and shape[0] in _CHANNELS and all(side is None or side >= _LEAST_SIDE for side in shape[1:])
+def _channels_first(model, shape: tuple[int | None, ...]) -> bool:
+    """Whether an input is an image with its channels before height and width, as models from other frameworks have it.
 
-
-def _refuse_without_batchnorm(model) -> None:
-    if batchnorm_layers(model):
-        return
-    others = sorted({type(layer).__name__ for layer in model._flatten_layers()} & OTHER_NORMS)
-    reason = (f"It has {', '.join(others)}, which computes its statistics anew for each image and keeps none of the training set. "
-              "The method needs a model with BatchNormalization; calibrate this one with real images." if others else
-              "If BatchNorm was folded into the convolutions, pass the model as it was before folding.")
-    raise ValueError(f"Model {model.name!r} has no BatchNormalization layer, so there are no statistics to match. {reason}")
-
-
-def _refuse_constant(model, heads: list[Head], inputs) -> None:
-    wanted = {x.ref() for x in inputs}
-    for head in heads:
-        if not wanted & upstream([head.logits]):
-            raise ValueError(f"Output {head.name!r} of model {model.name!r} does not depend on its input; it is a constant. "
-                             "Check how the model is built, or pass the part that does the work.")
-
-
-def _refuse_dead(model, logits: Callable, shapes: list[tuple[int, ...]]) -> None:
-    """Raises ValueError for a head whose values are the same for inputs of any scale: every path to it is dead."""
-    rng = np.random.default_rng(0)
-    inputs = [np.stack([scale * rng.normal(size=shape) for scale in _SCALES]).astype(np.float32) for shape in shapes]
-    try:
-        found = logits(*map(tf.constant, inputs))
-    except tf.errors.UnimplementedError as error:
-        reason = next((line for line in str(error).splitlines() if "only supports" in line or "NHWC" in line), str(error).splitlines()[0])
-        raise ValueError(f"Model {model.name!r} does not run on this device: {reason[:200]} Convolutions and pooling with "
-                         "data_format='channels_first' run on GPUs only; rebuild it with channels_last and the same weights, behind a "
-                         "Permute((2, 3, 1)) layer where the input must stay.") from error
-    for name, values in found.items():
-        values = values.numpy()
-        if (values == values[:1]).all():
-            raise ValueError(f"Output {name!r} of model {model.name!r} is the same for noise of the scales "
-                             f"{', '.join(map(str, _SCALES))}: it does not depend on its input, because a layer on the way is dead. "
-                             "Check the weights, or pass the part that works.")
-
-
-def _refuse_unusable(model, layers: list[BatchNorm]) -> None:
-    if not layers:
-        raise ValueError(f"No BatchNormalization layer of model {model.name!r} is used in its forward pass, so there are no "
-                         "statistics to match. Pass the model whose call uses them.")
-    for bn in layers:
-        if not (np.isfinite(bn.mean).all() and np.isfinite(bn.variance).all()):
-            raise ValueError(f"BN layer {bn.name!r} has running statistics that are not finite; expected numbers. "
-                             "Training diverged; train again or load an earlier checkpoint.")
-        if (bn.variance < 0).any() or not bn.variance.any():
-            raise ValueError(f"BN layer {bn.name!r} has running variances of zero or below; expected positive ones. It saw no varying "
-                             "data: check how the model was trained or converted.")
-    for weight in model.weights:
-        value = np.asarray(weight)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise ValueError(f"Weight {getattr(weight, 'path', weight.name)!r} of model {model.name!r} holds values that are not finite; "
-                             "expected numbers. Training diverged; train again or load an earlier checkpoint.")
-    if all(not bn.mean.any() and (bn.variance == 1).all() for bn in layers):
-        raise ValueError(f"Every BN layer of model {model.name!r} still has its initial statistics (mean 0, variance 1), so it was "
-                         "never trained. Load the trained weights first.")
+    Its shape must say so, and a layer of the model: one that works that way, or one that moves the channels to the end.
+    """
+    if not (len(shape) == 3 and shape[0] in _CHANNELS and all(side is None or side >= _LEAST_SIDE for side in shape[1:])):
+        return False
+    moves = ((getattr(layer, "dims", None), getattr(layer, "axes", None)) for layer in model._flatten_layers())
+    return (any(getattr(layer, "data_format", None) == "channels_first" for layer in model._flatten_layers())
+            or any(dims in ((2, 3, 1), [2, 3, 1]) or axes in ((0, 2, 3, 1), [0, 2, 3, 1]) for dims, axes in moves))

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 import tiny_models as tiny
 
 from dgh_tf.network import Network, record_calls
@@ -50,6 +51,7 @@ def test_shared_layer_gives_every_call():
 
 
 @pytest.mark.parametrize(("build", "layers"), [(tiny.nested_backbone, 3), (tiny.subclassed, 2), (tiny.sequential, 2),
+                                               (lambda: tiny.subclassed(keras=tf_keras), 2),
                                                (tiny.batchnorm_variants, 6), (tiny.one_dimensional, 2), (tiny.vector, 2)])
 def test_every_bn_layer_is_found(build, layers):
     assert len(Network(build()).layers) == layers
@@ -127,8 +129,6 @@ def test_inputs_keep_the_model_s_order_and_dicts_are_taken():
 
 @pytest.mark.parametrize("build", [tiny.nested_backbone, tiny.two_inputs, tiny.two_heads])
 def test_a_tf_keras_model_shows_the_same_as_its_keras3_twin(build):
-    import tf_keras
-
     twins = [Network(build(keras=module)) for module in (tf_keras, keras)]
     arrays = [tiny.images(2, shape=shape) for shape in twins[0].input_shapes]
     (calls, logits, _), (wanted, wanted_logits, _) = (tapped(network, arrays) for network in twins)
@@ -240,8 +240,8 @@ def test_channels_first_is_seen_as_the_image_that_it_is():
     _, logits, _ = tapped(network, [x])
     np.testing.assert_allclose(logits["output"], model(x.transpose(0, 3, 1, 2)), atol=1e-5)
     np.testing.assert_array_equal(network.own_layout([x])[0], x.transpose(0, 3, 1, 2))
-    # a map of many channels, a wide sequence, and a map too small for an image stay as they are
-    for shape in ((16, 16, 6), (3, 49, 10), (6, 16, 16)):
+    # a map of many channels, one too small for an image, and rows of many channels stay as they are
+    for shape in ((16, 16, 6), (3, 49, 10), (6, 16, 16), (3, 20, 20)):
         assert Network(tiny.conv_bn_relu(shape=shape)).channels_first == [False]
 
 
@@ -254,3 +254,28 @@ def test_convolutions_with_channels_first_are_refused_where_they_cannot_run():
     else:
         with pytest.raises(ValueError, match="does not run on this device.*channels_last.*Permute"):
             Network(model)
+
+
+@pytest.mark.parametrize("form", ["list", "dict"])
+@pytest.mark.parametrize("module", ["keras", "tf_keras"])
+def test_subclassed_models_take_several_inputs_as_they_were_called(module, form):
+    import importlib
+
+    library = importlib.import_module(module)
+
+    class Joined(library.Model):
+        def __init__(self):
+            super().__init__(name="joined")
+            self.bn, self.dense = library.layers.BatchNormalization(), library.layers.Dense(2)
+
+        def call(self, inputs, training=False):
+            left, right = (inputs["left"], inputs["right"]) if isinstance(inputs, dict) else inputs
+            return self.dense(self.bn(left, training=training) + 2 * right)
+
+    model, arrays = Joined(), [np.float32([[1, 2, 3]]), np.float32([[4, 5, 6]])]
+    given = dict(zip(("left", "right"), arrays, strict=True)) if form == "dict" else arrays
+    model(given)
+    network = Network(tiny.settle(model))
+    assert network.input_names == (["left", "right"] if form == "dict" else ["input_0", "input_1"])
+    _, logits, _ = tapped(network, arrays)
+    np.testing.assert_allclose(logits["output"], model(given), atol=1e-6)
