@@ -150,6 +150,12 @@ def test_tf_keras_and_16_bit_activations():
     assert sqnr_db(expected, Runner(tflite).predict(images)) > 30
 
 
+def test_subclassed_models_of_several_inputs_are_called_as_they_were():
+    assert converter._as_called(["input"], "x") == "x"
+    assert converter._as_called(["input_0", "input_1"], ("x", "y")) == ["x", "y"]
+    assert converter._as_called(["left", "right"], ("x", "y")) == {"left": "x", "right": "y"}
+
+
 def test_subclassed_model_takes_its_shape_from_the_images():
     model, images = tiny_models.subclassed(), tiny_models.images()
     got = Runner(to_tflite(model, images)).predict(images)

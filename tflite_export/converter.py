@@ -94,6 +94,13 @@ def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     return named
 
 
+def _as_called(names: list[str], tensors: Sequence[Any]) -> Any:
+    """A subclassed model's argument from the names that dgh_tf gives its inputs: input; input_0, input_1, ... of a list; keys of a dict."""
+    if names == ["input"]:
+        return tensors[0]
+    return list(tensors) if names == [f"input_{i}" for i in range(len(names))] else dict(zip(names, tensors, strict=True))
+
+
 def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]) -> list[str]:
     """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output names, sorted.
 
@@ -106,7 +113,7 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
         if _is_functional(model):
             packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors)
         else:
-            packed = tensors[0] if list(shapes) == ["input"] else dict(zip(shapes, tensors, strict=True))
+            packed = _as_called(list(shapes), tensors)
         outputs = named_outputs(model, model(packed, training=False))
         return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
 
