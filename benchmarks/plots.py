@@ -10,6 +10,7 @@ import numpy as np
 from dgh_tf.files import atomic_path
 
 Row = Mapping[str, Any]
+PANELS = 4
 
 
 def _save(figure, path: pathlib.Path) -> None:
@@ -19,7 +20,7 @@ def _save(figure, path: pathlib.Path) -> None:
 
 def bars(rows: Sequence[Row], path: str | pathlib.Path, *, columns: Mapping[str, str],
          reference: Mapping[str, float]) -> None:
-    """One panel per column: a bar per source at the mean over seeds, and a dot per seed.
+    """One panel per column, at most PANELS side by side: a bar per source at the mean over seeds, and a dot per seed.
 
     Args:
       rows: result rows. columns: field -> axis label. reference: field -> value of a dashed line (the float model's).
@@ -27,8 +28,13 @@ def bars(rows: Sequence[Row], path: str | pathlib.Path, *, columns: Mapping[str,
     from matplotlib.figure import Figure
 
     sources = list(dict.fromkeys(row["source"] for row in rows))
-    figure = Figure(figsize=(0.9 + 3.2 * len(columns), 3.2))
-    for axis, (field, label) in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True):
+    across = min(PANELS, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(0.9 + 3.2 * across, 3.2 * down))
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(columns):]:
+        axis.axis("off")
+    for axis, (field, label) in zip(axes, columns.items(), strict=False):
         for place, source in enumerate(sources):
             values = [row[field] for row in rows if row["source"] == source and row.get(field) is not None]
             if values:

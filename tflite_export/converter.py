@@ -110,10 +110,8 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     def named(*tensors):
-        if _is_functional(model):
-            packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors)
-        else:
-            packed = _as_called(list(shapes), tensors)
+        functional = _is_functional(model)
+        packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors) if functional else _as_called(list(shapes), tensors)
         outputs = named_outputs(model, model(packed, training=False))
         return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
 
