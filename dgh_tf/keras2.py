@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import pathlib
 import tempfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -50,7 +51,9 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder) / "model.h5"
         try:
-            reference.save(file, save_format="h5")
+            with warnings.catch_warnings():  # that HDF5 is an old format: here it is the one both generations read
+                warnings.simplefilter("ignore")
+                reference.save(file, save_format="h5", include_optimizer=False)
         except NotImplementedError as error:
             raise ValueError(f"it is the subclassed model {type(reference).__name__!r}, which only its own Python code can build again. "
                              "Build it in Python and call dgh_tf.generate_images(model)") from error
