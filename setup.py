@@ -36,5 +36,6 @@ setup(
         "benchmarks": BENCHMARKS,
         "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff"],
         "vela": ["ethos-u-vela>=5"],
+        "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],  # Google's other quantizer; its names still move between releases
     },
 )
