@@ -69,3 +69,64 @@ def ranges_scatter(real: Mapping[str, Sequence[float]], others: Mapping[str, Map
     axis.set(xscale="log", yscale="log", xlabel="range width, real images", ylabel="range width, other images")
     axis.legend(fontsize=8)
     _save(figure, pathlib.Path(path))
+
+
+def size_curves(rows: Sequence[Row], path: str | pathlib.Path, *, columns: Mapping[str, str],
+                lines: Mapping[str, Mapping[str, float]]) -> None:
+    """One panel per column: the mean over seeds against the number of calibration images, and a band from the worst to the best seed.
+
+    Args:
+      rows: result rows with source, num_images, seed. columns: field -> axis label.
+      lines: field -> {label: value} of reference lines.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.2 + 4.2 * len(columns), 3.6))
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    for axis, (field, label) in zip(axes, columns.items(), strict=True):
+        for place, source in enumerate(sources):
+            mine = [row for row in rows if row["source"] == source and row.get(field) is not None]
+            sizes = sorted({row["num_images"] for row in mine})
+            values = [[row[field] for row in mine if row["num_images"] == size] for size in sizes]
+            if sizes:
+                axis.plot(sizes, [np.mean(v) for v in values], "o-", markersize=3, color=f"C{place}", label=source)
+                axis.fill_between(sizes, [min(v) for v in values], [max(v) for v in values], color=f"C{place}", alpha=0.2, linewidth=0)
+        for style, (name, value) in zip(("--", ":"), lines.get(field, {}).items(), strict=False):
+            axis.axhline(value, color="gray", linestyle=style, linewidth=1, label=name)
+        every = sorted({row["num_images"] for row in rows})
+        axis.set(xscale="log", xlabel="calibration images", title=label)
+        axis.set_xticks(every, every)
+        axis.minorticks_off()
+    axes[-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.tight_layout()
+    _save(figure, pathlib.Path(path))
+
+
+def layer_gaps(gaps: Mapping[str, Mapping[str, float]], path: str | pathlib.Path) -> None:
+    """The gap of every BatchNorm layer, in order, by source. gaps: source -> layer -> squared standard deviations."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.4))
+    axis = figure.subplots()
+    for place, (source, layers) in enumerate(gaps.items()):
+        axis.plot(range(1, len(layers) + 1), np.maximum(list(layers.values()), 1e-6), "o-", markersize=3, color=f"C{place}", label=source)
+    axis.set(yscale="log", xlabel="BatchNorm layer, in order", ylabel="gap, squared standard deviations")
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _save(figure, pathlib.Path(path))
+
+
+def predicted_against_true(points: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: str | pathlib.Path, *, label: str) -> None:
+    """Scatter of predicted (up) against measured (across). points: model -> (measured, predicted); label: of both axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.8, 4.4))
+    axis = figure.subplots()
+    for place, (model, (measured, predicted)) in enumerate(points.items()):
+        axis.plot(measured, predicted, ".", markersize=6, alpha=0.7, color=f"C{place}", label=model)
+    ends = [value for pair in points.values() for side in pair for value in side]
+    if ends:
+        axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="gray", linewidth=1)
+    axis.set(xlabel=f"{label}, measured on real data", ylabel=f"{label}, told from generated images")
+    axis.legend(fontsize=8)
+    _save(figure, pathlib.Path(path))

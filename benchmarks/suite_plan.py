@@ -1,0 +1,134 @@
+"""state: the suite's list of models and its plan: which rows there are to measure, and where each is kept."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+TASKS = {"classification": "top1", "detection": "map"}  # and the score that counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model of the list: what benchmarks.calibration takes as flags, and what to expect of it.
+
+    mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
+    num_evaluation: at most so many evaluation images, 0 for all.
+    """
+
+    name: str
+    model: str
+    real: str
+    evaluation: str
+    task: str
+    preprocess: str = "none"
+    input_range: str = ""
+    steps: int = 100
+    batch_size: int = 32
+    num_evaluation: int = 0
+    mlperf_tiny: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One row of the suite."""
+
+    model: str
+    source: str
+    num_images: int
+    seed: int
+    scheme: str
+
+    @property
+    def name(self) -> str:
+        """A file name of its own."""
+        return f"{self.model}-{self.source}-{self.num_images}-{self.seed}-{self.scheme}"
+
+
+def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
+    """The entries of a .json or .yaml list: {"models": [{name, model, real, evaluation, task, ...}, ...]}.
+
+    Args: data: what stands for {data} in the paths; entries that need it are refused without it.
+    Raises: FileNotFoundError, ValueError naming the entry and what is wrong with it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--models={path}: no such file. Give a .json or .yaml list of models; benchmarks/suite.json is one.")
+    try:
+        rows = _parse(path)["models"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
+            raise TypeError("models is no list of objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of models ({error!r}). Expected {{\"models\": [{{\"name\": ..., \"model\": ..., \"real\": "
+                         "..., \"evaluation\": ..., \"task\": \"classification\"}]}.") from error
+    entries = [_entry(path, row, data) for row in rows]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{path} names a model twice: {', '.join(names)}. Give each entry a name of its own.")
+    return entries
+
+
+def _parse(path: pathlib.Path) -> Any:
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return json.loads(path.read_text())
+
+
+def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
+    fields = {field.name: field for field in dataclasses.fields(Entry)}
+    name = row.get("name", "an entry without a name")
+    missing = [f for f, field in fields.items() if field.default is dataclasses.MISSING and f not in row]
+    unknown = sorted(set(row) - set(fields))
+    if missing or unknown:
+        raise ValueError(f"{path}, {name}: missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}. "
+                         f"An entry has {', '.join(fields)}.")
+    if not str(name).replace("_", "").isalnum():
+        raise ValueError(f"{path}: the name {name!r} is used in file names; expected letters, digits and underscores.")
+    if row["task"] not in TASKS:
+        raise ValueError(f"{path}, {name}: the task is {row['task']!r}; expected one of {', '.join(TASKS)}.")
+    if "{data}" in json.dumps(row) and not data:
+        raise ValueError(f"{path}, {name}: its paths hold {{data}}. Say with --data=DIR what that is, or choose other models with --only.")
+    return Entry(**{key: value.replace("{data}", data) if isinstance(value, str) else value for key, value in row.items()})
+
+
+def plan(entries: list[Entry], *, sources: Iterable[str], num_images: Iterable[int], seeds: int, schemes: Iterable[str]) -> list[Key]:
+    """Every row, seeds outermost: a suite that is stopped early has all of the first seed before any of the second."""
+    return [Key(entry.name, source, count, seed, scheme)
+            for seed in range(seeds) for entry in entries for count in num_images for source in sources for scheme in schemes]
+
+
+class Store:
+    """The suite's folder: one file per row, so that a killed run loses only the row it was measuring."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.folder = pathlib.Path(folder)
+        for name in ("rows", "evidence", "images"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def row(self, key: Key, *, fingerprint: str | None = None) -> dict[str, Any] | None:
+        """The finished row, None where there is none or it came from another model, other data or settings."""
+        path = self.folder / "rows" / f"{key.name}.json"
+        if not path.exists():
+            return None
+        try:
+            row = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}). Remove it; the suite then measures that row again.") from error
+        return row if fingerprint in (None, row.get("run")) else None
+
+    def add(self, key: Key, row: dict[str, Any]) -> None:
+        """Writes one row, whole or not at all."""
+        from dgh_tf.files import atomic_write
+
+        atomic_write(self.folder / "rows" / f"{key.name}.json", json.dumps(row, indent=1, allow_nan=False) + "\n")
+
+    def rows(self, keys: Iterable[Key]) -> list[dict[str, Any]]:
+        """Those of the keys that are done."""
+        return [row for row in map(self.row, keys) if row is not None]

@@ -1,0 +1,99 @@
+"""state: measures the suite's rows: images (kept for all schemes), an integer file, the truth about it, and evidence without data."""
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks.comparison import Task, fingerprint, load_task
+from benchmarks.suite_plan import TASKS, Entry, Key, Store
+from dgh_tf.files import atomic_path
+
+HELD_OUT_SEED = 1000  # far from the seeds that calibrate
+PROBES = ("stretched", "unstretched")  # held-out images: of the whole method, and without output stretching
+
+
+class Bench:
+    """One model of the list, loaded, with its held-out images and float file."""
+
+    def __init__(self, entry: Entry, store: Store, *, real_limit: int, data_dir: str | None, held_out: int):
+        """Raises ValueError where the evaluation set does not fit the task of the list."""
+        from tflite_export import to_float_tflite
+
+        self.entry, self.store = entry, store
+        self.task: Task = load_task(entry.model, real=entry.real, evaluation=entry.evaluation, preprocess=entry.preprocess,
+                                    input_range=entry.input_range, real_limit=real_limit, data_dir=data_dir,
+                                    evaluation_limit=entry.num_evaluation or None)
+        if f"float_{TASKS[entry.task]}" not in self.task.float_scores:
+            raise ValueError(f"The list calls {entry.name} a {entry.task} model, but its evaluation set gives no "
+                             f"{TASKS[entry.task]}. Correct the task or the set.")
+        self.run = fingerprint(self.task, {"steps": entry.steps, "batch_size": entry.batch_size, "input_range": entry.input_range,
+                                           "held_out": held_out})
+        self.float_tflite = to_float_tflite(self.task.model, images=self.task.x[:1])
+        self.held_out = held_out
+
+    def config(self, num_images: int, seed: int, **changes: Any) -> Any:
+        """The entry's GenerationConfig."""
+        from dgh_tf import GenerationConfig
+
+        return GenerationConfig(num_images=num_images, seed=seed, steps=self.entry.steps, batch_size=self.entry.batch_size,
+                                input_range=self.entry.input_range, **changes)
+
+    def images(self, source: str, num_images: int, seed: int) -> tuple[np.ndarray, float | None]:
+        """Calibration images of one row and the seconds they took; those of an earlier row or run where they are kept."""
+        from benchmarks.sources import GENERATED, calibration_images
+
+        def make():
+            return calibration_images(source, model=self.task.model, real=self.task.real, bounds=self.task.bounds,
+                                      config=self.config(num_images, seed))
+
+        return self._kept(f"{source}-{num_images}-{seed}", make) if source in GENERATED else make()
+
+    @functools.cached_property
+    def probes(self) -> dict[str, np.ndarray]:
+        """Held-out generated images, which no file is calibrated on."""
+        from benchmarks.verdict import held_out_images
+
+        def make(kind):
+            return held_out_images(self.task.model, self.config(self.held_out, HELD_OUT_SEED), kind=kind), None
+
+        return {kind: self._kept(f"held_out_{kind}", functools.partial(make, kind))[0] for kind in PROBES}
+
+    def _kept(self, name: str, make) -> tuple[np.ndarray, float | None]:
+        path = self.store.folder / "images" / f"{self.entry.name}-{self.run}-{name}.npz"
+        if path.exists():
+            with np.load(path) as file:
+                return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
+        images, seconds = make()
+        with atomic_path(path) as temporary:
+            np.savez(temporary, x=images, seconds=-1.0 if seconds is None else seconds)
+        return images, seconds
+
+
+def measure(bench: Bench, key: Key) -> dict[str, Any]:
+    """One row: calibrates, converts, evaluates on real data, and keeps what held-out images show of the file.
+
+    A row that cannot be measured (too few real images, a scheme that the model cannot have) says so in `error`.
+    """
+    from benchmarks.evaluation import evaluate, logits_spread, tensor_ranges
+    from benchmarks.gaps import statistics_gaps
+    from benchmarks.verdict import save_evidence
+    from tflite_export import to_tflite
+    from tflite_export.evidence import gather
+
+    began, task = time.perf_counter(), bench.task
+    row = {"model": key.model, "source": key.source, "num_images": key.num_images, "seed": key.seed, "scheme": key.scheme,
+           "run": bench.run, **task.float_scores}
+    try:
+        images, seconds = bench.images(key.source, key.num_images, key.seed)
+        tflite = to_tflite(task.model, images, scheme=key.scheme)
+    except ValueError as error:
+        return {**row, "error": str(error).splitlines()[0]}
+    for kind, probe in bench.probes.items():
+        save_evidence(bench.store.folder / "evidence" / f"{key.name}-{kind}.npz", gather(bench.float_tflite, tflite, probe))
+    gaps = statistics_gaps(task.network, images)
+    return {**row, **evaluate(tflite, task.x, reference=task.reference, score=task.score), **logits_spread(task.network, images),
+            "gap": float(np.mean(list(gaps.values()))), "gaps": gaps, "ranges": tensor_ranges(tflite),
+            "generation_seconds": None if seconds is None else round(seconds, 2), "seconds": round(time.perf_counter() - began, 1)}

@@ -1,0 +1,152 @@
+"""cli: what an integer file will cost on real data, told without any: python -m benchmarks.verdict."""
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from dgh_tf.console import run, say
+from dgh_tf.files import atomic_path, atomic_write
+
+_ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
+_HEADS = ("reference", "outputs", "float_logits", "logits")
+MOST_GAP = 0.5  # mean gap of statistics, above which images are not what the model was trained on (see docs/verdict.md)
+LEAST_STRETCH = 1.2  # outputs' spread over that of unstretched images, below which images do not exercise the outputs
+HELD_OUT_SEED = 1000
+
+
+def define_flags() -> None:
+    """Only when this runs as a command: the suite imports this file."""
+    flags.DEFINE_string("model", None, "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.", required=True)
+    flags.DEFINE_string("tflite", None, "The integer .tflite file made from the model.", required=True)
+    flags.DEFINE_list("images", [], "Folders that generate left (one or several seeds), .npy or .npz: generated images that did not "
+                                    "calibrate the file. Empty: made here.")
+    flags.DEFINE_string("output", None, "A .json file for all figures.")
+    flags.DEFINE_integer("num_images", 32, "Images of each kind made here.", lower_bound=2)
+    flags.DEFINE_integer("steps", 100, "Optimizer steps of images made here.", lower_bound=1)
+    flags.DEFINE_integer("seed", HELD_OUT_SEED, "Seed of images made here; another than the calibration images'.", lower_bound=0)
+    flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
+
+
+def held_out_images(model: Any, config: Any, *, kind: str) -> Any:
+    """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without output stretching."""
+    import dataclasses
+
+    from dgh_tf import generate_images
+
+    return generate_images(model, config if kind == "stretched" else dataclasses.replace(config, output_weight=0.0))
+
+
+def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:
+    """Writes an Evidence as .npz, so that verdicts can be told again without running the files."""
+    arrays = {name: getattr(evidence, name) for name in _ARRAYS}
+    arrays |= {f"{side}/{name}": np.float32(values) for side in _HEADS for name, values in getattr(evidence, side).items()}
+    with atomic_path(path) as temporary:
+        np.savez_compressed(temporary, names=np.array(evidence.names), kinds=np.array(evidence.kinds), **arrays)
+
+
+def load_evidence(path: str | pathlib.Path) -> Any:
+    """The Evidence that `save_evidence` wrote; outputs in float32."""
+    from tflite_export.verdict import Evidence
+
+    with np.load(path) as file:
+        sides = {side: {key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{side}/")} for side in _HEADS}
+        return Evidence(names=file["names"].tolist(), kinds=file["kinds"].tolist(), **{name: file[name] for name in _ARRAYS}, **sides)
+
+
+def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
+    """Why images cannot judge a file; empty where they can.
+
+    Args:
+      network: dgh_tf.network.Network. images: to be checked. unstretched: images of the same model with matched
+        statistics and outputs as they come.
+    Returns: sentences. Images far from the running statistics (noise, wrong units) and images that leave the outputs no
+      wider than unstretched ones do are found; nothing here tells good images from better ones.
+    """
+    from benchmarks.evaluation import logits_spread
+    from benchmarks.gaps import statistics_gaps
+
+    found = []
+    gap = float(np.mean(list(statistics_gaps(network, images).values())))
+    if gap > MOST_GAP:
+        found.append(f"their statistics are far from the model's (mean gap {gap:.2g}, expected below {MOST_GAP:g}): noise, or the "
+                     "wrong units")
+    if not isinstance(images, dict):
+        spread, other = (float(np.mean(list(logits_spread(network, x).values()))) for x in (images, unstretched))
+        if spread < LEAST_STRETCH * other:
+            found.append(f"they leave the outputs narrow (spread {spread:.3g}; images without stretching have {other:.3g})")
+    return found
+
+
+def _given(names: list[str], *, image_shape: Any) -> dict[str, Any]:
+    from tflite_export.sources import load_calibration
+
+    return {name: load_calibration(name, image_shape=image_shape) for name in names}
+
+
+def main(argv: list[str]) -> int:
+    """Prints the verdict; exit code 0 whatever it is."""
+    del argv
+    values = flags.FLAGS
+    path = pathlib.Path(values.tflite)
+    if not path.is_file():
+        raise FileNotFoundError(f"--tflite={path}: no such file. Make it with python -m tflite_export.convert.")
+    from dgh_tf import GenerationConfig, load_model
+    from dgh_tf.network import Network
+    from tflite_export import to_float_tflite
+    from tflite_export.converter import input_shapes
+    from tflite_export.evidence import gather
+    from tflite_export.verdict import judge
+
+    model = load_model(values.model)
+    given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
+    config = GenerationConfig(num_images=values.num_images, steps=values.steps, seed=values.seed, input_range=values.input_range)
+    say(f"making {config.num_images} images without output stretching")
+    unstretched = held_out_images(model, config, kind="unstretched")
+    network, used, notes = Network(model), {}, []
+    proof = path.with_suffix(".json")
+    calibrated_on = json.loads(proof.read_text()).get("sha256", {}).get("calibration") if proof.exists() else None
+    for name, source in given.items():
+        why = doubts(network, source.images, unstretched=unstretched)
+        if source.sha256 == calibrated_on:
+            why.append("they calibrated this file")
+        if why:
+            notes.append(f"{name} is not used to judge: {'; '.join(why)}.")
+        else:
+            used[name] = source.images
+    for note in notes:
+        say(note)
+    if not used:
+        say(f"making {config.num_images} held-out images, seed {config.seed}")
+        used = {"stretched": held_out_images(model, config, kind="stretched")}
+    data = path.read_bytes()
+    float_tflite = to_float_tflite(model, images=unstretched)
+    found = {name: gather(float_tflite, data, images) for name, images in {**used, "unstretched": unstretched}.items()}
+    result = {**judge(found), "notes": notes}
+    if values.output:
+        atomic_write(values.output, json.dumps(result, indent=1) + "\n")
+    say(table_of(result))
+    say(result["sentence"])
+    return 0
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """The figures by kind of images, and the reasons, as text."""
+    from tabulate import tabulate
+
+    lines = []
+    for name, kind in result["kinds"].items():
+        agreement = "-" if "agreement" not in kind else f"{kind['agreement']:.3f} ({kind['interval'][0]:.3f} to {kind['interval'][1]:.3f})"
+        lines += [[name, kind["images"], agreement, head, f"{figures['sqnr_db']:.1f}", f"{figures['mse']:.3g}"]
+                  for head, figures in kind["heads"].items()]
+    text = tabulate(lines, headers=["images", "number", "agreement", "output", "SQNR, dB", "squared error"], tablefmt="pipe",
+                    disable_numparse=True)
+    return "\n".join([text, "", *(f"- {reason}" for reason in result["reasons"])])
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

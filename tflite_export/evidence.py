@@ -1,0 +1,128 @@
+"""state: runs a float and an integer .tflite file side by side in LiteRT and measures every activation tensor.
+
+Both files come from the same frozen graph, so their tensors have the same names. Intermediate tensors are kept, which
+needs the built-in kernels: XNNPACK computes them in places of its own.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_export.calibration import Images
+from tflite_export.converter import plain
+from tflite_export.integer_check import graph_io, operator_table
+from tflite_export.runtime import dequantize, quantize
+from tflite_export.verdict import Evidence
+
+
+class _Traced:
+    """An interpreter that keeps every tensor: feed one image, read any tensor as float."""
+
+    def __init__(self, tflite: bytes):
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        io = graph_io(tflite)
+        self._interpreter = Interpreter(model_content=tflite, experimental_preserve_all_tensors=True,
+                                        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+        self._interpreter.allocate_tensors()
+        rows = self._interpreter.get_input_details()
+        self.inputs = {row["name"]: rows[row["index"]] for row in io["inputs"]}
+        self.outputs = {row["name"]: row["tensor"] for row in io["outputs"]}
+        self.tensors = {detail["name"]: detail for detail in self._interpreter.get_tensor_details()}
+
+    def run(self, image: Mapping[str, np.ndarray]) -> None:
+        for name, detail in self.inputs.items():
+            self._interpreter.set_tensor(detail["index"], quantize(image[name], detail))
+        self._interpreter.invoke()
+
+    def read(self, tensor: str) -> np.ndarray:
+        detail = self.tensors[tensor]
+        return dequantize(self._interpreter.get_tensor(detail["index"]), detail).astype(np.float64)
+
+    def limits(self, tensor: str) -> tuple[float, float]:
+        """Lowest and highest value that the tensor can hold; infinite for a float tensor."""
+        detail = self.tensors[tensor]
+        scale, zero_point = detail["quantization"]
+        if np.dtype(detail["dtype"]).kind == "f" or not scale:
+            return -np.inf, np.inf
+        codes = np.iinfo(detail["dtype"])
+        return float(scale) * (codes.min - zero_point), float(scale) * (codes.max - zero_point)
+
+
+def _activations(float_tflite: bytes, tflite: bytes) -> dict[str, str]:
+    """Operator by tensor name, in order, for the inputs (as INPUT) and every float activation that both files hold."""
+    table = operator_table(tflite)
+    if any(row["subgraph"] for row in table + operator_table(float_tflite)):
+        raise ValueError("The model has control flow (several subgraphs), whose tensors cannot be followed. There is no verdict for it.")
+    kept = {out["name"] for row in table for out in row["outputs"]}
+    found = {row["tensor"]: "INPUT" for row in graph_io(float_tflite)["inputs"]}
+    for row in operator_table(float_tflite):
+        found |= {out["name"]: row["operator"] for out in row["outputs"] if out["dtype"] == "FLOAT32" and out["name"] in kept}
+    return found
+
+
+def _logits(float_tflite: bytes, output: str, kept: Mapping[str, str]) -> str:
+    """The tensor behind a softmax or logistic output (through a reshape); the output itself where there is none."""
+    makers = {out["name"]: row for row in operator_table(float_tflite) for out in row["outputs"]}
+    tensor = output
+    while tensor in makers and makers[tensor]["operator"] in ("RESHAPE", "SQUEEZE"):
+        tensor = makers[tensor]["inputs"][0]["name"]
+    if tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC"):
+        source = makers[tensor]["inputs"][0]["name"]
+        return source if source in kept else output
+    return output
+
+
+def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
+    """Runs both files on every image and compares all their activation tensors.
+
+    Args:
+      float_tflite: of `to_float_tflite`. tflite: the integer file of the same model.
+      images: float32 [images, ...] in the model's input units, or a dict by input name.
+    Raises:
+      ValueError: the files are of different models, or the images do not fit them.
+    """
+    reference, integer = _Traced(float_tflite), _Traced(tflite)
+    arrays = {plain(k): v for k, v in images.items()} if isinstance(images, Mapping) else {next(iter(reference.inputs)): images}
+    wanted = {name: tuple(map(int, detail["shape"][1:])) for name, detail in reference.inputs.items()}
+    given = {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
+    if set(integer.inputs) != set(wanted) or set(integer.outputs) != set(reference.outputs):
+        raise ValueError(f"The file has inputs {', '.join(integer.inputs)} and outputs {', '.join(integer.outputs)}, the model "
+                         f"{', '.join(wanted)} and {', '.join(reference.outputs)}. Give the model that the file was made from.")
+    if given != wanted:
+        raise ValueError(f"The images have the shapes {given}, the model takes {wanted}. Give images made for this model.")
+    kinds = _activations(float_tflite, tflite)
+    logits = {tensor: _logits(float_tflite, tensor, kinds) for tensor in reference.outputs.values()}
+    return _measured(reference, integer, arrays, kinds, logits)
+
+
+def _measured(reference: _Traced, integer: _Traced, arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str],
+              logits: Mapping[str, str]) -> Evidence:
+    count, names = len(next(iter(arrays.values()))), list(kinds)
+    limits = np.array([integer.limits(name) for name in names])
+    table = {key: np.zeros((count, len(names))) for key in ("low", "high", "signal", "noise", "clipped")}
+    heads: dict[str, tuple[list, list]] = {name: ([], []) for name in reference.outputs}
+    raw: dict[str, tuple[list, list]] = {name: ([], []) for name in reference.outputs}
+    for i in range(count):
+        image = {name: np.asarray(array[i:i + 1], np.float32) for name, array in arrays.items()}
+        reference.run(image)
+        integer.run(image)
+        for j, name in enumerate(names):
+            a, b = reference.read(name), integer.read(name)
+            step = (limits[j, 1] - limits[j, 0]) / 255 if np.isfinite(limits[j, 0]) else 0.0
+            outside = (a < limits[j, 0] - step / 2) | (a > limits[j, 1] + step / 2)
+            values: dict[str, Any] = {"low": a.min(), "high": a.max(), "signal": np.sum(a * a), "noise": np.sum((a - b) ** 2),
+                                      "clipped": np.mean(outside)}
+            for key, value in values.items():
+                table[key][i, j] = value
+        for name, tensor in reference.outputs.items():
+            for store, which in ((heads, tensor), (raw, logits[tensor])):
+                store[name][0].append(reference.read(which)[0])  # without the file's batch axis of 1
+                store[name][1].append(integer.read(which)[0])
+    return Evidence(names=names, kinds=list(kinds.values()), limits=limits, **table,
+                    reference={n: np.stack(pair[0]) for n, pair in heads.items()},
+                    outputs={n: np.stack(pair[1]) for n, pair in heads.items()},
+                    float_logits={n: np.stack(pair[0]) for n, pair in raw.items()},
+                    logits={n: np.stack(pair[1]) for n, pair in raw.items()})

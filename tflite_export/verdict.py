@@ -1,0 +1,183 @@
+"""math: what an integer file costs, told from images alone: figures, their bounds, and one plain sentence.
+
+Nothing here knows a label. The float model's outputs on images that did not calibrate the file stand in for the truth.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
+STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
+AGREEMENT = (0.95, 0.75)  # predicted agreement from which a file is fine, and below which it is not to be shipped
+SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
+CLIPPED = 0.01  # share of a tensor's values cut off, above which the tensor is named
+
+
+class Evidence(NamedTuple):
+    """Two files on the same images. Arrays are float64, [images, tensors] unless said; tensors in order of execution.
+
+    names, kinds: tensor and operator that makes it. limits: lowest and highest value the integer tensor can hold
+    [tensors, 2]. low, high: of the float tensor. signal, noise: sums of squares of the float tensor and of the
+    difference. clipped: share of the float tensor's values outside the limits. reference, outputs: by output name
+    [images, ...] of the float and the integer file; float_logits, logits: the same before a softmax.
+    """
+
+    names: list[str]
+    kinds: list[str]
+    limits: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    signal: np.ndarray
+    noise: np.ndarray
+    clipped: np.ndarray
+    reference: Mapping[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
+    float_logits: Mapping[str, np.ndarray]
+    logits: Mapping[str, np.ndarray]
+
+
+def decibels(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """10 log10(signal / noise), bounded to -20 .. 100 dB so that exact or silent tensors stay plain numbers."""
+    ratio = np.maximum(np.asarray(signal, np.float64), 1e-30) / np.maximum(np.asarray(noise, np.float64), 1e-30)
+    return np.clip(10.0 * np.log10(ratio), -20.0, 100.0)
+
+
+def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """How much the range of each tensor differs between two halves of the images.
+
+    Args:
+      low, high: lowest and highest value per image, [images, tensors], in any unit. Even and odd images are the halves.
+    Returns:
+      [tensors]: the larger difference of the two ends over the width of the whole range, 0..1; zeros for one image.
+    """
+    if len(low) < 2:
+        return np.zeros(low.shape[1])
+    lows, highs = (np.stack([f(v[half::2], axis=0) for half in (0, 1)]) for f, v in ((np.min, low), (np.max, high)))
+    lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)  # TFLite's ranges hold zero
+    width = np.maximum(highs.max(axis=0) - lows.min(axis=0), 1e-12)
+    return np.maximum(np.abs(lows[0] - lows[1]), np.abs(highs[0] - highs[1])) / width
+
+
+def interval(values: np.ndarray, *, draws: int = 400, seed: int = 0) -> tuple[float, float]:
+    """5 and 95 per cent bounds of the mean by the bootstrap over images (Efron 1979). values: [images]."""
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.percentile(np.asarray(values)[picks].mean(axis=1), (5, 95))
+    return float(low), float(high)
+
+
+def agreements(evidence: Evidence) -> np.ndarray | None:
+    """1.0 for every image on which both files choose the same class, else 0.0; [images]. None where there are no classes."""
+    reference, outputs = (next(iter(side.values())) for side in (evidence.reference, evidence.outputs))
+    classes = reference.shape[-1] if reference.ndim > 1 else 1
+    if len(evidence.reference) > 1 or classes < 2 or reference.size != len(reference) * classes:
+        return None
+    chosen = [side.reshape(len(side), classes).argmax(axis=1) for side in (reference, outputs)]
+    return (chosen[0] == chosen[1]).astype(np.float64)
+
+
+def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
+    """{"mse": squared output units, "sqnr_db"} of every output over all images."""
+    found = {}
+    for name, reference in evidence.reference.items():
+        noise = np.square(evidence.outputs[name] - reference)
+        found[name] = {"mse": float(noise.mean()), "sqnr_db": float(decibels(np.sum(reference**2), noise.sum()))}
+    return found
+
+
+def layers(evidence: Evidence) -> list[dict[str, Any]]:
+    """One row per activation tensor in order of execution.
+
+    Each has tensor, operator, sqnr_db, clipped (share of values outside what the integer tensor can hold), range (of the
+    integer tensor), seen (of the float tensor) and range_change (see there).
+    """
+    ratio = decibels(evidence.signal.sum(axis=0), evidence.noise.sum(axis=0))
+    change = range_change(evidence.low, evidence.high)
+    finite = np.where(np.isfinite(evidence.limits), evidence.limits, 0.0)
+    return [{"tensor": name, "operator": evidence.kinds[j], "sqnr_db": round(float(ratio[j]), 2),
+             "clipped": round(float(evidence.clipped[:, j].mean()), 6), "range": finite[j].tolist(),
+             "seen": [float(evidence.low[:, j].min()), float(evidence.high[:, j].max())], "range_change": round(float(change[j]), 4)}
+            for j, name in enumerate(evidence.names)]
+
+
+def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any]]:
+    """The layers to look at first: those that cut off the most values, then those where the SQNR falls the most."""
+    cut = sorted((row for row in rows if row["clipped"] > CLIPPED), key=lambda row: -row["clipped"])
+    falls = [(before["sqnr_db"] - row["sqnr_db"], row) for before, row in zip(rows, rows[1:], strict=False)]
+    fallen = [row for fall, row in sorted(falls, key=lambda pair: -pair[0]) if fall > 3.0 and row not in cut]
+    return (cut + fallen)[:most]
+
+
+def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
+    """The verdict on one file.
+
+    Generated images with stretched outputs make a model surer than real inputs do, and without stretching less sure. A
+    file's agreement with the float model on real inputs lies between: the prediction is the mean of the two kinds, its
+    band reaches from the lowest to the highest bound of any kind's bootstrap interval.
+
+    Args:
+      evidence: by kind of images ("stretched", "unstretched", a seed's name ...); the first tells the ranges' stability.
+      held_out: whether no image calibrated the file; if not, the figures flatter it and the sentence says so.
+    Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds", "range_change", "layers"}; agreement
+      and band are None for models without classes.
+    """
+    if not evidence:
+        raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
+    kinds, hits = {}, {}
+    for name, each in evidence.items():
+        found = agreements(each)
+        kinds[name] = {"images": len(each.low), "heads": heads(each)}
+        if found is not None:
+            hits[name] = found
+            kinds[name] |= {"agreement": float(found.mean()), "interval": interval(found)}
+    rows = layers(_pooled(list(evidence.values())))
+    first = next(iter(evidence.values()))
+    change = range_change(first.low, first.high)
+    predicted = float(np.mean([kinds[name]["agreement"] for name in hits])) if hits else None
+    band = [min(kinds[name]["interval"][0] for name in hits), max(kinds[name]["interval"][1] for name in hits)] if hits else None
+    worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
+    figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
+    level = FINE if figure >= bounds[0] else DOUBTFUL if figure >= bounds[1] else NO
+    named = suspects(rows)
+    result = {"level": level, "predicted_agreement": predicted, "band": band, "worst_head_sqnr_db": worst, "held_out": held_out,
+              "kinds": kinds, "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
+              "reasons": _reasons(named, change, len(first.low)), "layers": rows}
+    return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
+
+
+def _pooled(parts: list[Evidence]) -> Evidence:
+    """All images of several kinds as one; the outputs are the first kind's, since layers do not need them."""
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "signal", "noise", "clipped")}
+    return parts[0]._replace(**joined)
+
+
+def short(tensor: str) -> str:
+    """The last part of a tensor's name that a person recognizes, at most 40 characters."""
+    name = tensor.split(";")[-1]
+    return name if len(name) <= 40 else "..." + name[-37:]
+
+
+def _reasons(named: list[dict[str, Any]], change: np.ndarray, images: int) -> list[str]:
+    reasons = []
+    for row in named:
+        what = f"cuts off {row['clipped']:.1%} of its values" if row["clipped"] > CLIPPED else f"falls to {row['sqnr_db']:.1f} dB"
+        reasons.append(f"{row['operator']} {short(row['tensor'])} {what}")
+    if np.median(change) > STABLE:
+        reasons.append(f"the ranges change by {np.median(change):.0%} (median) between the two halves of {images} images: too few images")
+    return reasons
+
+
+def sentence(result: Mapping[str, Any], named: list[str]) -> str:
+    """The verdict in words."""
+    if result["predicted_agreement"] is not None:
+        low, high = result["band"]
+        told = f"about {result['predicted_agreement']:.0%} of real inputs should get the float model's class ({low:.0%} to {high:.0%})"
+    else:
+        told = f"the outputs keep {result['worst_head_sqnr_db']:.0f} dB over quantization noise in the worst head"
+    tail = "" if result["held_out"] else " These images calibrated the file, so this is the best case; judge with others."
+    if result["level"] == FINE:
+        return f"Fine: {told}.{tail}"
+    where = f" Look first at {', '.join(map(short, named))}." if named else ""
+    return f"{'Doubtful' if result['level'] == DOUBTFUL else 'Do not ship'}: {told}.{where}{tail}"
