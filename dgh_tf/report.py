@@ -2,39 +2,25 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
+import json
+import math
 import pathlib
+import shlex
 
 import numpy as np
+from absl import flags
 
+from dgh_tf import console, report_files
+from dgh_tf.config import GenerationConfig
 from dgh_tf.files import atomic_path, atomic_write
+from dgh_tf.report_page import page, table
 
 GRID = 8  # images a side at most
 CELL = 96  # pixels a side at least, so that small inputs can be seen
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Calibration images for {model}</title><style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }}
-img, svg {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .4rem; text-align: left; border-bottom: 1px solid #8886; }}
-code, pre {{ font-size: .9em; overflow-wrap: anywhere; white-space: pre-wrap; }}
-</style></head><body>
-<h1>Calibration images for {model}</h1>
-<p>{summary}</p>
-<h2>Images</h2><a href="data:image/png;base64,{preview}"><img alt="generated images" src="data:image/png;base64,{preview}"></a>
-<h2>Loss</h2><div>{curves}</div>
-<h2>Statistics per layer</h2>
-<p>Gap between the images' pooled statistics and the layer's running statistics, in squared standard deviations.</p>
-<div class="wide"><table><tr><th>layer</th><th>start</th><th>end</th></tr>{layers}</table></div>
-<h2>Run</h2><div class="wide"><table>{facts}</table></div>
-<h2>To reproduce</h2><pre>{command}</pre>
-</body></html>
-"""
-
+COLOURS = {"#010204": "var(--a)", "#010205": "var(--b)", "#010206": "var(--c)"}  # of lines, by the colour that stands for each
 
 def preview_grid(images: np.ndarray, *, low, high) -> np.ndarray:
     """uint8 [rows, columns, 3] picture of up to 64 images. images: [N, H, W, C], [N, T, C] or [N, D] in [low, high]."""
@@ -65,40 +51,152 @@ def write_preview(folder: pathlib.Path, images: np.ndarray, *, low, high) -> Non
         Image.fromarray(preview_grid(images, low=low, high=high)).save(temporary)
 
 
+def tiles(folder: pathlib.Path, *, count: int) -> list[tuple[str, bool]]:
+    """The images of preview.png one by one, as data URIs, and whether each is a small one shown with its pixels enlarged."""
+    from PIL import Image
+
+    picture = Image.open(folder / "preview.png").convert("RGB")
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    width, height = (picture.width - 4) // columns, (picture.height - 4) // rows
+    found = []
+    for i in range(count):
+        x, y = 4 + i % columns * width, 4 + i // columns * height
+        tile, data = picture.crop((x, y, x + width - 4, y + height - 4)), io.BytesIO()
+        small = max(tile.size) < 2 * CELL
+        tile.save(data, **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 88}))
+        found.append((f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(data.getvalue()).decode()}", small))
+    return found
+
+
+def _svg(draw) -> str:
+    """An inline SVG that takes the page's text colour, and its --a, --b and --c for lines. draw: called with the axes."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    ink = "#010203"  # stands for the page's own colours until the end
+    style = {"svg.hashsalt": "dgh", "svg.fonttype": "none", "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink,
+             "ytick.color": ink, "axes.edgecolor": ink, "font.size": 10, "font.family": "sans-serif", "axes.spines.top": False,
+             "axes.spines.right": False, "legend.frameon": False}  # hashsalt: the same run gives the same page
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.4, 3.0), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()[text.getvalue().index("<svg"):]
+    for colour, variable in {ink: "currentColor", **COLOURS}.items():
+        svg = svg.replace(colour, variable)
+    return svg
+
+
 def curves_svg(metrics: list[dict]) -> str:
     """Loss curves as inline SVG. metrics: rows of metrics.jsonl."""
-    import matplotlib
+    names = {"bn": "BN statistics", "prior": "image pseudo-statistics"}
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    def draw(axes):
+        for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
+            points = [(row["step"], row[name]) for row in metrics if row.get(name)]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, color=colour)
+        axes.set(xlabel="step", ylabel="gap", yscale="log")
+        axes.legend()
 
-    matplotlib.rcParams["svg.hashsalt"] = "dgh"  # the same run gives the same page
-    figure, axes = pyplot.subplots(figsize=(8, 3), layout="constrained")
-    steps = [row["step"] for row in metrics]
-    for name, label in (("bn", "BN statistics"), ("prior", "image pseudo-statistics")):
-        axes.plot(steps, [row[name] for row in metrics], label=label)
-    axes.set(xlabel="step", ylabel="gap", yscale="log")
-    axes.legend()
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg"):]
+    return _svg(draw)
+
+
+def gaps_svg(start: dict[str, float], end: dict[str, float]) -> str:
+    """Gap of every BN layer before and after, in the model's order, as inline SVG."""
+    def draw(axes):
+        for colour, gaps, label in zip(COLOURS, (end, start), ("after", "before"), strict=False):
+            axes.plot(range(1, len(end) + 1), [max(gaps.get(name, math.nan), 1e-9) for name in end], "o-", markersize=4, label=label,
+                      color=colour)
+        axes.set(xlabel="BatchNorm layer, in order", ylabel="gap", yscale="log")
+        axes.legend()
+
+    return _svg(draw)
+
+
+def run_command(manifest: dict) -> str:
+    """The command of a finished run: its model, and every setting that is not the default."""
+    config, known = manifest["identity"]["config"], dataclasses.fields(GenerationConfig)
+    options = [f"--{f.name}={config[f.name]}" for f in known if f.name in config and config[f.name] != f.default]
+    return shlex.join(["python", "-m", "dgh_tf.generate", f"--model={manifest['model']}", "--output_dir=DIR", *options])
+
+
+def _summary(manifest: dict) -> str:
+    config, start, end = manifest["identity"]["config"], manifest["gap_start"], manifest["gap_end"]
+    cards = {"images": config["num_images"], "optimizer steps": config["steps"], "seconds": f"{manifest['seconds']:.0f}",
+             "mean gap of statistics": f"{np.mean(list(start.values())):.2g} to {np.mean(list(end.values())):.2g}",
+             "BatchNorm layers": len(end)}
+    shown = "".join(f'<div class="card"><b>{html.escape(str(value))}</b>{name}</div>' for name, value in cards.items())
+    return ('<p class="lead">Calibration images for post-training quantization, made from what the trained model\'s BatchNorm layers '
+            f'remember of their training set. No data was used.</p><div class="cards">{shown}</div>')
+
+
+def _images(folder: pathlib.Path, manifest: dict) -> str:
+    total = int(next(iter(manifest["shapes"].values()))[0])
+    found = tiles(folder, count=min(total, GRID * GRID))
+    shown = "".join(f'<button type="button" aria-label="enlarge image {i + 1}"><img alt="generated image {i + 1}" '
+                    f'{"class=pixel " if small else ""}src="{uri}"></button>' for i, (uri, small) in enumerate(found))
+    rest = "" if len(found) == total else f" The first {len(found)} of {total}."
+    return (f'<p class="dim">They match statistics and need not look like photographs. Click one to enlarge it.{rest}</p>'
+            f'<div class="grid">{shown}</div>')
+
+
+def _facts(manifest: dict) -> str:
+    several = isinstance(manifest["images_sha256"], dict)
+    images = "; ".join(f"{k} {v}" for k, v in manifest["images_sha256"].items()) if several else manifest["images_sha256"]
+    ranges = "; ".join(f"{_numbers(r['low'])} to {_numbers(r['high'])}, from {r['found']}" for r in manifest["input_range"])
+    facts = {"model sha256": manifest["identity"]["model_sha256"], "images sha256": images, "input range": ranges,
+             "augmentation": "; ".join(manifest["augmentation"]), "without statistics": ", ".join(manifest["unmatched_layers"]) or "none",
+             "output stretching, lambda": _pairs(manifest["lambda"]),
+             "seed": manifest["seed"], "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())}
+    return table([[key, f"<code>{html.escape(str(v))}</code>" if "sha256" in key else html.escape(str(v))] for key, v in facts.items()],
+                 kind="facts")
+
+
+def _numbers(values) -> str:
+    return ", ".join(f"{value:g}" for value in np.ravel(values))
+
+
+def _pairs(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3g}" for name, value in values.items()) or "off"
 
 
 def write_page(folder: pathlib.Path, *, manifest: dict, metrics: list[dict], command: str) -> None:
-    """Writes report.html: one page that needs no network."""
+    """Writes report.html: one page that needs no network. Integer files of the folder are told of too (see report_files)."""
     start, end = manifest["gap_start"], manifest["gap_end"]
-    layers = "".join(f"<tr><td>{html.escape(name)}</td><td>{start[name]:.3g}</td><td>{end[name]:.3g}</td></tr>" for name in end)
-    facts = {"model sha256": manifest["identity"]["model_sha256"], "images sha256": manifest["images_sha256"],
-             "input range": "; ".join(f"{r['low']} to {r['high']}, from {r['found']}" for r in manifest["input_range"]),
-             "augmentation": "; ".join(manifest["augmentation"]), "versions": manifest["versions"],
-             "without statistics": ", ".join(manifest["unmatched_layers"]) or "none",
-             "output stretching, lambda": manifest["lambda"], "seconds": manifest["seconds"]}
-    rows = "".join(f"<tr><th>{key}</th><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items())
-    config = manifest["identity"]["config"]
-    summary = (f"{config['num_images']} images made from the model's BatchNorm statistics in {config['steps']} steps; no data was used. "
-               f"Mean gap {np.mean(list(start.values())):.3g} at the start, {np.mean(list(end.values())):.3g} at the end.")
-    page = PAGE.format(model=html.escape(manifest["model"]), summary=html.escape(summary), layers=layers, facts=rows,
-                       preview=base64.b64encode((folder / "preview.png").read_bytes()).decode(),
-                       curves=curves_svg(metrics) if metrics else "", command=html.escape(command))
-    atomic_write(folder / "report.html", page)
+    title = html.escape(f"Calibration images for {pathlib.PurePath(manifest['model']).name}")
+    layers = table([[html.escape(name), f"{start.get(name, math.nan):.3g}", f"{gap:.3g}"] for name, gap in end.items()],
+                   head=["layer", "before", "after"], numbers=2)
+    charts = [f"<figure>{curves_svg(metrics)}<figcaption>Losses over the steps.</figcaption></figure>"] if metrics else []
+    charts.append(f"<figure>{gaps_svg(start, end)}<figcaption>Gap between the images' pooled statistics and each layer's running "
+                  "statistics, in squared standard deviations; 0 means equal.</figcaption></figure>")
+    body = (f"<h1>{title}</h1>{_summary(manifest)}<h2>Images</h2>{_images(folder, manifest)}"
+            f'<h2>How they came about</h2><div class="charts">{"".join(charts)}</div>'
+            f"<details><summary>Gap of {len(end)} layers, before and after</summary>{layers}</details>"
+            f"<h2>Integer files and verdict</h2>{report_files.section(report_files.found(folder))}"
+            f"<h2>To reproduce</h2><pre>{html.escape(command)}</pre>{_facts(manifest)}")
+    atomic_write(folder / "report.html", page(title=title, body=body))
+
+
+def main(argv: list[str]) -> int:
+    """Writes report.html of a finished run anew, with the integer files that lie in its folder by now."""
+    from dgh_tf import output
+
+    del argv
+    folder = pathlib.Path(flags.FLAGS.output_dir)
+    manifest = output.read_manifest(folder)
+    if manifest is None:
+        raise ValueError(f"{folder} holds no finished run (no manifest.json). Run python -m dgh_tf.generate with this folder.")
+    lines = (folder / "metrics.jsonl").read_text().splitlines() if (folder / "metrics.jsonl").exists() else []
+    write_page(folder, manifest=manifest, metrics=[json.loads(line) for line in lines], command=run_command(manifest))
+    console.say(f"{folder / 'report.html'} written")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("output_dir", None, "Folder of a finished run.", required=True)
+    console.run(main)

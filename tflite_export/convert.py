@@ -16,6 +16,7 @@ from dgh_tf import console
 from dgh_tf.files import atomic_write
 from tflite_export.calibration import Range, check_calibration
 from tflite_export.converter import input_shapes, to_float_tflite, to_tflite
+from tflite_export.evidence import calibration_verdict
 from tflite_export.integer_check import check_integer
 from tflite_export.sources import Calibration, load_calibration
 from tflite_export.worker import SCHEMES
@@ -35,6 +36,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("target", "none", ["none"], "Edge target to check the file for.")
     flags.DEFINE_list("input_range", None, "low,high of the model's input units; overrides the manifest's.")
     flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.")
+    flags.DEFINE_bool("verdict", True, "Tell in F.json what the calibration images say of the file.")
     flags.DEFINE_float("timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0)
     flags.mark_flags_as_required(["model", "calibration", "output"])
 
@@ -118,9 +120,13 @@ def main(argv: list[str]) -> int:
     tflite = to_tflite(model, images, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
     report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration,
                    model_sha256=digest)
+    if FLAGS.verdict:
+        report["verdict"] = calibration_verdict(model, tflite, images, generated=calibration.model_sha256 is not None)
     atomic_write(path, tflite)
     atomic_write(proof_path, json.dumps(report, indent=1) + "\n")
     console.say(_summary(path, report))
+    if "verdict" in report:
+        console.say(report["verdict"]["sentence"])
     return 0
 
 

@@ -16,6 +16,8 @@ from tflite_export.integer_check import graph_io, operator_table
 from tflite_export.runtime import dequantize, quantize
 from tflite_export.verdict import Evidence
 
+_MOST_IMAGES = 64  # of the calibration set are run again for its verdict
+
 
 class _Traced:
     """An interpreter that keeps every tensor: feed one image, read any tensor as float."""
@@ -126,3 +128,29 @@ def _measured(reference: _Traced, integer: _Traced, arrays: Mapping[str, np.ndar
                     outputs={n: np.stack(pair[1]) for n, pair in heads.items()},
                     float_logits={n: np.stack(pair[0]) for n, pair in raw.items()},
                     logits={n: np.stack(pair[1]) for n, pair in raw.items()})
+
+
+def calibration_verdict(model: Any, tflite: bytes, images: Images, *, generated: bool) -> dict[str, Any]:
+    """The verdict that the calibration images themselves allow, for F.json: the best case, since they set the file's ranges.
+
+    Args:
+      generated: whether the images were generated for this model. Others may be noise, which judges nothing; the level
+        is then "unknown".
+    Returns: as `verdict.judge`, from at most 64 images spread over the set.
+    """
+    from tflite_export.converter import to_float_tflite
+    from tflite_export.verdict import judge
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        return np.asarray(array[np.linspace(0, len(array) - 1, min(len(array), _MOST_IMAGES)).astype(int)], np.float32)
+
+    chosen = {name: spread(a) for name, a in images.items()} if isinstance(images, Mapping) else spread(images)
+    try:
+        evidence = gather(to_float_tflite(model, images=chosen), tflite, chosen)
+    except ValueError as error:
+        return {"level": "unknown", "sentence": f"No verdict: {str(error).splitlines()[0]}", "reasons": [], "held_out": False}
+    result = judge({"calibration": evidence}, held_out=False)
+    if generated:
+        return result
+    return {**result, "level": "unknown", "sentence": "Not judged: these calibration images were not generated for this model, so what the "
+            "file does on them may say nothing about real inputs. python -m benchmarks.verdict judges it with images of its own."}
