@@ -110,9 +110,12 @@ def _measure_all(entries: list[Entry], keys: list[Key], store: Store, *, clock: 
 
 def main(argv: list[str]) -> int:
     """Measures what is missing, then writes the tables and plots of all that is there."""
+    import logging
+
     import filelock
 
     del argv
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # every generation traces anew, which TensorFlow warns of
     entries = _entries()
     keys = _keys(entries)
     folder = pathlib.Path(FLAGS.output_dir)

@@ -112,7 +112,7 @@ def gaps_svg(start: dict[str, float], end: dict[str, float]) -> str:
         for colour, gaps, label in zip(COLOURS, (end, start), ("after", "before"), strict=False):
             axes.plot(range(1, len(end) + 1), [max(gaps.get(name, math.nan), 1e-9) for name in end], "o-", markersize=4, label=label,
                       color=colour)
-        axes.set(xlabel="BatchNorm layer, in order", ylabel="gap", yscale="log")
+        axes.set(xlabel="BatchNorm layer, in order; the image itself last", ylabel="gap", yscale="log")
         axes.legend()
 
     return _svg(draw)
@@ -129,7 +129,7 @@ def _summary(manifest: dict) -> str:
     config, start, end = manifest["identity"]["config"], manifest["gap_start"], manifest["gap_end"]
     cards = {"images": config["num_images"], "optimizer steps": config["steps"], "seconds": f"{manifest['seconds']:.0f}",
              "mean gap of statistics": f"{np.mean(list(start.values())):.2g} to {np.mean(list(end.values())):.2g}",
-             "BatchNorm layers": len(end)}
+             "sets of statistics matched": len(end)}
     shown = "".join(f'<div class="card"><b>{html.escape(str(value))}</b>{name}</div>' for name, value in cards.items())
     return ('<p class="lead">Calibration images for post-training quantization, made from what the trained model\'s BatchNorm layers '
             f'remember of their training set. No data was used.</p><div class="cards">{shown}</div>')

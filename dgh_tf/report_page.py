@@ -14,10 +14,11 @@ h3 { font-size: 1rem; margin: 1rem 0 .4rem; overflow-wrap: anywhere; }
 .cards { display: grid; gap: .6rem; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); margin: 1rem 0; }
 .card { background: var(--soft); border-radius: .5rem; padding: .6rem .8rem; overflow-wrap: anywhere; }
 .card b { display: block; font-size: 1.25rem; }
-.grid { display: grid; gap: 4px; grid-template-columns: repeat(auto-fill, minmax(clamp(68px, 11vw, 104px), 1fr)); }
+.grid { display: grid; gap: 4px; grid-template-columns: repeat(4, 1fr); }
+@media (min-width: 560px) { .grid { grid-template-columns: repeat(8, 1fr); } }
 .grid button { all: unset; cursor: zoom-in; line-height: 0; border-radius: 3px; overflow: hidden; }
 .grid button:focus-visible { outline: 3px solid var(--a); }
-.grid img { width: 100%; height: auto; aspect-ratio: var(--ratio); }
+.grid img { width: 100%; height: auto; }
 .pixel { image-rendering: pixelated; }
 dialog { border: 0; padding: 0; background: none; max-width: 96vw; max-height: 96vh; cursor: zoom-out; }
 dialog img { width: min(94vw, 40rem); max-height: 94vh; object-fit: contain; display: block; }

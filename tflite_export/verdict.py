@@ -143,7 +143,7 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     named = suspects(rows)
     result = {"level": level, "predicted_agreement": predicted, "band": band, "worst_head_sqnr_db": worst, "held_out": held_out,
               "kinds": kinds, "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-              "reasons": _reasons(named, change, len(first.low)), "layers": rows}
+              "reasons": _reasons(named if level != FINE else [], change, len(first.low)), "layers": rows}
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 

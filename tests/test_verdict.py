@@ -1,0 +1,177 @@
+"""The verdict: its figures by hand, its evidence against numpy and Keras, and files that must be told apart."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_models
+
+from tflite_export import verdict
+from tflite_export.verdict import Evidence, judge
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def evidence(*, same=9, of=10, noise=1e-4, low=None, high=None, clipped=0.0, classes=4):
+    """Two tensors and one head of `of` images, `same` of which both files put in the same class."""
+    reference = np.eye(classes)[np.arange(of) % classes]
+    outputs = reference.copy()
+    outputs[same:] = np.roll(outputs[same:], 1, axis=1)
+    low = np.zeros((of, 2)) if low is None else low
+    high = np.ones((of, 2)) if high is None else high
+    return Evidence(names=["a", "x/b;y/relu"], kinds=["INPUT", "CONV_2D"], limits=np.array([[0.0, 1.0], [0.0, 1.0]]), low=low, high=high,
+                    signal=np.ones((of, 2)), noise=np.full((of, 2), noise), clipped=np.full((of, 2), clipped),
+                    reference={"y": reference}, outputs={"y": outputs}, float_logits={"y": reference}, logits={"y": outputs})
+
+
+def test_range_change_by_hand():
+    # even images reach 4 and odd ones 3: 1 of 4; the second tensor's lows are -2 and -1 of a width of 3; the third never moves
+    low, high = np.array([[0, -2, 0], [0, -1, 0]]), np.array([[4, 1, 5], [3, 1, 5]])
+    np.testing.assert_allclose(verdict.range_change(low, high), [0.25, 1 / 3, 0.0])
+    assert verdict.range_change(low[:1], high[:1]).tolist() == [0, 0, 0]
+
+
+def test_ranges_of_few_images_change_and_of_many_do_not():
+    """Extremes of n normal values spread like 1 / log n: against a simulation of 2 and 2000 images."""
+    rng = np.random.default_rng(0)
+    few, many = (verdict.range_change(x, x + 1) for x in (rng.normal(size=(2, 300)), rng.normal(size=(2000, 300))))
+    assert np.median(few) > 2 * np.median(many) and np.median(many) < verdict.STABLE
+
+
+def test_decibels_are_bounded_for_silence_and_equality():
+    np.testing.assert_allclose(verdict.decibels([1.0, 0.0, 1.0], [0.01, 1.0, 0.0]), [20.0, -20.0, 100.0])
+
+
+def test_interval_holds_the_mean_and_shrinks_with_the_number_of_images():
+    low, high = verdict.interval(np.array([0.0, 1.0] * 50))
+    # binomial: standard deviation sqrt(0.25 / 100) = 0.05, the 90 per cent interval is 1.645 of them to each side
+    assert (low, high) == pytest.approx((0.5 - 0.082, 0.5 + 0.082), abs=0.02)
+    assert verdict.interval(np.ones(5)) == (1.0, 1.0)
+
+
+def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():
+    result = judge({"stretched": evidence(same=10), "unstretched": evidence(same=6)})
+    assert result["predicted_agreement"] == pytest.approx(0.8)
+    assert result["band"][0] <= 0.6 and result["band"][1] == 1.0 and result["level"] == verdict.DOUBTFUL
+    assert result["sentence"].startswith("Doubtful: about 80% of real inputs")
+
+
+@pytest.mark.parametrize(("same", "level"), [(100, verdict.FINE), (80, verdict.DOUBTFUL), (60, verdict.NO)])
+def test_levels_follow_the_agreement(same, level):
+    result = judge({"stretched": evidence(same=same, of=100)})
+    assert result["level"] == level and result["sentence"].lower().startswith(level)
+
+
+def test_cut_off_layers_and_unstable_ranges_are_named():
+    high = np.ones((10, 2))
+    high[::2] = 2.0
+    result = judge({"stretched": evidence(same=7, clipped=0.2, high=high)})
+    assert any("CONV_2D y/relu cuts off 20.0%" in reason for reason in result["reasons"])
+    assert any("too few images" in reason for reason in result["reasons"]) and "y/relu" in result["sentence"]
+
+
+def test_models_without_classes_are_judged_by_their_worst_head():
+    quiet = evidence()
+    heads = {"boxes": np.ones((10, 5, 4)), "scores": np.ones((10, 5, 2))}
+    noisy = {"boxes": heads["boxes"] + 0.01, "scores": heads["scores"] + 0.5}
+    result = judge({"stretched": quiet._replace(reference=heads, outputs=noisy)})
+    assert result["predicted_agreement"] is None and result["band"] is None
+    # 10 log10(1 / 0.25) = 6.02
+    assert result["worst_head_sqnr_db"] == pytest.approx(6.02, abs=0.01) and result["level"] == verdict.NO
+
+
+def test_calibration_images_are_called_the_best_case():
+    assert "best case" in judge({"calibration": evidence()}, held_out=False)["sentence"]
+    assert "best case" not in judge({"stretched": evidence()})["sentence"]
+    with pytest.raises(ValueError, match="at least one kind"):
+        judge({})
+
+
+@pytest.fixture(scope="module")
+def files():
+    """A tiny classifier, its float file, and integer files from good images and from images that are far too dark."""
+    from tflite_export import to_float_tflite, to_tflite
+
+    model = tiny_models.softmax_head()
+    good = tiny_models.images(24)
+    return model, good, to_float_tflite(model), to_tflite(model, good[:16]), to_tflite(model, good[:16] * 0.05)
+
+
+def test_evidence_equals_keras_and_numpy(files):
+    from tflite_export.evidence import gather
+    from tflite_export.runtime import Runner
+
+    model, images, float_tflite, tflite, _ = files
+    found = gather(float_tflite, tflite, images)
+    name = next(iter(found.reference))
+    np.testing.assert_allclose(found.reference[name], model.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(found.outputs[name], Runner(tflite, kernels="builtin").predict(images))
+    # softmax of the logits behind it is the output
+    z = found.float_logits[name]
+    np.testing.assert_allclose(np.exp(z) / np.exp(z).sum(-1, keepdims=True), found.reference[name], atol=1e-5)
+    assert found.kinds[0] == "INPUT" and found.low[:, 0] == pytest.approx(images.reshape(24, -1).min(1), abs=1e-6)
+    assert found.signal[:, 0] == pytest.approx(np.sum(np.float64(images) ** 2, axis=(1, 2, 3)), rel=1e-6)
+    # uniform rounding noise of the input has variance step^2 / 12 where nothing is cut off
+    step = (found.limits[0, 1] - found.limits[0, 0]) / 255
+    inside = found.clipped[:, 0] == 0
+    assert inside.sum() > 10
+    assert found.noise[inside, 0].sum() / images[inside].size == pytest.approx(step**2 / 12, rel=0.15)
+
+
+def test_dark_calibration_is_seen_from_good_images_and_hidden_from_dark_ones(files):
+    from tflite_export.evidence import gather
+
+    _, images, float_tflite, tflite, dark = files
+    good, bad, blind = (judge({"stretched": gather(float_tflite, file, x)})
+                        for file, x in ((tflite, images), (dark, images), (dark, images * 0.05)))
+    assert good["worst_head_sqnr_db"] > bad["worst_head_sqnr_db"] + 10
+    assert max(row["clipped"] for row in bad["layers"]) > 0.3 > 0.05 > max(row["clipped"] for row in good["layers"])
+    assert blind["worst_head_sqnr_db"] > 20  # why a file is never judged by the images that may be at fault
+
+
+def test_files_of_other_models_are_refused(files):
+    from tflite_export import to_tflite
+    from tflite_export.evidence import gather
+
+    images = tiny_models.images(4, shape=(16, 16, 1))
+    other = to_tflite(tiny_models.grey_input(), images)
+    with pytest.raises(ValueError, match="images made for this model"):
+        gather(files[2], other, images)
+
+
+def test_gaps_are_those_that_generation_minimizes(files):
+    """Against dgh_tf.losses.moment_gap on the moments of the same inputs, and noise against images."""
+    import tensorflow as tf
+
+    from benchmarks.gaps import statistics_gaps
+    from dgh_tf.losses import moment_gap
+    from dgh_tf.moments import Moments
+    from dgh_tf.network import Network
+
+    network = Network(files[0])
+    gaps = statistics_gaps(network, files[1], batch_size=7)
+    taps = tf.function(lambda x: [x for _, x in network.forward([x]).calls], autograph=False)(tf.constant(files[1]))
+    for layer, x in zip(network.layers, taps, strict=True):
+        flat = x.numpy().reshape(-1, x.shape[-1]).astype(np.float64)
+        observed = Moments(*(tf.constant(v, tf.float32) for v in (len(flat), flat.mean(0), flat.var(0) * len(flat))))
+        expected = moment_gap(observed, mean=layer.mean, variance=layer.variance, epsilon=layer.epsilon)
+        assert gaps[layer.name] == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_command_judges_a_file_of_noise_by_images_of_its_own(tmp_path):
+    from dgh_tf import load_model
+    from tflite_export import to_tflite
+
+    noise = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64, 3)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    (tmp_path / "noise.tflite").write_bytes(to_tflite(load_model("demo"), noise))
+    command = [sys.executable, "-m", "benchmarks.verdict", "--model=demo", f"--tflite={tmp_path}/noise.tflite", "--num_images=8",
+               "--steps=40", f"--images={tmp_path}/noise.npy", f"--output={tmp_path}/verdict.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "noise.npy is not used to judge" in done.stdout
+    assert json.loads((tmp_path / "verdict.json").read_text())["level"] != "fine"
