@@ -139,7 +139,7 @@ def table_of(result: dict[str, Any]) -> str:
 
     lines = []
     for name, kind in result["kinds"].items():
-        agreement = "-" if "agreement" not in kind else f"{kind['agreement']:.3f} ({kind['interval'][0]:.3f} to {kind['interval'][1]:.3f})"
+        agreement = "-" if "agreement" not in kind else f"{kind['agreement']:.3f}, expected {kind['expected']:.3f}"
         lines += [[name, kind["images"], agreement, head, f"{figures['sqnr_db']:.1f}", f"{figures['mse']:.3g}"]
                   for head, figures in kind["heads"].items()]
     text = tabulate(lines, headers=["images", "number", "agreement", "output", "SQNR, dB", "squared error"], tablefmt="pipe",

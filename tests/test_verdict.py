@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 def evidence(*, same=9, of=10, noise=1e-4, low=None, high=None, clipped=0.0, classes=4):
     """Two tensors and one head of `of` images, `same` of which both files put in the same class."""
-    reference = np.eye(classes)[np.arange(of) % classes]
+    reference = np.eye(classes)[np.zeros(of, int)]  # one class, so that any image's error does to all what it does to its own
     outputs = reference.copy()
     outputs[same:] = np.roll(outputs[same:], 1, axis=1)
     low = np.zeros((of, 2)) if low is None else low
@@ -50,6 +50,14 @@ def test_interval_holds_the_mean_and_shrinks_with_the_number_of_images():
     # binomial: standard deviation sqrt(0.25 / 100) = 0.05, the 90 per cent interval is 1.645 of them to each side
     assert (low, high) == pytest.approx((0.5 - 0.082, 0.5 + 0.082), abs=0.02)
     assert verdict.interval(np.ones(5)) == (1.0, 1.0)
+
+
+def test_expected_agreement_puts_every_error_on_every_image():
+    """Margins 1 and 3 by hand: errors of 2 against the class turn the first image (1 - 2 < 0) and not the second, whoever had them."""
+    reference, errors = np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[0.0, 0.0], [-2.0, 0.0]])
+    found = evidence(of=2)._replace(reference={"y": reference}, outputs={"y": reference + errors}, float_logits={"y": reference},
+                                    logits={"y": reference + errors})
+    assert verdict.agreements(found).tolist() == [1.0, 1.0] and verdict.expected_agreements(found).tolist() == [0.5, 1.0]
 
 
 def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():

@@ -78,6 +78,20 @@ def agreements(evidence: Evidence) -> np.ndarray | None:
     return (chosen[0] == chosen[1]).astype(np.float64)
 
 
+def expected_agreements(evidence: Evidence) -> np.ndarray | None:
+    """Share of the errors under which each image keeps its class: every image's logits with every image's error; [images].
+
+    Finer than counting: n images give n^2 pairs, and a margin that no error of its own crossed may not be a safe one.
+    None where there are no classes.
+    """
+    if agreements(evidence) is None:
+        return None
+    reference, outputs = (np.asarray(next(iter(side.values())), np.float64) for side in (evidence.float_logits, evidence.logits))
+    reference, outputs = reference.reshape(len(reference), -1), outputs.reshape(len(outputs), -1)
+    errors = outputs - reference
+    return np.array([np.mean((logits + errors).argmax(axis=1) == logits.argmax()) for logits in reference])
+
+
 def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
     """{"mse": squared output units, "sqnr_db"} of every output over all images."""
     found = {}
@@ -114,8 +128,8 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     """The verdict on one file.
 
     Generated images with stretched outputs make a model surer than real inputs do, and without stretching less sure. A
-    file's agreement with the float model on real inputs lies between: the prediction is the mean of the two kinds, its
-    band reaches from the lowest to the highest bound of any kind's bootstrap interval.
+    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds of the
+    expected agreement (see there), its band reaches from the lowest to the highest bound of any kind's bootstrap interval.
 
     Args:
       evidence: by kind of images ("stretched", "unstretched", a seed's name ...); the first tells the ranges' stability.
@@ -125,18 +139,19 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     """
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
-    kinds, hits = {}, {}
+    kinds: dict[str, dict[str, Any]] = {}
     for name, each in evidence.items():
-        found = agreements(each)
         kinds[name] = {"images": len(each.low), "heads": heads(each)}
-        if found is not None:
-            hits[name] = found
-            kinds[name] |= {"agreement": float(found.mean()), "interval": interval(found)}
+        found, expected = agreements(each), expected_agreements(each)
+        if found is not None and expected is not None:
+            bounds = (*interval(found), *interval(expected))
+            kinds[name] |= {"agreement": float(found.mean()), "expected": float(expected.mean()), "interval": [min(bounds), max(bounds)]}
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
-    predicted = float(np.mean([kinds[name]["agreement"] for name in hits])) if hits else None
-    band = [min(kinds[name]["interval"][0] for name in hits), max(kinds[name]["interval"][1] for name in hits)] if hits else None
+    told = [kind for kind in kinds.values() if "expected" in kind]
+    predicted = float(np.mean([kind["expected"] for kind in told])) if told else None
+    band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
     level = FINE if figure >= bounds[0] else DOUBTFUL if figure >= bounds[1] else NO
