@@ -58,6 +58,7 @@ def test_expected_agreement_puts_every_error_on_every_image():
     found = evidence(of=2)._replace(reference={"y": reference}, outputs={"y": reference + errors}, float_logits={"y": reference},
                                     logits={"y": reference + errors})
     assert verdict.agreements(found).tolist() == [1.0, 1.0] and verdict.expected_agreements(found).tolist() == [0.5, 1.0]
+    assert judge({"a": found})["predicted_agreement"] == 0.75  # the lower of counted and expected
 
 
 def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():

@@ -128,8 +128,10 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     """The verdict on one file.
 
     Generated images with stretched outputs make a model surer than real inputs do, and without stretching less sure. A
-    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds of the
-    expected agreement (see there), its band reaches from the lowest to the highest bound of any kind's bootstrap interval.
+    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds, counted or
+    expected (see `expected_agreements`), whichever is lower: counting misses margins that no error
+    crossed by luck, expectation misses errors that belong to their image, such as logits cut off. Its band reaches from the lowest to
+    the highest bound of any kind's bootstrap interval.
 
     Args:
       evidence: by kind of images ("stretched", "unstretched", a seed's name ...); the first tells the ranges' stability.
@@ -150,7 +152,7 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
-    predicted = float(np.mean([kind["expected"] for kind in told])) if told else None
+    predicted = min(float(np.mean([kind[way] for kind in told])) for way in ("agreement", "expected")) if told else None
     band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
