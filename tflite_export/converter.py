@@ -242,7 +242,7 @@ def to_tflite_with_ranges(
       ranges: (low, high) of every input and activation in the model's units, from `ranges.collect_ranges`.
       constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
       weights: (integers, scales) to use instead of the converter's rounding, as `simulator.quantize_weights` makes them.
-      weight_bits: of `weights`: 8 (INT8 tensors) or 4 (packed INT4).
+      weight_bits: of `weights`: 8 (INT8 tensors) or 4 (packed INT4; operators without a kernel for it stay at 8).
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite bytes with int8 activations, inputs and outputs. 16-bit activations have no such path.
@@ -251,7 +251,7 @@ def to_tflite_with_ranges(
       ConversionError: the quantizer failed or crashed.
     """
     from tflite_export.graph import read_graph
-    from tflite_export.rewriting import with_constants, with_integers, with_ranges
+    from tflite_export.rewriting import FOUR_BIT_VERSION, with_constants, with_integers, with_ranges
 
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
         folder = pathlib.Path(name)
@@ -259,10 +259,13 @@ def to_tflite_with_ranges(
         (folder / "calibrated.tflite").write_bytes(calibrated)
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
-    if not weights:
-        return tflite
-    names = {tensor.index: tensor.name for tensor in read_graph(float_tflite).tensors}
-    return with_integers(tflite, weights={names[i]: chosen for i, chosen in weights.items()}, weight_bits=weight_bits)
+    graph, split = read_graph(float_tflite), {weight_bits: {}, 8: {}}
+    four = {o.inputs[1] for o in graph.operators if o.kind in FOUR_BIT_VERSION}
+    for i, chosen in (weights or {}).items():
+        split[weight_bits if i in four else 8][graph.tensors[i].name] = chosen
+    for bits, named in split.items():
+        tflite = with_integers(tflite, weights=named, weight_bits=bits) if named else tflite
+    return tflite
 
 
 def to_float_tflite(model: Any, *, images: Images | None = None, timeout: float | None = None) -> bytes:

@@ -5,7 +5,7 @@ sections 4.1 and 4.2. Both work on the graph after folding, so what they gain is
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,22 +169,31 @@ def correct_biases(
     import tensorflow as tf
 
     watch = fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits)
-    bare = graph._replace(operators=tuple(o._replace(options={**o.options, "activation": "NONE"}) for o in graph.operators))
     feeds = {i: tf.convert_to_tensor(v, tf.float32) for i, v in feeds_of(graph, images).items()}
-    plain, quantized = dict(feeds), {i: watch(i, v) for i, v in feeds.items()}
-    changed, corrected = dict(constants), {}
+    quantized = {i: watch(i, v) for i, v in feeds.items()}
+    return correct_span(graph, range(len(graph.operators)), feeds, quantized, constants=constants,
+                        float_constants=float_constants, watch=watch)
+
+
+def correct_span(graph: Graph, span: range, plain: Mapping[int, Any], quantized: Mapping[int, Any], *, constants: Mapping[int, Any],
+                 float_constants: Mapping[int, Any] | None, watch: Callable[[int, Any], Any]) -> dict[int, np.ndarray]:
+    """`correct_biases` for some of the operators, from the values they read, in float and quantized, by tensor index."""
+    import tensorflow as tf
+
+    bare = graph._replace(operators=tuple(o._replace(options={**o.options, "activation": "NONE"}) for o in graph.operators))
+    plain, quantized, changed, corrected = dict(plain), dict(quantized), dict(constants), {}
     last = {i: position for position, o in enumerate(graph.operators) for i in o.inputs}
-    for position, operator in enumerate(graph.operators):
-        span, bias = range(position, position + 1), _bias(graph, position)
+    for position in span:
+        operator, one, bias = graph.operators[position], range(position, position + 1), _bias(graph, position)
         inputs = [i for i in operator.inputs if i in plain]
         if operator.kind in _KINDS and bias >= 0 and bias not in corrected:
             want, got = (
-                _outputs(bare, span, values, used) for values, used in ((plain, float_constants), (quantized, changed)))
+                _outputs(bare, one, values, used) for values, used in ((plain, float_constants), (quantized, changed)))
             error = tf.reduce_mean(got[0] - want[0], list(range(len(want[0].shape) - 1))).numpy()
             changed[bias] = np.asarray(changed.get(bias, graph.tensors[bias].value), np.float32) - error
             corrected[bias] = changed[bias]
         for values, used in ((plain, float_constants), (quantized, changed)):
-            made = _outputs(graph, span, values, used)
+            made = _outputs(graph, one, values, used)
             values |= dict(zip(operator.outputs, made, strict=True))
         for i in operator.outputs:
             if quantized[i].dtype == tf.float32:

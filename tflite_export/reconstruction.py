@@ -2,7 +2,8 @@
 
 Li et al. 2021, "BRECQ", section 3: blocks rather than layers or the whole network, in order, each fed with what the
 quantized blocks before it give. Wei et al. 2022, "QDrop": the quantization of activations is dropped at random while
-the weights are learned. The rounding itself is AdaRound's (tflite_export.rounding). Biases are learned along.
+the weights are learned. The rounding itself is AdaRound's (tflite_export.rounding). Biases are learned along; what mean
+error the roundings leave is taken off them afterwards (tflite_export.equalization).
 """
 from __future__ import annotations
 
@@ -13,13 +14,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export import rounding
+from tflite_export.equalization import correct_span
 from tflite_export.graph import Graph, feeds_of, run
 from tflite_export.ranges import Ranges
 from tflite_export.rewriting import CHANNEL_AXIS
-from tflite_export.simulator import channel_axes, fake_quantizer, integer_constants, quantized_constants
+from tflite_export.simulator import bits_of_weights, channel_axes, fake_quantizer, integer_constants, quantized_constants
 
-_RATE, _BIAS_RATE = 0.02, 1e-3  # Adam's, for choices and for biases in units of the channel's largest weight
-_PENALTY = 0.3  # against a reconstruction error of 1 for rounding to nearest
+_RATE, _BIAS_RATE = 0.2, 1e-3  # Adam's, for choices and for biases in units of the channel's largest weight
+_BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of steps
+_PENALTY = (1.0, 1000.0)  # first and last, against a reconstruction error of 1 for rounding to nearest: in the end all choices are made
 _CHUNK = 32  # images at once where nothing is learned
 
 Values = dict[int, np.ndarray]
@@ -36,7 +39,7 @@ class Reconstruction(NamedTuple):
 
 class _Block(NamedTuple):
     """What is optimized in one span, by tensor index: weights in float, their floors and scales (shaped to broadcast to
-    them), biases in float and the units they are learned in."""
+    them), biases in float and the units they are learned in, largest integers."""
 
     span: range
     weights: Values
@@ -44,7 +47,7 @@ class _Block(NamedTuple):
     scales: Values
     biases: Values
     units: Values
-    limit: int
+    limits: dict[int, int]
 
 
 def find_blocks(graph: Graph, *, max_layers: int = 4) -> list[range]:
@@ -144,16 +147,17 @@ def _learn(graph: Graph, block: _Block, *, constants: Mapping[int, Any], floats:
         floats, quantized, targets = tf.nest.pack_sequence_as(data, tensors)
         feeds = {i: tf.where(tf.random.stateless_uniform(tf.shape(value), [seed + i, -1 - number]) < drop, floats[i], value)
                  if drop and i not in graph.inputs else value for i, value in quantized.items()}
-        beta, on = rounding.annealed_beta(number / steps)
+        progress = tf.cast(number / steps, tf.float32)
+        beta, on = rounding.annealed_beta(progress, start=_BETA)
         with tf.GradientTape() as tape:
-            soft = {i: rounding.soft_weights(v, floors=block.floors[i], scales=block.scales[i], limit=block.limit)
+            soft = {i: rounding.soft_weights(v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i])
                     for i, v in choices.items()}
             biases = {i: block.biases[i] + block.units[i] * shift for i, shift in shifts.items()}
             outputs = run(graph, feeds, constants={**constants, **soft, **biases}, operators=block.span,
                           observe=_dropping(observe, drop=drop, seed=(seed, number)))
             penalty = tf.add_n([rounding.rounding_penalty(v, beta) for v in choices.values()]) / size
-            loss = _error(targets, outputs) / scale + _PENALTY * on * penalty
-        slower = 1.0 - tf.cast(number / steps, tf.float32)  # biases settle; choices are settled by the penalty
+            loss = _error(targets, outputs) / scale + on * _PENALTY[0] * (_PENALTY[1] / _PENALTY[0]) ** progress * penalty
+        slower = 1.0 - progress  # biases settle; choices are settled by the penalty
         _adam(variables, tape.gradient(loss, variables), moments,
               [rate * (slower if k >= len(choices) else 1.0) for k, rate in enumerate(rates)], tf.cast(number + 1, tf.float32))
 
@@ -168,7 +172,7 @@ def _learn(graph: Graph, block: _Block, *, constants: Mapping[int, Any], floats:
 
 
 def _block(graph: Graph, span: range, *, nearest: Mapping[int, tuple[np.ndarray, np.ndarray]], floats: Mapping[int, Any],
-           done: Mapping[int, Any], limit: int) -> _Block:
+           done: Mapping[int, Any], limits: dict[int, int]) -> _Block:
     """The span's own weights and biases: constants that earlier blocks chose, or that other operators share, stay."""
     axes, uses = channel_axes(graph), [i for o in graph.operators for i in o.inputs]
     weights, floors, scales, biases, units = {}, {}, {}, {}, {}
@@ -184,8 +188,8 @@ def _block(graph: Graph, span: range, *, nearest: Mapping[int, tuple[np.ndarray,
         bias = operator.inputs[-1] if len(operator.inputs) == (4 if operator.kind == "TRANSPOSE_CONV" else 3) else -1
         if bias >= 0 and graph.tensors[bias].value is not None and uses.count(bias) == 1 and operator.kind != "TRANSPOSE_CONV":
             biases[bias] = np.asarray(floats.get(bias, graph.tensors[bias].value), np.float32)
-            units[bias] = nearest[index][1] * np.float32(limit)
-    return _Block(span, weights, floors, scales, biases, units, limit)
+            units[bias] = nearest[index][1] * np.float32(limits[index])
+    return _Block(span, weights, floors, scales, biases, units, limits)
 
 
 def reconstruct(
@@ -222,7 +226,8 @@ def reconstruct(
     if not spans or steps < 1 or not 0 <= drop < 1 or batch_size < 1:
         raise ValueError(f"Reconstruction needs a model with constant weights (this one has {len(channel_axes(graph))}), "
                          f"steps and batch size of at least 1 (got {steps}, {batch_size}) and drop from 0 to below 1 (got {drop}).")
-    floats, limit, start = dict(constants or {}), 2 ** (weight_bits - 1) - 1, time.perf_counter()
+    floats, start = dict(constants or {}), time.perf_counter()
+    limits = {i: 2 ** (bits - 1) - 1 for i, bits in bits_of_weights(graph, weight_bits).items()}
     nearest = integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats)
     fixed = quantized_constants(graph, constants=floats, weights=nearest)
     observe = fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits)
@@ -230,7 +235,7 @@ def reconstruct(
     targets = {i: np.asarray(v, np.float32) for i, v in feeds_of(graph, images).items()}
     inputs = dict(targets)
     for place, span in enumerate(spans):
-        block = _block(graph, span, nearest=nearest, floats=floats, done=found.weights, limit=limit)
+        block = _block(graph, span, nearest=nearest, floats=floats, done=found.weights, limits=limits)
         before, targets = targets, _advance(graph, span, targets, constants=floats, observe=None)
         made = _outside(graph, span)[1]
         wanted = {i: targets[i] for i in made}
@@ -243,8 +248,12 @@ def reconstruct(
             choices, biases = _learn(
                 graph, block, constants=fixed, floats={i: before[i] for i in read}, quantized={i: inputs[i] for i in read}, targets=wanted,
                 observe=observe, scale=scale, steps=steps, batch_size=batch_size, drop=drop, seed=seed * 1000 + place)
-            integers = {i: rounding.hard_integers(v, floors=block.floors[i], limit=limit) for i, v in choices.items()}
+            integers = {i: rounding.hard_integers(v, floors=block.floors[i], limit=limits[i]) for i, v in choices.items()}
             learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
+            plain_in, quantized_in = ({i: v[i] for i in read} for v in (before, inputs))
+            biases |= correct_span(graph, span, plain_in, quantized_in, constants={**fixed, **learned}, float_constants=floats,
+                                   watch=observe)
+            learned |= biases
             after = _advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
             errors[1] = _mean_error(wanted, after, made)
             better = errors[1] < errors[0]

@@ -1,4 +1,4 @@
-"""math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer weights of 8 or 4 bits."""
+"""math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer weights of 8 or 4 bits; cuts softmax off."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ import numpy as np
 # axis of output channels of the weights (always input 1) in operators that TFLite quantizes per output channel
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 FOUR_BIT_VERSION = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}  # of the operator with INT4 weights
+_SHAPE_ONLY = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _BIAS_INPUT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
@@ -56,6 +57,38 @@ def with_ranges(tflite: bytes, *, ranges: Mapping[int, tuple[float, float]]) -> 
         quantization = schema.QuantizationParametersT()
         quantization.min, quantization.max = [float(low)], [float(high)]
         model.subgraphs[0].tensors[index].quantization = quantization
+    return _pack(model)
+
+
+def without_softmax(tflite: bytes) -> bytes:
+    """The float file without the softmax and sigmoid at its outputs, which become the logits; their names stay.
+
+    Only reshapes may stand between such an operator and the outputs. Raises ValueError where there is none.
+    """
+    from tflite_export.integer_check import operator_table
+
+    model = _open(tflite)
+    graph = model.subgraphs[0]
+    kinds = [row["operator"] for row in operator_table(tflite) if row["subgraph"] == 0]
+    readers = {i: [place for place, o in enumerate(graph.operators) if i in o.inputs] for o in graph.operators for i in o.outputs}
+
+    def at_the_end(tensor: int) -> bool:
+        if tensor in graph.outputs:
+            return not readers[tensor]
+        return bool(readers[tensor]) and all(
+            kinds[place] in _SHAPE_ONLY and at_the_end(int(graph.operators[place].outputs[0])) for place in readers[tensor])
+
+    dropped = {int(o.outputs[0]): int(o.inputs[0]) for o, kind in zip(graph.operators, kinds, strict=True)
+               if kind in ("SOFTMAX", "LOGISTIC") and at_the_end(int(o.outputs[0]))}
+    if not dropped:
+        raise ValueError("The model does not end in a softmax or sigmoid, so its outputs are the logits already. Use --head=model.")
+    graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in dropped]
+    for operator in graph.operators:
+        operator.inputs = np.int32([dropped.get(int(i), i) for i in operator.inputs])
+    graph.outputs = np.int32([dropped.get(int(i), i) for i in graph.outputs])
+    for signature in model.signatureDefs or []:
+        for entry in signature.outputs:
+            entry.tensorIndex = dropped.get(entry.tensorIndex, entry.tensorIndex)
     return _pack(model)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from tflite_export.graph import Graph, feeds_of, run
 from tflite_export.ranges import Ranges
-from tflite_export.rewriting import CHANNEL_AXIS
+from tflite_export.rewriting import CHANNEL_AXIS, FOUR_BIT_VERSION
 
 _SHRINK = np.linspace(0.3, 1.0, 71)  # candidates of the clipping search, as parts of the largest weight
 _UNQUANTIZED = {"PADV2"}  # its constant takes the scale of the padded tensor
@@ -22,6 +22,12 @@ def channel_axes(graph: Graph) -> dict[int, int]:
     """Axis of output channels by tensor index, of all constant weights that TFLite quantizes per channel."""
     return {o.inputs[1]: CHANNEL_AXIS[o.kind] for o in graph.operators
             if o.kind in CHANNEL_AXIS and graph.tensors[o.inputs[1]].value is not None}
+
+
+def bits_of_weights(graph: Graph, weight_bits: int) -> dict[int, int]:
+    """Bits by tensor index of the weights: those of operators without a kernel for fewer than 8 (TRANSPOSE_CONV) keep 8."""
+    kinds = {o.inputs[1]: o.kind for o in graph.operators if o.kind in CHANNEL_AXIS}
+    return {i: weight_bits if kinds[i] in FOUR_BIT_VERSION else 8 for i in channel_axes(graph)}
 
 
 def quantize_weights(
@@ -56,7 +62,8 @@ def integer_constants(
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """(integers, scales) by tensor index of every weight tensor; see `quantize_weights`. `constants` replace the file's."""
     values = {**{i: graph.tensors[i].value for i in channel_axes(graph)}, **(constants or {})}
-    return {i: quantize_weights(np.asarray(values[i]), axis=axis, weight_bits=weight_bits, rule=rule)
+    bits = bits_of_weights(graph, weight_bits)
+    return {i: quantize_weights(np.asarray(values[i]), axis=axis, weight_bits=bits[i], rule=rule)
             for i, axis in channel_axes(graph).items()}
 
 
