@@ -114,12 +114,6 @@ def _calls(model: Any) -> Iterator[tuple[Any, Any, dict[str, Any], list[Any]]]:
                 yield node.layer, node.call_args, dict(node.call_kwargs), tf.nest.flatten(node.outputs)
 
 
-def require_layers(model: Any) -> None:
-    """Raises LegacyError for the first layer that cannot be rebuilt; costs next to nothing."""
-    for step in _Graph(model).steps:
-        _counterpart(step.layer)
-
-
 def _counterpart(layer: Any) -> type:
     """The class of tf_keras for a layer. Raises LegacyError."""
     import tf_keras
@@ -171,6 +165,8 @@ def to_tf_keras(model: Any, *, fold_batchnorm: bool = False, split_heads: bool =
     import tf_keras
 
     graph = _Graph(model)
+    for step in graph.steps:
+        _counterpart(step.layer)
     builder = _Builder(graph, fold_batchnorm=fold_batchnorm, split_heads=split_heads)
     inputs = [tf_keras.Input(tuple(t.shape[1:]), name=_plain(t.name.split(":")[0])) for t in _functional(model).inputs]
     table = dict(zip(graph.inputs, inputs, strict=True))
@@ -228,7 +224,10 @@ class _Builder:
             changes = {"use_bias": True} if id(step.layer) in self._folds else {}
             changes |= {"activation": "linear"} if linear else {}
             config |= {"name": self._unique(step.name), **changes}
-            self._made[id(step.layer)] = (step.layer, cls.from_config(config) if own else cls(**config))
+            try:
+                self._made[id(step.layer)] = (step.layer, cls.from_config(config) if own else cls(**config))
+            except (TypeError, ValueError) as error:
+                raise LegacyError(f"Layer '{step.layer.name}' ({type(step.layer).__name__}) cannot be made in tf_keras: {error}") from error
         return self._made[id(step.layer)][1]
 
     def copy_weights(self) -> None:
