@@ -1,0 +1,60 @@
+"""math: ranges of model inputs, and the conventions in which people feed images to networks."""
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
+CONVENTIONS = {
+    "byte": (0.0, 255.0), "unit": (0.0, 1.0), "symmetric": (-1.0, 1.0),
+    "half": (-0.5, 0.5),  # unit less one half, or less the training set's mean
+    "signed": (-128.0, 127.0),  # byte less 128, or less the training set's mean
+    "standard": (-2.7, 2.7),  # less the training set's mean, then divided by its standard deviation
+    "imagenet": (-IMAGENET_MEAN / IMAGENET_STD, (1.0 - IMAGENET_MEAN) / IMAGENET_STD),
+    "caffe": (-CAFFE_MEAN, 255.0 - CAFFE_MEAN),
+}
+ALIKE = 0.75  # share of their union that two ranges have in common when either will do
+
+
+@dataclasses.dataclass(frozen=True)
+class InputRange:
+    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural inputs, canvas units."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    source: str  # how it was found, for people and the manifest
+    prior_std: float = 0.5  # photographs: about a quarter of the range (ImageNet: 0.226 of 1)
+
+    def as_dict(self) -> dict:
+        return {"low": list(self.low), "high": list(self.high), "found": self.source}
+
+
+def parse_input_range(text: str, *, channels: int) -> InputRange:
+    """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms."""
+    if text in CONVENTIONS:
+        return convention(text, channels=channels, source="--input_range")
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise ValueError(f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
+                         f"{', '.join(CONVENTIONS)}; got {text!r}.")
+    return InputRange((low,), (high,), "--input_range")
+
+
+def convention(name: str, *, channels: int, source: str) -> InputRange:
+    """A convention's range. Raises ValueError for one of three channels where there are others."""
+    low, high = (np.atleast_1d(bound) for bound in CONVENTIONS[name])
+    if len(low) not in (1, channels):
+        raise ValueError(f"--input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH.")
+    return InputRange(tuple(map(float, low)), tuple(map(float, high)), source, 1 / 2.7 if name == "standard" else 0.5)
+
+
+def alike(first: str, second: str) -> bool:
+    """Whether two conventions differ so little that either will do: by ALIKE, in every channel."""
+    (low, high), (other_low, other_high) = CONVENTIONS[first], CONVENTIONS[second]
+    common = np.minimum(high, other_high) - np.maximum(low, other_low)
+    return bool(np.min(common / (np.maximum(high, other_high) - np.minimum(low, other_low))) >= ALIKE)
