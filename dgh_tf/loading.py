@@ -47,7 +47,31 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
     path = model_path(spec)
     _require_model(path)
     unsafe = allow_unsafe_deserialization
-    return _checked(lambda: load_keras2(path, unsafe=unsafe) if saved_by_keras2(path) else _load_keras3(path, unsafe), path, unsafe)
+    return _checked(lambda: in_float32(load_keras2(path, unsafe=unsafe) if saved_by_keras2(path) else _load_keras3(path, unsafe)),
+                    path, unsafe)
+
+
+def in_float32(model):
+    """The model itself, or where layers compute in half precision (mixed_float16 and the like) one that does so in float32.
+
+    The weights are the same; TFLite's integers are made from float32 alone.
+    """
+    half = ("float16", "bfloat16")
+    if not any(getattr(layer, "compute_dtype", None) in half for layer in model._flatten_layers()):
+        return model
+
+    def rewritten(config):
+        if isinstance(config, dict):
+            return {key: rewritten(value) for key, value in config.items()}
+        if isinstance(config, list | tuple):
+            return type(config)(map(rewritten, config))
+        return "float32" if isinstance(config, str) and config.removeprefix("mixed_") in half else config
+
+    rebuilt = type(model).from_config(rewritten(model.get_config()))
+    if not rebuilt.built:
+        rebuilt.build(model.input_shape)
+    rebuilt.set_weights([np.asarray(weight, np.float32) for weight in model.get_weights()])
+    return rebuilt
 
 
 def _require_model(path: pathlib.Path) -> None:

@@ -84,7 +84,8 @@ class Network:
             calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
             before = upstream(x for _, x in calls)
-            followed.update(id(layer) for layer, _, y in recorded if id(layer) not in own and y.ref() in before)
+            given = [(layer, tf.nest.flatten(y)[0]) for layer, _, y in recorded]  # a recurrent cell gives its state, too
+            followed.update(id(layer) for layer, y in given if id(layer) not in own and y.ref() in before)
             heads = find_heads(outputs, [])
             require_connected(self.model, heads, inputs)
             return {head.name: head.logits for head in heads}
