@@ -14,6 +14,7 @@ GENERATED = {
     "no_augmentation": {"augment": False, "prior_weight": 0.0},
     "no_stretching": {"output_weight": 0.0},
 }
+ABLATION = tuple(source for source, changes in GENERATED.items() if changes)
 SOURCES = ("real", *GENERATED, "noise", "gaussian")
 
 

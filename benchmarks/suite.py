@@ -21,25 +21,32 @@ flags.DEFINE_string("data", "", "What {data} stands for in the list's paths.")
 flags.DEFINE_string("output_dir", None, "Folder of the suite; the same command again goes on with it.", required=True)
 flags.DEFINE_list("only", [], "Names of the list's models to run; empty for all.")
 flags.DEFINE_list("sources", list(SOURCES), f"Some of {', '.join(SOURCES)}.")
-flags.DEFINE_list("num_images", ["8", "32", "128", "512", "1024"], "Set sizes, images.")
+flags.DEFINE_list("num_images", ["8", "64", "512"], "Set sizes, images; an entry of the list may have its own.")
+flags.DEFINE_list("ablation_num_images", ["64"], "Set sizes at which the method is measured without one of its parts.")
 flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
 flags.DEFINE_list("schemes", ["int8"], f"Some of {', '.join(SCHEMES)}.")
-flags.DEFINE_integer("held_out", 32, "Generated images of each kind that the verdict is told from.", lower_bound=2)
+flags.DEFINE_integer("held_out", 16, "Generated images of each kind and seed that the verdict is told from.", lower_bound=2)
 flags.DEFINE_float("minutes", 0.0, "Stop before the row that would begin after so many minutes; 0: no limit.", lower_bound=0.0)
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
-def _keys(entries: list[Entry]) -> list[Key]:
+def _sizes(flag: str) -> list[int]:
+    texts = FLAGS[flag].value
     try:
-        sizes = [int(text) for text in FLAGS.num_images]
+        sizes = [int(text) for text in texts]
     except ValueError:
         sizes = []
     if not sizes or min(sizes) < 1 or len(set(sizes)) < len(sizes):
-        raise ValueError(f"--num_images={','.join(FLAGS.num_images)}: expected different whole numbers above 0, for example 8,64,512.")
+        raise ValueError(f"--{flag}={','.join(texts)}: expected different whole numbers above 0, for example 8,64,512.")
+    return sizes
+
+
+def _keys(entries: list[Entry]) -> list[Key]:
     unknown = [scheme for scheme in FLAGS.schemes if scheme not in SCHEMES]
     if unknown or not FLAGS.schemes:
         raise ValueError(f"--schemes={','.join(FLAGS.schemes)}: expected some of {', '.join(SCHEMES)}.")
-    return plan(entries, sources=check_sources(FLAGS.sources), num_images=sizes, seeds=FLAGS.seeds, schemes=FLAGS.schemes)
+    return plan(entries, sources=check_sources(FLAGS.sources), num_images=_sizes("num_images"),
+                ablation_num_images=_sizes("ablation_num_images"), seeds=FLAGS.seeds, schemes=FLAGS.schemes)
 
 
 def _entries() -> list[Entry]:
@@ -87,7 +94,7 @@ def _measure_all(entries: list[Entry], keys: list[Key], store: Store, *, clock: 
             say(f"loading {key.model}")
             entry = next(entry for entry in entries if entry.name == key.model)
             benches[key.model] = Bench(entry, store, real_limit=4 * max(k.num_images for k in keys), data_dir=FLAGS.data_dir,
-                                       held_out=FLAGS.held_out)
+                                       held_out=entry.held_out or FLAGS.held_out)
         bench = benches[key.model]
         if store.row(key, fingerprint=bench.run) is not None:
             done += 1

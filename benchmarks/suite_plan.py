@@ -4,8 +4,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from benchmarks.sources import ABLATION
 
 TASKS = {"classification": "top1", "detection": "map"}  # and the score that counts
 
@@ -15,7 +17,8 @@ class Entry:
     """One model of the list: what benchmarks.calibration takes as flags, and what to expect of it.
 
     mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
-    num_evaluation: at most so many evaluation images, 0 for all.
+    num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images, held_out: the entry's own,
+    instead of the command's.
     """
 
     name: str
@@ -28,6 +31,9 @@ class Entry:
     steps: int = 100
     batch_size: int = 32
     num_evaluation: int = 0
+    num_images: tuple[int, ...] = ()
+    ablation_num_images: tuple[int, ...] = ()
+    held_out: int = 0
     mlperf_tiny: float | None = None
 
 
@@ -95,13 +101,27 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
         raise ValueError(f"{path}, {name}: the task is {row['task']!r}; expected one of {', '.join(TASKS)}.")
     if "{data}" in json.dumps(row) and not data:
         raise ValueError(f"{path}, {name}: its paths hold {{data}}. Say with --data=DIR what that is, or choose other models with --only.")
-    return Entry(**{key: value.replace("{data}", data) if isinstance(value, str) else value for key, value in row.items()})
+    def value_of(value: Any) -> Any:
+        return value.replace("{data}", data) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+    return Entry(**{key: value_of(value) for key, value in row.items()})
 
 
-def plan(entries: list[Entry], *, sources: Iterable[str], num_images: Iterable[int], seeds: int, schemes: Iterable[str]) -> list[Key]:
-    """Every row, seeds outermost: a suite that is stopped early has all of the first seed before any of the second."""
+def plan(entries: list[Entry], *, sources: Iterable[str], num_images: Sequence[int], ablation_num_images: Sequence[int], seeds: int,
+         schemes: Iterable[str]) -> list[Key]:
+    """Every row, seeds outermost: a suite that is stopped early has all of the first seed before any of the second.
+
+    Sources that lack a part of the method are measured at the ablation's set sizes alone; per_batch not where there is but
+    one batch, since it would be synthetic again.
+    """
+    def counts(entry: Entry, source: str) -> Sequence[int]:
+        if source not in ABLATION:
+            return entry.num_images or num_images
+        found = entry.ablation_num_images or ablation_num_images
+        return [count for count in found if source != "per_batch" or count > entry.batch_size]
+
     return [Key(entry.name, source, count, seed, scheme)
-            for seed in range(seeds) for entry in entries for count in num_images for source in sources for scheme in schemes]
+            for seed in range(seeds) for entry in entries for source in sources for count in counts(entry, source) for scheme in schemes]
 
 
 class Store:

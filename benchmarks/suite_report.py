@@ -3,12 +3,10 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from benchmarks import plots, table
+from benchmarks import plots, suite_verdict, table
 from benchmarks.comparison import COLUMNS, environment
 from benchmarks.evaluation import compare_ranges
 from benchmarks.sources import GENERATED
@@ -31,10 +29,11 @@ def write(store: Store, entries: Sequence[Entry], keys: Sequence[Key], *, comman
     parts = [f"# Benchmark suite\n\n{len(rows)} of {len(keys)} rows; mean ± standard deviation over seeds; SQNR and MSE are of the model's "
              "outputs. *Told without data* is the verdict's predicted agreement, from held-out generated images alone.\n"]
     parts += [_model_part(store.folder, entry, [row for row in measured if row["model"] == entry.name]) for entry in entries]
-    parts.append(verdict_part(store.folder, measured))
+    parts.append(suite_verdict.write(store.folder, measured))
     failed = [row for row in rows if "error" in row]
     if failed:
-        parts.append("## Rows that could not be measured\n\n" + "\n".join(f"- {_name(row)}: {row['error']}" for row in failed) + "\n")
+        listed = "\n".join(f"- {suite_verdict.name_of(row)}: {row['error']}" for row in failed)
+        parts.append(f"## Rows that could not be measured\n\n{listed}\n")
     kept = [{name: value for name, value in row.items() if name not in PART} for row in rows]
     text = "\n".join(filter(None, parts)) + f"\n```\n{command}\n```\n\n{environment()}\n"
     atomic_write(store.folder / "results.json", json.dumps(kept, indent=1, allow_nan=False) + "\n")
@@ -42,20 +41,16 @@ def write(store: Store, entries: Sequence[Entry], keys: Sequence[Key], *, comman
     return text
 
 
-def _name(row: Row) -> str:
-    return f"{row['model']}, {row['source']}, {row['num_images']} images, seed {row['seed']}, {row['scheme']}"
-
-
 def complete(store: Store, key: Key, row: Row) -> Row:
     """The row with the verdict's figures, told anew from the kept evidence: the verdict may have changed since."""
-    from benchmarks.suite_rows import PROBES
+    from benchmarks.suite_rows import PROBES, evidence_path
     from benchmarks.verdict import load_evidence
     from tflite_export.verdict import judge
 
-    paths = {kind: store.folder / "evidence" / f"{key.name}-{kind}.npz" for kind in PROBES}
+    paths = {probe: evidence_path(store, key, probe) for probe in PROBES}
     if "error" in row or not all(path.exists() for path in paths.values()):
         return row
-    verdict = judge({kind: load_evidence(path) for kind, path in paths.items()})
+    verdict = judge({probe: load_evidence(path) for probe, path in paths.items()})
     return {**row, "predicted_agreement": verdict["predicted_agreement"], "band": verdict["band"], "level": verdict["level"],
             "predicted_sqnr_db": verdict["worst_head_sqnr_db"], "sentence": verdict["sentence"],
             "clipped": max(layer["clipped"] for layer in verdict["layers"])}
@@ -108,49 +103,3 @@ def _common_size(rows: Sequence[Row]) -> int:
     return max(sources, key=lambda size: (len(sources[size]), size))
 
 
-def level_of(agreement: float) -> str:
-    """The level that the true agreement deserves, by the verdict's own bounds."""
-    from tflite_export.verdict import AGREEMENT, DOUBTFUL, FINE, NO
-
-    return FINE if agreement >= AGREEMENT[0] else DOUBTFUL if agreement >= AGREEMENT[1] else NO
-
-
-def rank_correlation(measured: Sequence[float], predicted: Sequence[float]) -> float | None:
-    """Spearman's, with equal values at their mean rank; None for fewer than three pairs or a side without differences."""
-    from scipy.stats import spearmanr
-
-    if len(measured) < 3 or len(set(measured)) < 2 or len(set(predicted)) < 2:
-        return None
-    return float(spearmanr(measured, predicted).statistic)
-
-
-def verdict_part(folder: pathlib.Path, rows: Sequence[Row]) -> str:
-    """Predicted against true agreement over all rows: correlations, errors, how many levels are right, and the misjudged cases."""
-    known = [row for row in rows if row.get("predicted_agreement") is not None and row.get("agreement") is not None]
-    if len(known) < 3:
-        return ""
-    groups: Mapping[str, list[Row]] = {"all": known}
-    for field in ("model", "scheme"):
-        groups |= {str(value): [row for row in known if row[field] == value] for value in dict.fromkeys(row[field] for row in known)}
-    lines = []
-    for name, group in groups.items():
-        measured, predicted = ([row[field] for row in group] for field in ("agreement", "predicted_agreement"))
-        rank = rank_correlation(measured, predicted)
-        inside = np.mean([row["band"][0] <= row["agreement"] <= row["band"][1] for row in group])
-        right = np.mean([row["level"] == level_of(row["agreement"]) for row in group])
-        error = np.mean(np.abs(np.subtract(measured, predicted)))
-        lines.append([name, len(group), "-" if rank is None else f"{rank:.3f}", f"{error:.3f}", f"{inside:.2f}", f"{right:.2f}"])
-    from tabulate import tabulate
-
-    text = tabulate(lines, headers=["rows of", "number", "rank correlation", "mean error", "true value in band", "level right"],
-                    tablefmt="pipe", disable_numparse=True)
-    wrong = [row for row in known if row["level"] != level_of(row["agreement"])]
-    wrong.sort(key=lambda row: -abs(row["agreement"] - row["predicted_agreement"]))
-    cases = "\n".join(f"- {_name(row)}: told {row['predicted_agreement']:.3f} ({row['level']}), true {row['agreement']:.3f} "
-                      f"({level_of(row['agreement'])})" for row in wrong)
-    points = {model: ([row["agreement"] for row in known if row["model"] == model],
-                      [row["predicted_agreement"] for row in known if row["model"] == model])
-              for model in dict.fromkeys(row["model"] for row in known)}
-    plots.predicted_against_true(points, folder / "verdict.png", label="agreement")
-    return (f"## The verdict against the truth\n\n{text}\n\n![verdict.png](verdict.png)\n\n"
-            f"{'Misjudged' if wrong else 'No row is misjudged'}{f' ({len(wrong)} of {len(known)}):' if wrong else '.'}\n\n{cases}\n")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import pathlib
 import time
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 
 from benchmarks.comparison import Task, fingerprint, load_task
 from benchmarks.suite_plan import TASKS, Entry, Key, Store
+from benchmarks.verdict import HELD_OUT_SEED
 from dgh_tf.files import atomic_path
 
-HELD_OUT_SEED = 1000  # far from the seeds that calibrate
-PROBES = ("stretched", "unstretched")  # held-out images: of the whole method, and without output stretching
+PROBES = {f"{kind}, seed {seed}": (kind, seed) for kind in ("stretched", "unstretched") for seed in (HELD_OUT_SEED, HELD_OUT_SEED + 1)}
 
 
 class Bench:
@@ -56,10 +57,11 @@ class Bench:
         """Held-out generated images, which no file is calibrated on."""
         from benchmarks.verdict import held_out_images
 
-        def make(kind):
-            return held_out_images(self.task.model, self.config(self.held_out, HELD_OUT_SEED), kind=kind), None
+        def make(kind, seed):
+            return held_out_images(self.task.model, self.config(self.held_out, seed), kind=kind, seed=seed), None
 
-        return {kind: self._kept(f"held_out_{kind}", functools.partial(make, kind))[0] for kind in PROBES}
+        return {name: self._kept(f"held_out-{kind}-{seed}", functools.partial(make, kind, seed))[0]
+                for name, (kind, seed) in PROBES.items()}
 
     def _kept(self, name: str, make) -> tuple[np.ndarray, float | None]:
         path = self.store.folder / "images" / f"{self.entry.name}-{self.run}-{name}.npz"
@@ -70,6 +72,11 @@ class Bench:
         with atomic_path(path) as temporary:
             np.savez(temporary, x=images, seconds=-1.0 if seconds is None else seconds)
         return images, seconds
+
+
+def evidence_path(store: Store, key: Key, probe: str) -> pathlib.Path:
+    """Where what one of PROBES shows of a row's file is kept."""
+    return store.folder / "evidence" / f"{key.name}-{'-'.join(map(str, PROBES[probe]))}.npz"
 
 
 def measure(bench: Bench, key: Key) -> dict[str, Any]:
@@ -91,8 +98,8 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
         tflite = to_tflite(task.model, images, scheme=key.scheme)
     except ValueError as error:
         return {**row, "error": str(error).splitlines()[0]}
-    for kind, probe in bench.probes.items():
-        save_evidence(bench.store.folder / "evidence" / f"{key.name}-{kind}.npz", gather(bench.float_tflite, tflite, probe))
+    for name, probe in bench.probes.items():
+        save_evidence(evidence_path(bench.store, key, name), gather(bench.float_tflite, tflite, probe))
     gaps = statistics_gaps(task.network, images)
     return {**row, **evaluate(tflite, task.x, reference=task.reference, score=task.score), **logits_spread(task.network, images),
             "gap": float(np.mean(list(gaps.values()))), "gaps": gaps, "ranges": tensor_ranges(tflite),

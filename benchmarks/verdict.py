@@ -25,19 +25,21 @@ def define_flags() -> None:
     flags.DEFINE_list("images", [], "Folders that generate left (one or several seeds), .npy or .npz: generated images that did not "
                                     "calibrate the file. Empty: made here.")
     flags.DEFINE_string("output", None, "A .json file for all figures.")
-    flags.DEFINE_integer("num_images", 32, "Images of each kind made here.", lower_bound=2)
+    flags.DEFINE_integer("num_images", 16, "Images of each kind and seed made here.", lower_bound=2)
+    flags.DEFINE_integer("seeds", 2, "Seeds of images made here: --seed and those after it.", lower_bound=1)
     flags.DEFINE_integer("steps", 100, "Optimizer steps of images made here.", lower_bound=1)
-    flags.DEFINE_integer("seed", HELD_OUT_SEED, "Seed of images made here; another than the calibration images'.", lower_bound=0)
+    flags.DEFINE_integer("seed", HELD_OUT_SEED, "First seed of images made here; another than the calibration images'.", lower_bound=0)
     flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
 
 
-def held_out_images(model: Any, config: Any, *, kind: str) -> Any:
+def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
     """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without output stretching."""
     import dataclasses
 
     from dgh_tf import generate_images
 
-    return generate_images(model, config if kind == "stretched" else dataclasses.replace(config, output_weight=0.0))
+    changes = {} if kind == "stretched" else {"output_weight": 0.0}
+    return generate_images(model, dataclasses.replace(config, seed=seed, **changes))
 
 
 def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:
@@ -103,9 +105,15 @@ def main(argv: list[str]) -> int:
 
     model = load_model(values.model)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
-    config = GenerationConfig(num_images=values.num_images, steps=values.steps, seed=values.seed, input_range=values.input_range)
-    say(f"making {config.num_images} images without output stretching")
-    unstretched = held_out_images(model, config, kind="unstretched")
+    config = GenerationConfig(num_images=values.num_images, steps=values.steps, input_range=values.input_range)
+    seeds = range(values.seed, values.seed + values.seeds)
+
+    def made(kind: str) -> dict[str, Any]:
+        say(f"making {len(seeds)} sets of {config.num_images} images {'without' if kind == 'unstretched' else 'with'} output stretching")
+        return {f"{kind}, seed {seed}": held_out_images(model, config, kind=kind, seed=seed) for seed in seeds}
+
+    others = made("unstretched")
+    unstretched = next(iter(others.values()))
     network, used, notes = Network(model), {}, []
     proof = path.with_suffix(".json")
     calibrated_on = json.loads(proof.read_text()).get("sha256", {}).get("calibration") if proof.exists() else None
@@ -116,15 +124,13 @@ def main(argv: list[str]) -> int:
         if why:
             notes.append(f"{name} is not used to judge: {'; '.join(why)}.")
         else:
-            used[name] = source.images
+            used[f"given, {name}"] = source.images
     for note in notes:
         say(note)
-    if not used:
-        say(f"making {config.num_images} held-out images, seed {config.seed}")
-        used = {"stretched": held_out_images(model, config, kind="stretched")}
+    used = used or made("stretched")
     data = path.read_bytes()
     float_tflite = to_float_tflite(model, images=unstretched)
-    found = {name: gather(float_tflite, data, images) for name, images in {**used, "unstretched": unstretched}.items()}
+    found = {name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()}
     result = {**judge(found), "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")

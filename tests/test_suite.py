@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from benchmarks import suite_report
+from benchmarks import suite_report, suite_verdict
 from benchmarks.suite import time_left
 from benchmarks.suite_plan import Entry, Key, Store, plan, read_models
 
@@ -61,10 +61,19 @@ def test_two_entries_of_one_name_are_refused(tmp_path):
 
 def test_plan_has_every_combination_once_and_all_of_the_first_seed_first():
     entries = [Entry(**{**ENTRY, "name": name}) for name in "ab"]
-    keys = plan(entries, sources=["real", "noise"], num_images=[8, 16], seeds=3, schemes=["int8", "w4a8"])
+    keys = plan(entries, sources=["real", "noise"], num_images=[8, 16], ablation_num_images=[8], seeds=3, schemes=["int8", "w4a8"])
     assert len(keys) == len(set(keys)) == 2 * 2 * 2 * 3 * 2
     assert [key.seed for key in keys] == sorted(key.seed for key in keys)
     assert len({key.name for key in keys}) == len(keys)
+
+
+def test_parts_are_left_out_at_the_ablation_s_sizes_and_per_batch_only_where_there_are_batches():
+    entries = [Entry(**ENTRY), Entry(**{**ENTRY, "name": "b", "num_images": (4,), "ablation_num_images": (64,)})]
+    keys = plan(entries, sources=["synthetic", "no_stretching", "per_batch"], num_images=[8, 16], ablation_num_images=[32], seeds=1,
+                schemes=["int8"])
+    assert [(key.model, key.source, key.num_images) for key in keys] == [
+        ("a", "synthetic", 8), ("a", "synthetic", 16), ("a", "no_stretching", 32),
+        ("b", "synthetic", 4), ("b", "no_stretching", 64), ("b", "per_batch", 64)]
 
 
 def test_rows_of_other_settings_are_not_taken_and_damaged_ones_are_named(tmp_path):
@@ -84,7 +93,7 @@ def test_time_left_uses_the_closest_rows_known():
 
 
 def row(source, agreement, told, *, seed=0, size=8):
-    level = suite_report.level_of(told)
+    level = suite_verdict.level_of(told, bounds=suite_verdict.BOUNDS["agreement"])
     return {"model": "a", "source": source, "num_images": size, "seed": seed, "scheme": "int8", "top1": agreement - 0.1, "float_top1": 0.9,
             "agreement": agreement, "sqnr_db": 20.0, "mse": 0.1, "predicted_agreement": told, "band": [told - 0.1, told + 0.1],
             "level": level, "ranges": {"t": [0.0, 1.0]}, "gaps": {"bn": 0.1}, "gap": 0.1, "run": "r"}
@@ -92,15 +101,25 @@ def row(source, agreement, told, *, seed=0, size=8):
 
 def test_rank_correlation_by_the_definition():
     """Spearman without ties is 1 - 6 sum d^2 / (n (n^2 - 1)); ranks 1,2,3,4 against 2,1,3,4 give 1 - 12 / 60."""
-    assert suite_report.rank_correlation([0.1, 0.2, 0.3, 0.4], [5, 4, 6, 7]) == pytest.approx(0.8)
-    assert suite_report.rank_correlation([1, 1, 1], [1, 2, 3]) is None and suite_report.rank_correlation([1, 2], [1, 2]) is None
+    assert suite_verdict.rank_correlation([0.1, 0.2, 0.3, 0.4], [5, 4, 6, 7]) == pytest.approx(0.8)
+    assert suite_verdict.rank_correlation([1, 1, 1], [1, 2, 3]) is None and suite_verdict.rank_correlation([1, 2], [1, 2]) is None
 
 
 def test_misjudged_rows_are_listed_and_right_ones_are_not(tmp_path):
     rows = [row("real", 0.98, 0.97), row("noise", 0.9, 0.4), row("gaussian", 0.1, 0.2), row("synthetic", 0.99, 0.98)]
-    text = suite_report.verdict_part(tmp_path, rows)
+    text = suite_verdict.write(tmp_path, rows)
     assert "Misjudged (1 of 4)" in text and "a, noise, 8 images, seed 0, int8: told 0.400 (do not ship), true 0.900 (doubtful)" in text
-    assert "| all " in text and "1.000" in text and (tmp_path / "verdict.png").stat().st_size > 3000  # order is right: rank 1
+    assert "| a " in text and "1.000" in text and (tmp_path / "verdict.png").stat().st_size > 3000  # order is right: rank 1
+
+
+def test_models_without_classes_are_compared_by_their_worst_head_and_never_pooled_with_others(tmp_path):
+    heads = [{**row("real", 0, 0, seed=seed), "model": "d", "agreement": None, "predicted_agreement": None, "level": "fine",
+              "predicted_sqnr_db": told, "sqnr_db/boxes": 40.0, "sqnr_db/classes": true}
+             for seed, (told, true) in enumerate([(30.0, 21.0), (28.0, 22.0), (31.0, 23.0), (33.0, 9.0)])]
+    text = suite_verdict.write(tmp_path, [row("real", 0.98, 0.97), row("noise", 0.9, 0.8), row("gaussian", 0.1, 0.2), *heads])
+    # by hand: ranks 2 1 3 4 of what was told, 2 3 4 1 of the truth: 1 - 6 (0 + 4 + 1 + 9) / (4 * 15) = -0.4; only one is misjudged
+    assert "| d " in text and "-0.400" in text and "| all " not in text
+    assert "Misjudged (1 of 7)" in text and "d, real, 8 images, seed 3, int8: told 33.000 (fine), true 9.000 (do not ship)" in text
 
 
 def test_report_of_unfinished_rows_has_means_plots_and_failures(tmp_path):

@@ -68,6 +68,11 @@ def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():
     assert result["sentence"].startswith("Doubtful: about 80% of real inputs")
 
 
+def test_seeds_of_a_kind_share_its_weight():
+    result = judge({"stretched, seed 1": evidence(same=10), "stretched, seed 2": evidence(same=9), "unstretched": evidence(same=6)})
+    assert result["predicted_agreement"] == pytest.approx((0.95 + 0.6) / 2)
+
+
 @pytest.mark.parametrize(("same", "level"), [(100, verdict.FINE), (80, verdict.DOUBTFUL), (60, verdict.NO)])
 def test_levels_follow_the_agreement(same, level):
     result = judge({"stretched": evidence(same=same, of=100)})

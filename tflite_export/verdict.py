@@ -128,13 +128,14 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     """The verdict on one file.
 
     Generated images with stretched outputs make a model surer than real inputs do, and without stretching less sure. A
-    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds, counted or
-    expected (see `expected_agreements`), whichever is lower: counting misses margins that no error
-    crossed by luck, expectation misses errors that belong to their image, such as logits cut off. Its band reaches from the lowest to
-    the highest bound of any kind's bootstrap interval.
+    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds (of a kind,
+    over its seeds), counted or expected (see `expected_agreements`), whichever is lower: counting misses margins that no error
+    crossed by luck, expectation misses errors that belong to their image, such as logits cut off. Its band reaches from the
+    lowest to the highest bound of any kind's and seed's bootstrap interval.
 
     Args:
-      evidence: by kind of images ("stretched", "unstretched", a seed's name ...); the first tells the ranges' stability.
+      evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the kind is what stands before
+        the comma); the first tells the ranges' stability.
       held_out: whether no image calibrated the file; if not, the figures flatter it and the sentence says so.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds", "range_change", "layers"}; agreement
       and band are None for models without classes.
@@ -152,7 +153,7 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
-    predicted = min(float(np.mean([kind[way] for kind in told])) for way in ("agreement", "expected")) if told else None
+    predicted = min(_mean_of_kinds(kinds, way) for way in ("agreement", "expected")) if told else None
     band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
@@ -162,6 +163,14 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
               "kinds": kinds, "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
               "reasons": _reasons(named if level != FINE else [], change, len(first.low)), "layers": rows}
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
+
+
+def _mean_of_kinds(kinds: Mapping[str, Mapping[str, Any]], way: str) -> float:
+    """Mean over kinds of the mean over their seeds, so that three seeds of one kind weigh as much as one of the other."""
+    groups: dict[str, list[float]] = {}
+    for name, figures in kinds.items():
+        groups.setdefault(name.split(",")[0], []).append(figures[way])
+    return float(np.mean([np.mean(group) for group in groups.values()]))
 
 
 def _pooled(parts: list[Evidence]) -> Evidence:
