@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,16 @@ def tensor_ranges(tflite: bytes) -> Ranges:
     return ranges
 
 
+def integer_outputs(tflite: bytes, x: np.ndarray, *, names: Iterable[str]) -> Outputs:
+    """Outputs of an integer model for x (float32 [images, ...] in model input units), by name; a single one by the first of `names`."""
+    from tflite_export import Runner
+
+    with held_stderr():  # LiteRT announces its delegate
+        runner = Runner(tflite)
+    outputs = runner.predict(x)
+    return outputs if isinstance(outputs, dict) else {next(iter(names)): outputs}
+
+
 def evaluate(tflite: bytes, x: np.ndarray, *, reference: Outputs, score: Callable[[Outputs], dict[str, float]]) -> dict[str, float | None]:
     """Scores of an integer model on an evaluation set.
 
@@ -86,12 +96,7 @@ def evaluate(tflite: bytes, x: np.ndarray, *, reference: Outputs, score: Callabl
 
     Returns: what `score` gives, and `distances`.
     """
-    from tflite_export import Runner
-
-    with held_stderr():  # LiteRT announces its delegate
-        runner = Runner(tflite)
-    outputs = runner.predict(x)
-    outputs = outputs if isinstance(outputs, dict) else {next(iter(reference)): outputs}
+    outputs = integer_outputs(tflite, x, names=reference)
     return {**score(outputs), **distances(reference, outputs)}
 
 

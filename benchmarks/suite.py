@@ -22,9 +22,9 @@ flags.DEFINE_string("output_dir", None, "Folder of the suite; the same command a
 flags.DEFINE_list("only", [], "Names of the list's models to run; empty for all.")
 flags.DEFINE_list("sources", list(SOURCES), f"Some of {', '.join(SOURCES)}.")
 flags.DEFINE_list("num_images", ["8", "64", "512"], "Set sizes, images; an entry of the list may have its own.")
-flags.DEFINE_list("ablation_num_images", ["64"], "Set sizes at which the method is measured without one of its parts.")
+flags.DEFINE_list("ablation_num_images", ["64"], "Set sizes of sources that lack a part of the method, and of further schemes.")
 flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-flags.DEFINE_list("schemes", ["int8"], f"Some of {', '.join(SCHEMES)}.")
+flags.DEFINE_list("schemes", ["int8"], f"Some of {', '.join(SCHEMES)}; an entry may have its own.")
 flags.DEFINE_integer("held_out", 16, "Generated images of each kind and seed that the verdict is told from.", lower_bound=2)
 flags.DEFINE_float("minutes", 0.0, "Stop before the row that would begin after so many minutes; 0: no limit.", lower_bound=0.0)
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
@@ -42,9 +42,9 @@ def _sizes(flag: str) -> list[int]:
 
 
 def _keys(entries: list[Entry]) -> list[Key]:
-    unknown = [scheme for scheme in FLAGS.schemes if scheme not in SCHEMES]
-    if unknown or not FLAGS.schemes:
-        raise ValueError(f"--schemes={','.join(FLAGS.schemes)}: expected some of {', '.join(SCHEMES)}.")
+    for names, where in [(FLAGS.schemes, "--schemes"), *((entry.schemes, f"the schemes of {entry.name}") for entry in entries)]:
+        if set(names) - set(SCHEMES) or (not names and where == "--schemes"):
+            raise ValueError(f"{where}={','.join(names)}: expected some of {', '.join(SCHEMES)}.")
     return plan(entries, sources=check_sources(FLAGS.sources), num_images=_sizes("num_images"),
                 ablation_num_images=_sizes("ablation_num_images"), seeds=FLAGS.seeds, schemes=FLAGS.schemes)
 

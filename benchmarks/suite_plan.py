@@ -17,8 +17,8 @@ class Entry:
     """One model of the list: what benchmarks.calibration takes as flags, and what to expect of it.
 
     mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
-    num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images, held_out: the entry's own,
-    instead of the command's.
+    num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images, schemes, held_out: the
+    entry's own, instead of the command's.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Entry:
     num_evaluation: int = 0
     num_images: tuple[int, ...] = ()
     ablation_num_images: tuple[int, ...] = ()
+    schemes: tuple[str, ...] = ()
     held_out: int = 0
     mlperf_tiny: float | None = None
 
@@ -108,20 +109,20 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
 
 
 def plan(entries: list[Entry], *, sources: Iterable[str], num_images: Sequence[int], ablation_num_images: Sequence[int], seeds: int,
-         schemes: Iterable[str]) -> list[Key]:
+         schemes: Sequence[str]) -> list[Key]:
     """Every row, seeds outermost: a suite that is stopped early has all of the first seed before any of the second.
 
-    Sources that lack a part of the method are measured at the ablation's set sizes alone; per_batch not where there is but
-    one batch, since it would be synthetic again.
+    Sources that lack a part of the method are measured at the ablation's set sizes and with the first scheme alone, further
+    schemes at those sizes; per_batch not where there is but one batch, since it would be synthetic again.
     """
-    def counts(entry: Entry, source: str) -> Sequence[int]:
+    def counts(entry: Entry, source: str, scheme: str) -> Sequence[int]:
+        few, first = entry.ablation_num_images or ablation_num_images, scheme == (entry.schemes or schemes)[0]
         if source not in ABLATION:
-            return entry.num_images or num_images
-        found = entry.ablation_num_images or ablation_num_images
-        return [count for count in found if source != "per_batch" or count > entry.batch_size]
+            return (entry.num_images or num_images) if first else few
+        return [count for count in few if first and (source != "per_batch" or count > entry.batch_size)]
 
-    return [Key(entry.name, source, count, seed, scheme)
-            for seed in range(seeds) for entry in entries for source in sources for count in counts(entry, source) for scheme in schemes]
+    return [Key(entry.name, source, count, seed, scheme) for seed in range(seeds) for entry in entries for source in sources
+            for scheme in entry.schemes or schemes for count in counts(entry, source, scheme)]
 
 
 class Store:

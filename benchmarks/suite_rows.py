@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.comparison import Task, fingerprint, load_task
+from benchmarks.scoring import Outputs
 from benchmarks.suite_plan import TASKS, Entry, Key, Store
 from benchmarks.verdict import HELD_OUT_SEED
 from dgh_tf.files import atomic_path
@@ -79,12 +80,20 @@ def evidence_path(store: Store, key: Key, probe: str) -> pathlib.Path:
     return store.folder / "evidence" / f"{key.name}-{'-'.join(map(str, PROBES[probe]))}.npz"
 
 
+def _halves(reference: Outputs, outputs: Outputs) -> list[float]:
+    """Agreement on the even and on the odd evaluation images: how well real data itself orders files."""
+    from benchmarks.metrics import agreement
+
+    classes, found = ((value := next(iter(side.values()))).reshape(len(value), -1) for side in (reference, outputs))
+    return [agreement(classes[half::2], found[half::2]) for half in (0, 1)]
+
+
 def measure(bench: Bench, key: Key) -> dict[str, Any]:
     """One row: calibrates, converts, evaluates on real data, and keeps what held-out images show of the file.
 
     A row that cannot be measured (too few real images, a scheme that the model cannot have) says so in `error`.
     """
-    from benchmarks.evaluation import evaluate, logits_spread, tensor_ranges
+    from benchmarks.evaluation import distances, integer_outputs, logits_spread, tensor_ranges
     from benchmarks.gaps import statistics_gaps
     from benchmarks.verdict import save_evidence
     from tflite_export import to_tflite
@@ -101,6 +110,10 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
     for name, probe in bench.probes.items():
         save_evidence(evidence_path(bench.store, key, name), gather(bench.float_tflite, tflite, probe))
     gaps = statistics_gaps(task.network, images)
-    return {**row, **evaluate(tflite, task.x, reference=task.reference, score=task.score), **logits_spread(task.network, images),
+    outputs = integer_outputs(tflite, task.x, names=task.reference)
+    scores = task.score(outputs)
+    if "agreement" in scores:
+        scores["agreement_halves"] = _halves(task.reference, outputs)
+    return {**row, **scores, **distances(task.reference, outputs), **logits_spread(task.network, images),
             "gap": float(np.mean(list(gaps.values()))), "gaps": gaps, "ranges": tensor_ranges(tflite),
             "generation_seconds": None if seconds is None else round(seconds, 2), "seconds": round(time.perf_counter() - began, 1)}

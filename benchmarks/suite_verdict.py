@@ -12,6 +12,8 @@ from tflite_export.verdict import AGREEMENT, DOUBTFUL, FINE, NO, SQNR_DB
 
 Row = dict[str, Any]
 AGREE, WORST = "agreement", "SQNR of the worst head, dB"
+EXPLAINED = ("Spearman's rank correlation of the figure told without data and the one measured on real data. Beside it, as a mark of how "
+             "much order there is to find: that of the real figure on one half of the evaluation images and on the other.")
 BOUNDS = {AGREE: AGREEMENT, WORST: SQNR_DB}
 
 
@@ -68,8 +70,11 @@ def rank_correlation(measured: Sequence[float], predicted: Sequence[float]) -> f
 
 def _line(name: str, pairs: Sequence[Pair]) -> list[str]:
     true, told = [p.true for p in pairs], [p.told for p in pairs]
-    rank, bands = rank_correlation(true, told), [p.inside for p in pairs if p.inside is not None]
-    return [name, pairs[0].figure, str(len(pairs)), "-" if rank is None else f"{rank:.3f}", f"{max(true) - min(true):.3f}",
+    bands = [p.inside for p in pairs if p.inside is not None]
+    halves = [p.row["agreement_halves"] for p in pairs if p.row.get("agreement_halves")]
+    ranks = [rank_correlation(true, told), rank_correlation(*zip(*halves, strict=True)) if len(halves) == len(pairs) else None]
+    shown = ["-" if rank is None else f"{rank:.3f}" for rank in ranks]
+    return [name, pairs[0].figure, str(len(pairs)), *shown, f"{max(true) - min(true):.3f}",
             f"{np.mean(np.abs(np.subtract(true, told))):.3f}", f"{np.mean(bands):.2f}" if bands else "-",
             f"{np.mean([p.right for p in pairs]):.2f}"]
 
@@ -98,9 +103,9 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
         return ""
     from tabulate import tabulate
 
-    text = tabulate([_line(name, part) for name, part in parts.items()], tablefmt="pipe", disable_numparse=True,
-                    headers=["rows of", "figure", "number", "rank correlation", "width of true values", "mean error",
-                             "true value in band", "level right"])
+    headings = ["rows of", "figure", "number", "rank correlation", "of two halves of the real data", "width of true values", "mean error",
+                "true value in band", "level right"]
+    text = tabulate([_line(name, part) for name, part in parts.items()], headers=headings, tablefmt="pipe", disable_numparse=True)
     wrong = sorted((p for p in pairs if not p.right), key=lambda p: (p.figure, -abs(p.true - p.told)))
     cases = "\n".join(f"- {name_of(p.row)}: told {p.told:.3f} ({p.level}), true {p.true:.3f} "
                       f"({level_of(p.true, bounds=BOUNDS[p.figure])}){'; inside its band' * bool(p.inside)}" for p in wrong)
@@ -108,6 +113,5 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
                       [p.told for p in pairs if p.row["model"] == model and p.figure == AGREE]]
               for model in dict.fromkeys(p.row["model"] for p in pairs if p.figure == AGREE)}
     plots.predicted_against_true(points, folder / "verdict.png", label="agreement")
-    return ("## The verdict against the truth\n\nSpearman's rank correlation of the figure told without data and the one measured on "
-            f"real data.\n\n{text}\n\n![verdict.png](verdict.png)\n\n"
+    return (f"## The verdict against the truth\n\n{EXPLAINED}\n\n{text}\n\n![verdict.png](verdict.png)\n\n"
             f"{'Misjudged' if wrong else 'No row is misjudged'}{f' ({len(wrong)} of {len(pairs)}):' if wrong else '.'}\n\n{cases}\n")
