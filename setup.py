@@ -18,10 +18,10 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["dgh_tf*", "tflite_export*", "benchmarks*"]),
-    package_data={"dgh_tf": ["py.typed"], "dgh_tf.demo": ["*.keras"], "tflite_export": ["py.typed"]},
+    package_data={"dgh_tf": ["py.typed"], "dgh_tf.demo": ["*.keras"], "benchmarks": ["suite.json"], "tflite_export": ["py.typed"]},
     install_requires=[
-        "tensorflow>=2.21,<2.22",
-        "tf-keras>=2.21,<2.22",
+        "tensorflow>=2.16,<2.22",  # both ends are tried by SLOW=1 .ci/run
+        "tf-keras>=2.16,<2.22",  # of the same version: each release needs its own TensorFlow
         "tensorflow-model-optimization>=0.8.1",  # unpinned, pip may go back to 0.7.3, which cannot work
         "keras-cv>=0.9",
         "numpy",
@@ -34,7 +34,7 @@ setup(
     ],
     extras_require={
         "benchmarks": BENCHMARKS,
-        "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff"],
+        "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
         "vela": ["ethos-u-vela>=5"],
         "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],  # Google's other quantizer; its names still move between releases
     },

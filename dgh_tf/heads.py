@@ -87,7 +87,8 @@ def _parts(concatenated: tf.Tensor, window: Window) -> list[tuple[tf.Tensor, Win
     rank = concatenated.shape.rank
     if window is None or rank is None or int(tf.get_static_value(axis)) % rank != rank - 1:
         return [(part, window) for part in parts]
-    found, offset = [], 0
+    found: list[tuple[tf.Tensor, Window]] = []
+    offset = 0
     for part in parts:
         size = part.shape[-1]
         start, stop = max(window[0] - offset, 0), min(window[1] - offset, size)

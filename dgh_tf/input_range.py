@@ -31,7 +31,7 @@ def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
         raise ValueError(f"Model {network.model.name!r} has {len(names)} inputs ({', '.join(names)}), and no Rescaling or Normalization "
                          f"layer tells the range of {', '.join(unknown)}. Give --input_range=LOW,HIGH for all, or "
                          f"--input_range=\"{example}\".")
-    return [range_from_statistics(network)] if unknown else ranges
+    return [range_from_statistics(network)] if unknown else [valid for valid in ranges if valid]
 
 
 def _by_input(text: str, names: list[str]) -> dict[str, str]:

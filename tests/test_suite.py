@@ -1,4 +1,5 @@
 """The suite: its list, its plan, rows that survive a kill, tables against means by hand, correlations against scipy's definition."""
+import importlib.resources
 import json
 import os
 import pathlib
@@ -25,7 +26,7 @@ def write(path, *entries):
 
 
 def test_list_of_the_repository_is_read_and_names_no_path_of_a_machine():
-    path = ROOT / "benchmarks" / "suite.json"
+    path = importlib.resources.files("benchmarks") / "suite.json"
     entries = read_models(path, data="D")
     assert {entry.name for entry in entries} >= {"demo", "resnet8", "dscnn", "mobilenet"}
     assert all(entry.model.startswith("D/") or entry.model.startswith("demo") for entry in entries)

@@ -87,7 +87,8 @@ def graph_io(tflite: bytes) -> dict[str, list[dict[str, Any]]]:
       interpreter's get_input_details() or get_output_details(); scale and zero_point are None where not quantized.
     """
     model = _model(tflite)
-    graph, signature = model.Subgraphs(0), {"inputs": {}, "outputs": {}}
+    signature: dict[str, dict[int, str]] = {"inputs": {}, "outputs": {}}
+    graph = model.Subgraphs(0)
     if model.SignatureDefsLength():
         first = model.SignatureDefs(0)
         inputs = [first.Inputs(i) for i in range(first.InputsLength())]
