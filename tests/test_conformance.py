@@ -12,6 +12,7 @@ import tiny_models as tiny
 
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation import Generator
+from dgh_tf.network import call_model
 
 IMAGES, STEPS = 6, 40  # two batches, so that statistics are pooled; RAdam hardly moves in its first five steps
 
@@ -83,6 +84,8 @@ KINDS = {
     "open size": Kind(tiny.dynamic_size, image_size="16,24"), "dict of heads": Kind(tiny.two_heads, ("boxes", "classes")),
     "three raw heads, SiLU": Kind(tiny.silu_detector, ("output_0", "output_1", "output_2")),
     "sliced heads": Kind(tiny.sliced_detector, ("boxes_0", "boxes_1", "classes_0", "classes_1")),
+    "U-Net": Kind(tiny.unet, input_range="byte"), "BN on the input": Kind(tiny.squeeze_excite), "recurrent": Kind(tiny.recurrent),
+    "mixed inputs": Kind(tiny.mixed_inputs, ("maps.output_0", "maps.output_1", "state.kind")),
     "segmentation": Kind(tiny.segmentation), "some BN": Kind(tiny.partly_normalized, ("head_a", "head_b")),
     "YOLOV8": Kind(yolo, tuple(f"{kind}_{i}" for kind in ("boxes", "classes") for i in range(3)), input_range=""),
     "RetinaNet": Kind(retinanet, (), input_range=""), "keras:MobileNetV2": Kind(application),
@@ -90,7 +93,8 @@ KINDS = {
     "RetinaNet, larger": Kind(large_retinanet, (), input_range="", steps=20),
 }
 CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default; a conversion takes 5 to 10 s
-LONG = ["YOLOV8", "RetinaNet", "YOLOV8, larger", "RetinaNet, larger", "keras:MobileNetV2", "sequential", "softmax", "six channels"]
+LONG = ["YOLOV8", "RetinaNet", "YOLOV8, larger", "RetinaNet, larger", "keras:MobileNetV2", "sequential", "softmax", "six channels",
+        "mixed inputs", "recurrent"]
 
 
 def snapshot(model) -> tuple:
@@ -137,7 +141,7 @@ def require_integer(model, generator, images) -> None:
     proof = check_integer(tflite, io_dtype="int8")
     assert proof["float_tensors"] == 0 and proof["fully_integer"]
     assert {end["dtype"] for end in proof["inputs"] + proof["outputs"]} == {"INT8"}
-    outputs = tf.nest.flatten(model([x[:1] for x in images] if len(images) > 1 else images[0][:1], training=False))
+    outputs = tf.nest.flatten(call_model(model, [x[:1] for x in images]))
     assert sorted(tuple(o["shape"]) for o in proof["outputs"]) == sorted(tuple(o.shape) for o in outputs)
 
 

@@ -213,3 +213,22 @@ def test_hash_follows_content_and_weights(tmp_path):
     assert model_sha256(str(path)) == hashlib.sha256(b"abc").hexdigest()
     assert model_sha256("keras:MobileNet") != model_sha256("keras:MobileNet", weights="none")
     assert model_path("demo_detector").name == "demo_detector.keras"
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
+def test_half_precision_models_are_loaded_in_float32_with_the_same_weights(policy, tmp_path):
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        half = tiny.nested_backbone()
+    finally:
+        keras.config.set_dtype_policy(usual)
+    half.save(tmp_path / "half.keras")
+    model = load_model(str(tmp_path / "half.keras"))
+    assert {layer.compute_dtype for layer in model._flatten_layers()} == {"float32"}
+    for a, b in zip(half.get_weights(), model.get_weights(), strict=True):
+        assert b.dtype == np.float32
+        np.testing.assert_array_equal(a.astype(np.float32), b)
+    x = tiny.images(4)
+    gap = np.abs(np.float32(half(x, training=False)) - np.asarray(model(x, training=False))).max()
+    assert gap < 0.1 * np.ptp(np.asarray(model(x, training=False)))  # bfloat16 holds 8 bits

@@ -248,3 +248,50 @@ def sequential(*, keras=keras3):
         keras.Input((16, 16, 3)), layers.Conv2D(8, 3, strides=2, use_bias=False), layers.BatchNormalization(), layers.ReLU(),
         layers.Conv2D(12, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU(), layers.GlobalAveragePooling2D(),
         layers.Dense(5)], name="sequential"))
+
+
+def unet(*, keras=keras3):
+    """A U-Net on [24, 24, 3] with skip connections, bytes scaled by operators and SiLU by name; per-pixel sigmoid."""
+    inputs, skips = keras.Input((24, 24, 3), name="image"), []
+    x = inputs / 127.5 - 1.0
+    for filters in (6, 8):
+        x = keras.layers.Activation("swish")(keras.layers.BatchNormalization()(keras.layers.Conv2D(filters, 3, padding="same")(x)))
+        skips.append(x)
+        x = keras.layers.MaxPooling2D()(x)
+    x = _block(keras, x, 12)
+    for filters, skip in ((8, skips[1]), (6, skips[0])):
+        x = _block(keras, keras.layers.Concatenate()([keras.layers.UpSampling2D()(x), skip]), filters)
+    return settle(keras.Model(inputs, keras.layers.Conv2D(1, 1, activation="sigmoid")(x), name="unet"))
+
+
+def squeeze_excite(*, keras=keras3):
+    """BN on the input itself, a pre-activation residual block, hard swish, squeeze and excitation, separable convolution."""
+    layers = keras.layers
+    inputs = keras.Input((16, 16, 4), name="bands")
+    x = y = layers.Conv2D(8, 3, padding="same")(layers.BatchNormalization()(inputs))
+    for _ in range(2):
+        y = layers.Conv2D(8, 3, padding="same")(layers.ReLU()(layers.BatchNormalization()(y)))
+    x = layers.Activation("hard_swish")(x + y)
+    gate = layers.Dense(8, activation="hard_sigmoid")(layers.Dense(4, activation="relu")(layers.GlobalAveragePooling2D(keepdims=True)(x)))
+    x = layers.ReLU()(layers.BatchNormalization()(layers.SeparableConv2D(12, 3, strides=2, use_bias=False)(x * gate)))
+    return settle(keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)), name="squeeze_excite"))
+
+
+def recurrent(*, keras=keras3):
+    """Convolutions on a grey line of text, then an LSTM over its columns with one softmax each."""
+    inputs = keras.Input((16, 32, 1), name="line")
+    x = keras.layers.Permute((2, 1, 3))(_block(keras, _block(keras, inputs, 6, stride=2), 6, stride=2))
+    x = keras.layers.LSTM(6, return_sequences=True, unroll=True)(keras.layers.Reshape((8, 24))(x))
+    return settle(keras.Model(inputs, keras.layers.Dense(5, activation="softmax")(x), name="recurrent"))
+
+
+def mixed_inputs(*, keras=keras3):
+    """A dict of a picture, a signal and plain numbers; nested outputs under a list and a dict."""
+    layers = keras.layers
+    inputs = {"picture": keras.Input((16, 16, 3), name="picture"), "signal": keras.Input((32, 2), name="signal"),
+              "numbers": keras.Input((5,), name="numbers")}
+    x = _block(keras, inputs["picture"], 8, stride=2)
+    y = layers.GlobalAveragePooling1D()(layers.ReLU()(layers.BatchNormalization()(layers.Conv1D(6, 3)(inputs["signal"]))))
+    joined = layers.Concatenate()([layers.GlobalAveragePooling2D()(x), y, layers.BatchNormalization()(inputs["numbers"])])
+    outputs = {"maps": [layers.Conv2D(3, 1)(x), layers.Conv2D(2, 1, activation="sigmoid")(x)], "state": {"kind": layers.Dense(4)(joined)}}
+    return settle(keras.Model(inputs, outputs, name="mixed_inputs"))
