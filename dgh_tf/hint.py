@@ -1,0 +1,74 @@
+"""state: a few real images without labels, which help generation and join its images: from files to model units."""
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+MOST = 32
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
+_SLACK = 0.05  # of the valid range: what resizing and rounding may add
+
+
+def load_hint(source: str | pathlib.Path, *, shape: Sequence[int], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """1 to 32 real images.
+
+    Args:
+      source: a folder of image files, an .npy file, or an .npz with x. Image files and uint8 arrays hold pixels, 0..255,
+        which stand for `low` to `high`; other arrays are in model input units already.
+      shape: (height, width, channels) of the input, or any other shape for arrays.
+      low, high: the valid input range in model units, one value or one per channel.
+    Returns: float32 [images, *shape] in model input units, channels last.
+    Raises: FileNotFoundError; ValueError for another number, another shape, values outside the range or not finite.
+    """
+    path = pathlib.Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"--real_hint={path}: no such file or folder. Give a folder with 1 to {MOST} images, an .npy or an .npz.")
+    images = _pictures(path, shape) if path.is_dir() else _array(path)
+    _require_few(len(images), path)
+    if images.shape[1:] != tuple(shape):
+        raise ValueError(f"--real_hint={path} holds images of shape {images.shape[1:]}, the model takes {tuple(shape)}. Resize them first.")
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if images.dtype == np.uint8:
+        return low + (high - low) * images.astype(np.float32) / 255
+    images = images.astype(np.float32)
+    slack = _SLACK * (high - low)
+    if not np.isfinite(images).all() or (images < low - slack).any() or (images > high + slack).any():
+        raise ValueError(f"--real_hint={path} holds values from {images.min():.4g} to {images.max():.4g}, outside the model's valid range "
+                         f"{low.min():.4g} to {high.max():.4g}. Give them in model input units, or as uint8 pixels.")
+    return images
+
+
+def _require_few(count: int, path: pathlib.Path) -> None:
+    if not 1 <= count <= MOST:
+        raise ValueError(f"--real_hint={path} holds {count} images; expected 1 to {MOST}. With more, calibrate on them instead.")
+
+
+def _pictures(folder: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(f"Image files fit an input [height, width, 1 or 3]; this model's is {tuple(shape)}. Give --real_hint as .npy.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    _require_few(len(files), folder)  # before reading what may be a whole data set
+    found = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("L" if shape[-1] == 1 else "RGB")
+                found.append(np.asarray(ImageOps.fit(image, (shape[1], shape[0]), method=Image.Resampling.BILINEAR)).reshape(shape))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{file} cannot be read as an image ({error}). Remove or replace it.") from error
+    return np.stack(found)
+
+
+def _array(path: pathlib.Path) -> np.ndarray:
+    try:
+        data = np.load(path, allow_pickle=False)
+        array = data if isinstance(data, np.ndarray) else data["x"]
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ValueError(f"--real_hint={path} cannot be read ({error}). Expected an .npy of numbers, or an .npz with x.") from error
+    if array.dtype.kind not in "uif" or not array.ndim:
+        raise ValueError(f"--real_hint={path} holds {array.dtype}; expected numbers [images, ...].")
+    return array

@@ -1,0 +1,65 @@
+"""Few real images: files to model units by hand, and what is refused before anything runs."""
+import numpy as np
+import pytest
+from PIL import Image
+
+from dgh_tf.hint import load_hint
+
+SHAPE = (4, 6, 3)
+
+
+def pictures(folder, *, count, size=(6, 4), value=51):
+    folder.mkdir(exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (value, 0, 255)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_pixels_become_model_units(tmp_path):
+    images = load_hint(pictures(tmp_path / "p", count=3), shape=SHAPE, low=[-1, -1, 0], high=[1, 1, 10])
+    assert images.shape == (3, *SHAPE) and images.dtype == np.float32
+    np.testing.assert_allclose(images[0, 0, 0], [-1 + 2 * 51 / 255, -1, 10], atol=1e-6)  # by hand
+
+
+def test_pictures_of_another_size_are_cropped_in_the_middle(tmp_path):
+    image = np.zeros((8, 24, 3), np.uint8)
+    image[:, 6:18] = 200  # twice the input's size in the middle, black beside it
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert (load_hint(tmp_path, shape=SHAPE, low=0, high=255)[0, :, 1:-1] == 200).all()
+
+
+def test_uint8_arrays_are_pixels_and_others_model_units(tmp_path):
+    x = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
+    np.save(tmp_path / "u.npy", x)
+    np.savez(tmp_path / "f.npz", x=x / 127.5 - 1)
+    pixels, units = (load_hint(tmp_path / name, shape=SHAPE, low=-1, high=1) for name in ("u.npy", "f.npz"))
+    np.testing.assert_allclose(pixels, units, atol=1e-6)
+
+
+@pytest.mark.parametrize(("array", "told"), [
+    (np.zeros((2, 5, 5, 3), np.float32), "shape"), (np.full((1, *SHAPE), 200.0), "uint8 pixels"), (np.full((1, *SHAPE), np.nan), "outside"),
+    (np.zeros((33, *SHAPE), np.float32), "1 to 32"), (np.zeros((0, *SHAPE), np.float32), "1 to 32"), (np.array(["a"]), "numbers"),
+])
+def test_arrays_that_do_not_fit_are_refused(tmp_path, array, told):
+    np.save(tmp_path / "x.npy", array)
+    with pytest.raises(ValueError, match=told):
+        load_hint(tmp_path / "x.npy", shape=SHAPE, low=-1, high=1)
+
+
+def test_absent_empty_large_and_broken_sources_are_refused(tmp_path):
+    options = {"shape": SHAPE, "low": 0, "high": 1}
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_hint(tmp_path / "none", **options)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="0 images"):
+        load_hint(tmp_path / "empty", **options)
+    with pytest.raises(ValueError, match="33 images"):
+        load_hint(pictures(tmp_path / "many", count=33), **options)
+    (tmp_path / "empty" / "bad.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="bad.png cannot be read"):
+        load_hint(tmp_path / "empty", **options)
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_hint(tmp_path / "bad.npy", **options)
+    with pytest.raises(ValueError, match="as .npy"):
+        load_hint(pictures(tmp_path / "spectra", count=1), shape=(49, 10), low=0, high=1)
