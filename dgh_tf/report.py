@@ -91,16 +91,14 @@ def _svg(draw) -> str:
     return svg
 
 
-def curves_svg(metrics: list[dict]) -> str:
-    """Loss curves as inline SVG. metrics: rows of metrics.jsonl."""
-    names = {"bn": "BN statistics", "prior": "image pseudo-statistics"}
-
+def curves_svg(metrics: list[dict], *, names: dict[str, str], ylabel: str, yscale: str) -> str:
+    """Curves over the steps as inline SVG. metrics: rows of metrics.jsonl; names: figure of a row -> label, at most as many as COLOURS."""
     def draw(axes):
         for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
             points = [(row["step"], row[name]) for row in metrics if row.get(name)]
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, color=colour)
-        axes.set(xlabel="step", ylabel="gap", yscale="log")
+        axes.set(xlabel="step", ylabel=ylabel, yscale=yscale)
         axes.legend()
 
     return _svg(draw)
@@ -171,7 +169,14 @@ def write_page(folder: pathlib.Path, *, manifest: dict, metrics: list[dict], com
     title = html.escape(f"Calibration images for {pathlib.PurePath(manifest['model']).name}")
     layers = table([[html.escape(name), f"{start.get(name, math.nan):.3g}", f"{gap:.3g}"] for name, gap in end.items()],
                    head=["layer", "before", "after"], numbers=2)
-    charts = [f"<figure>{curves_svg(metrics)}<figcaption>Losses over the steps.</figcaption></figure>"] if metrics else []
+    charts = []
+    if metrics:
+        losses = curves_svg(metrics, names={"bn": "BN statistics", "prior": "image pseudo-statistics"}, ylabel="gap", yscale="log")
+        charts.append(f"<figure>{losses}<figcaption>Losses over the steps.</figcaption></figure>")
+    if heads := [name for name in (metrics or [{}])[-1] if name.startswith("spread/")]:
+        labels = {name: name.removeprefix("spread/") for name in heads[:len(COLOURS)]}
+        spreads = curves_svg(metrics, names=labels, ylabel="highest minus lowest logit", yscale="linear")
+        charts.append(f"<figure>{spreads}<figcaption>How far the outputs are stretched, mean over images.</figcaption></figure>")
     charts.append(f"<figure>{gaps_svg(start, end)}<figcaption>Gap between the images' pooled statistics and each layer's running "
                   "statistics, in squared standard deviations; 0 means equal.</figcaption></figure>")
     body = (f"<h1>{title}</h1>{_summary(manifest)}<h2>Images</h2>{_images(folder, manifest)}"

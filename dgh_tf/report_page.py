@@ -29,7 +29,8 @@ svg { width: 100%; height: auto; display: block; }
 .wide { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; font-size: .92rem; } td, th { padding: .25rem .7rem .25rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { font-weight: 600; } td { overflow-wrap: anywhere; min-width: 4rem; } .facts th { white-space: nowrap; }
+th { font-weight: 600; } td { overflow-wrap: anywhere; min-width: 4rem; }
+  td:not(.n) { min-width: 8.5rem; } .facts th { white-space: nowrap; }
 pre, code { font: .88rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { background: var(--soft); border-radius: .5rem; padding: .8rem; margin: .3rem 0; }
 details { margin: .6rem 0; } summary { cursor: pointer; color: var(--a); }

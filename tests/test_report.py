@@ -22,7 +22,7 @@ MANIFEST = {
     "unmatched_layers": ["dense"], "versions": {"dgh_tf": "0.1.0"},
     "identity": {"model_sha256": "2" * 64, "config": {"num_images": 6, "steps": 7, "seed": 0, "input_range": "byte"}, "version": "0.1.0"},
 }
-METRICS = [{"step": s, "bn": 1.0 / s, "prior": 0.1, "loss": 1.0, "rate": 5.0} for s in (1, 2, 4)]
+METRICS = [{"step": s, "bn": 1.0 / s, "prior": 0.1, "loss": 1.0, "spread/head of <two>": 3.0 * s, "rate": 5.0} for s in (1, 2, 4)]
 PROOF = {"fully_integer": True, "scheme": "int8", "operators": {"CONV_2D": 3},
          "inputs": [{"dtype": "INT8"}], "outputs": [{"dtype": "INT8"}],
          "bytes": 2048, "float_weight_bytes": 8192, "sha256": {"tflite": "3" * 64},
@@ -80,7 +80,8 @@ def test_page_needs_no_network_and_is_well_formed(folder):
     shown = "".join(page.text)
     for expected in ("<b>net.keras", "python -m x --a='b c'", "1" * 64, "2" * 64, "3" * 64,
                      "0 to 255, from first statistics: byte & more",
-                     "Doubtful: <80%>.", "ethos-u55-128", "1.25", "3 CONV_2D", "cuts off 3%", "dgh_tf 0.1.0", "0.0041"):
+                     "Doubtful: <80%>.", "ethos-u55-128", "1.25", "3 CONV_2D", "cuts off 3%", "dgh_tf 0.1.0", "0.0041",
+                     "head of <two>"):
         assert expected in shown, expected
     assert "<b>net" not in text
 
