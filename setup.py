@@ -36,6 +36,7 @@ setup(
         "benchmarks": BENCHMARKS,
         "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
         "vela": ["ethos-u-vela>=5"],
+        "tflm": ["tflite-micro"],  # TFLM with its reference kernels for this machine; only pre-releases are published
         "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],  # Google's other quantizer; its names still move between releases
     },
 )
