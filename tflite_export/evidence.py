@@ -130,26 +130,30 @@ def _measured(reference: _Traced, integer: _Traced, arrays: Mapping[str, np.ndar
                     logits={n: np.stack(pair[1]) for n, pair in raw.items()})
 
 
-def calibration_verdict(model: Any, tflite: bytes, images: Images, *, generated: bool) -> dict[str, Any]:
+def calibration_verdict(float_tflite: bytes, tflite: bytes, images: Images, *, generated: bool, same_inside: bool = True) -> dict[str, Any]:
     """The verdict that the calibration images themselves allow, for F.json: the best case, since they set the file's ranges.
 
     Args:
+      float_tflite: the same model in float32, with the same outputs.
       generated: whether the images were generated for this model. Others may be noise, which judges nothing; the level
         is then "unknown".
+      same_inside: whether tensors between the layers hold what the float model's hold; equalization scales them, so that their
+        errors against it say nothing and are left out.
     Returns: as `verdict.judge`, from at most 64 images spread over the set.
     """
-    from tflite_export.converter import to_float_tflite
-    from tflite_export.verdict import judge
+    from tflite_export.verdict import judge, sentence
 
     def spread(array: np.ndarray) -> np.ndarray:
         return np.asarray(array[np.linspace(0, len(array) - 1, min(len(array), _MOST_IMAGES)).astype(int)], np.float32)
 
     chosen = {name: spread(a) for name, a in images.items()} if isinstance(images, Mapping) else spread(images)
     try:
-        evidence = gather(to_float_tflite(model, images=chosen), tflite, chosen)
+        evidence = gather(float_tflite, tflite, chosen)
     except ValueError as error:
         return {"level": "unknown", "sentence": f"No verdict: {str(error).splitlines()[0]}", "reasons": [], "held_out": False}
     result = judge({"calibration": evidence}, held_out=False)
+    if not same_inside:
+        result |= {"reasons": [], "layers": [], "sentence": sentence(result, [])}
     if generated:
         return result
     return {**result, "level": "unknown", "sentence": "Not judged: these calibration images were not generated for this model, so what the "

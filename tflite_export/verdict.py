@@ -104,16 +104,36 @@ def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
 def layers(evidence: Evidence) -> list[dict[str, Any]]:
     """One row per activation tensor in order of execution.
 
-    Each has tensor, operator, sqnr_db, clipped (share of values outside what the integer tensor can hold), range (of the
-    integer tensor), seen (of the float tensor) and range_change (see there).
+    Each has index (in that order), tensor, operator, sqnr_db, clipped (share of values outside what the integer tensor can
+    hold), range (of the integer tensor), seen (of the float tensor) and range_change (see there).
     """
     ratio = decibels(evidence.signal.sum(axis=0), evidence.noise.sum(axis=0))
     change = range_change(evidence.low, evidence.high)
     finite = np.where(np.isfinite(evidence.limits), evidence.limits, 0.0)
-    return [{"tensor": name, "operator": evidence.kinds[j], "sqnr_db": round(float(ratio[j]), 2),
+    return [{"index": j, "tensor": name, "operator": evidence.kinds[j], "sqnr_db": round(float(ratio[j]), 2),
              "clipped": round(float(evidence.clipped[:, j].mean()), 6), "range": finite[j].tolist(),
              "seen": [float(evidence.low[:, j].min()), float(evidence.high[:, j].max())], "range_change": round(float(change[j]), 4)}
             for j, name in enumerate(evidence.names)]
+
+
+def worst_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `layers`, those with the most quantization noise for their signal first; of equal ones the earlier first."""
+    return sorted(rows, key=lambda row: (row["sqnr_db"], row["index"]))
+
+
+def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of `layers` of several files of one model, measured on the same images, beside each other.
+
+    Args:
+      found: rows by the file's or its calibration's name.
+    Returns: rows {"index", "tensor", "operator", "files": {name: row}}, the worst SQNR of any file first. A tensor that one of the
+      files does not hold is left out.
+    """
+    by_name = {name: {row["tensor"]: row for row in rows} for name, rows in found.items()}
+    shared = [row for row in next(iter(found.values())) if all(row["tensor"] in rows for rows in by_name.values())]
+    joined = [{"index": row["index"], "tensor": row["tensor"], "operator": row["operator"],
+               "files": {name: rows[row["tensor"]] for name, rows in by_name.items()}} for row in shared]
+    return sorted(joined, key=lambda row: (min(each["sqnr_db"] for each in row["files"].values()), row["index"]))
 
 
 def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any]]:
@@ -137,7 +157,7 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the kind is what stands before
         the comma); the first tells the ranges' stability.
       held_out: whether no image calibrated the file; if not, the figures flatter it and the sentence says so.
-    Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds", "range_change", "layers"}; agreement
+    Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds", "range_change", "layers" (worst first)}; agreement
       and band are None for models without classes.
     """
     if not evidence:
@@ -161,7 +181,7 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     named = suspects(rows)
     result = {"level": level, "predicted_agreement": predicted, "band": band, "worst_head_sqnr_db": worst, "held_out": held_out,
               "kinds": kinds, "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-              "reasons": _reasons(named if level != FINE else [], change, len(first.low)), "layers": rows}
+              "reasons": _reasons(named if level != FINE else [], change, len(first.low)), "layers": worst_first(rows)}
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 
