@@ -1,7 +1,6 @@
 """cli: real against generated against noise as calibration data, several seeds: python -m benchmarks.calibration."""
 from __future__ import annotations
 
-import pathlib
 import shlex
 import sys
 
@@ -11,6 +10,7 @@ from benchmarks.comparison import fingerprint, load_task, measure_missing, write
 from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
+from dgh_tf.files import make_folder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
@@ -41,8 +41,7 @@ def main(argv: list[str]) -> int:
     sources = check_sources(FLAGS.sources)
     settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
     configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
-    folder = pathlib.Path(FLAGS.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(FLAGS.output_dir, flag="output_dir")
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import pathlib
 import re
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
 
 from benchmarks.preprocessing import preprocessing
+from dgh_tf.files import require_reasonable_zip
 
 IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
 Labeled = tuple[np.ndarray, np.ndarray]
@@ -79,13 +79,18 @@ def choice(total: int, limit: int | None) -> np.ndarray:
 
 
 def _from_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise ValueError(f"{path} is no regular file. Give an .npz with x and y.")
+    require_reasonable_zip(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x", "y") if name in file.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("x or y is no array")
             names = ", ".join(sorted(file.files)) or "none"
-    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as an .npz of plain numbers ({error}). Save it with np.savez(path, "
-                         "x=x, y=y); object arrays are refused, because reading them could run code.") from error
+    except Exception as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
+        raise ValueError(f"{path} cannot be read as an .npz of plain numbers ({' '.join(str(error).split())[:300]}). Save it with "
+                         "np.savez(path, x=x, y=y); object arrays are refused, because reading them could run code.") from error
     if "x" not in arrays:
         raise ValueError(f"{path} holds the arrays {names}; it needs x (images) and, to count hits, y (class indices).")
     x, y = arrays["x"], arrays.get("y", np.zeros(arrays["x"].shape[:1], np.int64))

@@ -31,6 +31,8 @@ def preprocessing(text: str) -> Callable[[np.ndarray], np.ndarray]:
         }[text]
     try:
         scale, offset = (np.float32(part) for part in text.split(","))
+        if not np.isfinite([scale, offset]).all():
+            raise ValueError
     except ValueError:
         raise ValueError(f"--preprocess={text} is not understood. Give SCALE,OFFSET (for example 0.0078431373,-1 for "
                          f"x * SCALE + OFFSET) or one of {', '.join(_NAMED)}.") from None

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import shlex
 import sys
 
@@ -10,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from dgh_tf.console import run, say
-from dgh_tf.files import atomic_write
+from dgh_tf.files import atomic_write, make_folder
 
 SPACES = {"pixels": "pixels, as they are", "shifted": "pixels, the best of 50 shifts and mirrors"}
 
@@ -88,6 +87,7 @@ def main(argv: list[str]) -> int:
 
     del argv
     values = flags.FLAGS
+    folder = make_folder(values.output_dir, flag="output_dir")
     model = load_model(values.model)
     shared = {"input_shape": tuple(model.inputs[0].shape[1:]), "preprocess": values.preprocess, "data_dir": None, "detector": False}
     training, _ = datasets.load(values.training, role="real", limit=None, **shared)
@@ -104,8 +104,6 @@ def main(argv: list[str]) -> int:
     leak = picked + rng.normal(scale=0.25 * picked.std(), size=picked.shape).astype(np.float32)
     others = {"unseen": unseen, "generated": generated, "noise": noise, "noisy copies": leak}
     rows = compare(training, others)
-    folder = pathlib.Path(values.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", "-m", "benchmarks.privacy", *sys.argv[1:]])
     text = f"{table_of(rows)}\n\nAgainst {len(training)} training images.\n"
     atomic_write(folder / "privacy.json", json.dumps(rows, indent=1) + "\n")

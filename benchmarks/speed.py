@@ -104,8 +104,10 @@ def _timed_limit(limit, batch_size: int, seconds: float) -> float:
 
 def main(argv: list[str]) -> int:
     del argv
+    from dgh_tf.files import atomic_write, require_writable
+
+    require_writable(FLAGS.output, flag="output")
     from dgh_tf import load_model
-    from dgh_tf.files import atomic_write
 
     row = {"model": FLAGS.model, **measure(load_model(FLAGS.model), batch_size=FLAGS.batch_size, batches=FLAGS.batches,
                                            seconds=FLAGS.seconds,

@@ -13,6 +13,7 @@ from absl import flags
 from benchmarks.sources import SOURCES, check_sources
 from benchmarks.suite_plan import Entry, Key, Store, plan, read_models
 from dgh_tf.console import run, say
+from dgh_tf.files import make_folder
 from tflite_export.worker import SCHEMES
 
 FLAGS = flags.FLAGS
@@ -125,8 +126,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # every generation traces anew, which TensorFlow warns of
     entries = _entries()
     keys = _keys(entries)
-    folder = pathlib.Path(FLAGS.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(FLAGS.output_dir, flag="output_dir")
     try:
         with filelock.FileLock(folder / ".lock", timeout=0):
             store = Store(folder)

@@ -96,6 +96,11 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
     if missing or unknown:
         raise ValueError(f"{path}, {name}: missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}. "
                          f"An entry has {', '.join(fields)}.")
+    kinds = {field: type(value.default) if isinstance(value.default, (int, str)) else str for field, value in fields.items()
+             if field != "mlperf_tiny"}
+    wrong = [field for field, kind in kinds.items() if field in row and not isinstance(row[field], kind)]
+    if wrong:
+        raise ValueError(f"{path}, {name}: {', '.join(f'{f} is {row[f]!r}, expected {kinds[f].__name__}' for f in wrong)}.")
     if not str(name).replace("_", "").isalnum():
         raise ValueError(f"{path}: the name {name!r} is used in file names; expected letters, digits and underscores.")
     if row["task"] not in TASKS:

@@ -9,7 +9,7 @@ import numpy as np
 from absl import flags
 
 from dgh_tf.console import run, say
-from dgh_tf.files import atomic_path, atomic_write
+from dgh_tf.files import atomic_path, atomic_write, require_writable
 
 _ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
 _HEADS = ("reference", "outputs", "float_logits", "logits")
@@ -89,6 +89,17 @@ def _given(names: list[str], *, image_shape: Any) -> dict[str, Any]:
     return {name: load_calibration(name, image_shape=image_shape) for name in names}
 
 
+def _require_tflite(path: pathlib.Path) -> None:
+    from tflite_export.integer_check import operator_table
+
+    try:
+        operator_table(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"--tflite={path}: {error}") from error
+    except Exception as error:  # flatbuffers follows whatever offsets a damaged file holds
+        raise ValueError(f"--tflite={path} is a damaged TFLite model ({type(error).__name__}). Convert the model again.") from error
+
+
 def main(argv: list[str]) -> int:
     """Prints the verdict; exit code 0 whatever it is."""
     del argv
@@ -96,6 +107,12 @@ def main(argv: list[str]) -> int:
     path = pathlib.Path(values.tflite)
     if not path.is_file():
         raise FileNotFoundError(f"--tflite={path}: no such file. Make it with python -m tflite_export.convert.")
+    _require_tflite(path)
+    if values.output:
+        require_writable(values.output, flag="output")
+    for name in values.images:
+        if not pathlib.Path(name).exists():
+            _given([name], image_shape=None)  # raises
     from dgh_tf import GenerationConfig, load_model
     from dgh_tf.network import Network
     from tflite_export import to_float_tflite

@@ -5,6 +5,7 @@ import contextlib
 import importlib.abc
 import importlib.util
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -98,8 +99,17 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("error", text, 1)
 
 
+def _parsed(argv: list[str]) -> list[str]:
+    """The arguments that are no flags. A flag that cannot be read ends the process with one line, not with the whole usage."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        text = re.sub(r"flag --(\w+)=None: Flag --\w+ must have a value other than None\.", r"--\1 is missing.", str(error))
+        sys.exit(_report("error", f"{' '.join(text.split()).rstrip('.')}. See --help.", 1))
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
     quiet_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
-    app.run(lambda argv: sys.exit(_guarded(main, argv)))
+    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parsed)

@@ -6,9 +6,12 @@ import hashlib
 import os
 import pathlib
 import tempfile
+import zipfile
 from collections.abc import Iterator
 
 import numpy as np
+
+_MOST_UNPACKED, _FREE_BYTES = 100, 16 * 2**20
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
@@ -46,12 +49,66 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
+def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
+    """Raises OSError unless a file can be written at `path`: asked before long work, by making and removing a file beside it.
+
+    Args: flag: the option that gave the path, for the message.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"--{flag}={path}: {path} is a folder. Give the path of a file in it.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--{flag}={path}: the folder {path.parent} does not exist. Create it first.")
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(f"--{flag}={path}: nothing can be written there ({error.strerror or error}). Give another place.") from error
+    os.close(descriptor)
+    os.unlink(name)
+    return path
+
+
+def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
+    """Makes the folder where it is missing. Raises OSError, naming the option, where that cannot be or nothing can be written in it."""
+    path = pathlib.Path(path)
+    if not str(path).strip() or (path.is_symlink() and not path.exists()) or (path.exists() and not path.is_dir()):
+        raise NotADirectoryError(f"--{flag}={path} is a file or a link to nothing; expected a folder. Give another name.")
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"--{flag}={path}: the folder cannot be made ({error.strerror or error}). Give another place.") from error
+    try:
+        require_writable(path / "file", flag=flag)
+    except OSError:
+        if made:
+            path.rmdir()
+        raise
+    return path
+
+
 def remove_unused(folder: str | os.PathLike) -> None:
     """Removes a folder that holds nothing but a lock: what a run that was refused would leave behind."""
     folder = pathlib.Path(folder)
     if folder.is_dir() and {item.name for item in folder.iterdir()} <= {".lock"}:
         (folder / ".lock").unlink(missing_ok=True)
         folder.rmdir()
+
+
+def require_reasonable_zip(path: str | os.PathLike) -> None:
+    """Raises ValueError for an archive that unpacks to far more than its size: reading it would fill the memory.
+
+    Weights and images shrink a few times when they are packed, sparse ones some tens of times; zeros a thousand times.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, NotImplementedError):
+        return  # no archive: whoever reads it next says so
+    packed = os.path.getsize(path)
+    if unpacked > _MOST_UNPACKED * packed + _FREE_BYTES:
+        raise ValueError(f"{path} unpacks from {packed / 2**20:.1f} to {unpacked / 2**20:.0f} MiB, over {_MOST_UNPACKED} times its size, "
+                         "as an archive made to fill the memory does. Pass the file as it was saved.")
 
 
 def sha256_file(path: str | os.PathLike) -> str:

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from dgh_tf.files import sha256_file
+from dgh_tf.files import require_reasonable_zip, sha256_file
 from dgh_tf.keras2 import load_keras2, saved_by_keras2
 
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo"
@@ -18,7 +18,7 @@ _TRIAL_IMAGES = 8  # noise images that give a random model its running statistic
 def model_path(spec: str) -> pathlib.Path:
     """The file or folder behind a model spec. Raises FileNotFoundError naming what is accepted."""
     path = DEMOS.get(spec, pathlib.Path(spec))
-    if not path.exists():
+    if not spec.strip() or not path.exists():
         raise FileNotFoundError(f"No model at {str(path)!r}. Give demo, demo_detector, the path of a .keras or .h5 file or of a "
                                 "SavedModel folder, or keras:NAME for a model of keras.applications.")
     return path
@@ -83,6 +83,8 @@ def _require_model(path: pathlib.Path) -> None:
             raise ValueError(f"{path} is a SavedModel without keras_metadata.pb: it holds a graph, as model.export writes it, and its "
                              "BatchNorm layers cannot be told from that. Pass the .keras or .h5 file it was exported from.")
         return
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise ValueError(f"{path} is no regular file. Give the path of a .keras or .h5 file, or of a SavedModel folder.")
     with path.open("rb") as file:
         head = file.read(8)
     if head == b"\x89HDF\r\n\x1a\n":
@@ -95,10 +97,11 @@ def _require_model(path: pathlib.Path) -> None:
 
 
 def _require_whole(path: pathlib.Path) -> None:
+    require_reasonable_zip(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged, names = archive.testzip(), archive.namelist()
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:
+    except Exception as error:  # zipfile's, zlib's and other errors of a damaged archive
         raise ValueError(f"{path} is a damaged .keras archive ({error}). Save or copy the model again.") from error
     if damaged:
         raise ValueError(f"{path} is a damaged .keras archive (in {damaged}). Save or copy the model again.")

@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dgh_tf.files import sha256_array, sha256_file
+from dgh_tf.files import require_reasonable_zip, sha256_array, sha256_file
 from tflite_export.calibration import Images, Range
 from tflite_export.converter import plain
 
@@ -47,30 +46,36 @@ def _digest(images: Images) -> str:
     return digest.hexdigest()
 
 
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
 def _load_npy(path: pathlib.Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # of a header's shape; what follows is refused
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a broken header provokes any kind of error
         raise ValueError(
-            f"{path} cannot be read as an array of numbers: {error}. Expected a .npy file without Python objects; "
+            f"{path} cannot be read as an array of numbers: {_one_line(error)}. Expected a .npy file without Python objects; "
             "save it with numpy.save from a float32 array."
         ) from error
 
 
 def _load_npz(path: pathlib.Path) -> Images:
     """Key x or images, a single array, or one array per input name; y and labels are passed over."""
+    require_reasonable_zip(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             keys = [key for key in file.files if key not in ("y", "labels")]
-            for key in ("x", "images"):
-                if key in keys:
-                    return file[key]
+            keys = [key for key in ("x", "images") if key in keys][:1] or keys
             arrays = {key: file[key] for key in keys}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("it holds files that are no arrays")
+    except Exception as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
         raise ValueError(
-            f"{path} cannot be read as arrays of numbers: {error}. Expected a .npz file without Python objects."
+            f"{path} cannot be read as arrays of numbers: {_one_line(error)}. Expected a .npz file without Python objects."
         ) from error
     if not arrays:
         raise ValueError(f"{path} holds no images; expected the key x or images, or one array per input name.")
@@ -86,6 +91,8 @@ def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
     """(low, high) from a manifest's [low, high] or {"low", "high"}; a dict of such for a dict or list over inputs."""
     if entry is None:
         return None
+    if isinstance(entry, (list, tuple)) and not entry:
+        raise ValueError("an empty range")
     if isinstance(entry, dict) and "low" in entry:
         return entry["low"], entry["high"]
     if isinstance(entry, dict):
@@ -96,21 +103,48 @@ def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
     return entry[0], entry[1]
 
 
+def _files(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The file of every input; one named "" where there is one input."""
+    wanted = manifest["images_sha256"]
+    named = {name: f"images_{name}.npy" for name in wanted} if isinstance(wanted, dict) else {"": "images.npy"}
+    return manifest.get("files") or named
+
+
+def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
+    """What manifest.json says, and its input range. Raises ValueError for a file that generate did not write like that."""
+    try:
+        manifest = json.loads(path.read_text())
+        sha256 = manifest.get("images_sha256")
+        if not isinstance(sha256, (str, dict, type(None))) or not isinstance(manifest.get("files", {}), (dict, type(None))):
+            raise ValueError("images_sha256 or files of another form")
+        if not isinstance(manifest.get("model_sha256"), (str, type(None))):
+            raise ValueError("model_sha256 is no text")
+        names = list(_files(manifest)) if sha256 else []
+        limits = _limits(manifest.get("input_range"), names)
+        for low, high in (limits.values() if isinstance(limits, dict) else [limits] if limits else []):
+            if not (np.isfinite(np.float64(low)).all() and np.isfinite(np.float64(high)).all()):
+                raise ValueError("an input range that is not finite")
+    except OSError:
+        raise
+    except Exception as error:  # any JSON may stand there
+        raise ValueError(f"{path} is damaged: {_one_line(error)}. Generate the images again.") from error
+    return manifest, limits
+
+
 def _load_generated(folder: pathlib.Path) -> Calibration:
     """A folder left by dgh_tf.generate; its manifest names the files' sha256 and the input range.
 
     images_sha256 is one value, or a dict by input name for several inputs; files names each input's file. Images come by the
     names that the inputs have in a .tflite file.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'manifest.json'} is damaged: {error}. Generate the images again.") from error
+    manifest, limits = _manifest(folder / "manifest.json")
     wanted = manifest.get("images_sha256")
     if wanted is None:
         raise ValueError(f"{folder / 'manifest.json'} has no images_sha256; expected a finished run. Generate again.")
     several = isinstance(wanted, dict)
-    files = manifest.get("files") or ({name: f"images_{name}.npy" for name in wanted} if several else {"": "images.npy"})
+    files = _files(manifest)
+    if several and set(files) - set(wanted):
+        raise ValueError(f"{folder / 'manifest.json'} is damaged: files and images_sha256 name other inputs. Generate the images again.")
     arrays = {}
     for name, file in files.items():
         path = folder / pathlib.PurePath(file).name  # a manifest names files of its own folder only
@@ -122,7 +156,6 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
                 f"{path} is not what its manifest describes: the sha256 differs. The file was changed or cut off; "
                 "generate the images again, or pass the .npy file itself to use it as it is."
             )
-    limits = _limits(manifest.get("input_range"), list(files))
     images = {plain(name): array for name, array in arrays.items()} if several else next(iter(arrays.values()))
     if several and isinstance(limits, dict):
         limits = {plain(name): valid for name, valid in limits.items()}
@@ -177,7 +210,7 @@ def load_calibration(
       ValueError: not readable, Python objects inside, changed since generation, or no images in it.
     """
     path = pathlib.Path(source)
-    if not path.exists():
+    if not str(source).strip() or not path.exists():
         raise FileNotFoundError(
             f"There is no calibration data at {path}; expected a generate folder, .npy, .npz or a folder of images. "
             "Make it with python -m dgh_tf.generate, or correct the path."
@@ -186,6 +219,8 @@ def load_calibration(
         return _load_generated(path)
     if path.is_dir():
         images: Images = _load_pictures(path, image_shape, scale, offset)
+    elif not path.is_file():  # reading a pipe or a device may never end
+        raise ValueError(f"{path} is no regular file; expected a .npy or .npz file, or a folder. Copy the data into a file.")
     elif path.suffix == ".npy":
         images = _load_npy(path)
     elif path.suffix == ".npz":
