@@ -231,12 +231,17 @@ def test_command_writes_the_file_and_its_proof(tmp_path, small):
     model, images, tflite, _ = small
     model.save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", images)
-    done = command(f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/o.tflite")
+    done = command(f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/o.tflite",
+                   "--target=edgetpu,tflm")
     assert done.returncode == 0, done.stderr
+    assert "edgetpu: 7 of 7 operators mapped" in done.stdout and "tflm: 7 of 7" in done.stdout
     assert "7 operators, all integer; int8 in and out" in done.stdout
     data, proof = (tmp_path / "o.tflite").read_bytes(), json.loads((tmp_path / "o.json").read_text())
     assert proof["sha256"]["tflite"] == hashlib.sha256(data).hexdigest()
-    assert proof["fully_integer"] and len(proof["table"]) == 7
+    assert proof["fully_integer"] and len(proof["table"]) == 7 and proof["algorithm"] == "minmax"
+    assert all(verdict["fully_mapped"] for verdict in proof["targets"].values())
+    ratios = [row["sqnr_db"] for row in proof["verdict"]["layers"]]
+    assert len(ratios) == 8 and ratios == sorted(ratios)  # the input and 7 operators, the worst first
     np.testing.assert_array_equal(Runner(data).predict(images), Runner(tflite).predict(images))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 from absl import flags
 
 from dgh_tf import console
-from dgh_tf.files import atomic_write
+from dgh_tf.files import atomic_path, require_writable
+from tflite_export.algorithms import HEADS, NAMES, check_algorithm, quantize
 from tflite_export.calibration import Range, check_calibration
-from tflite_export.converter import input_shapes, to_float_tflite, to_tflite
+from tflite_export.converter import ConversionError, input_shapes, to_float_tflite, to_tflite
 from tflite_export.evidence import calibration_verdict
-from tflite_export.integer_check import check_integer
+from tflite_export.integer_check import IntegerError, check_integer
+from tflite_export.quantizable import check_operators, explained
+from tflite_export.rewriting import without_softmax
 from tflite_export.sources import Calibration, load_calibration
+from tflite_export.targets import TARGETS, check_targets, judge, require_full_mapping
 from tflite_export.worker import SCHEMES
 
 __all__ = ["to_float_tflite", "to_tflite"]
@@ -33,7 +38,12 @@ def _define_flags() -> None:
     flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
     flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
     flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.")
-    flags.DEFINE_enum("target", "none", ["none"], "Edge target to check the file for.")
+    flags.DEFINE_enum("algorithm", "minmax", list(NAMES), "How images become integers (docs/algorithms.md). minmax: the converter's own. "
+                      "best: what measured best for the scheme; takes longer.")
+    flags.DEFINE_enum("head", "model", list(HEADS), "model: the outputs as they are. logits: without a softmax or sigmoid at the end.")
+    flags.DEFINE_integer("seed", 0, "Of what the algorithm draws at random.", lower_bound=0)
+    flags.DEFINE_list("target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}.")
+    flags.DEFINE_bool("require_full_mapping", False, "Fail, and write nothing, when a target leaves an operator to a slower processor.")
     flags.DEFINE_list("input_range", None, "low,high of the model's input units; overrides the manifest's.")
     flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.")
     flags.DEFINE_bool("verdict", True, "Tell in F.json what the calibration images say of the file.")
@@ -44,6 +54,8 @@ def _define_flags() -> None:
 def _pair(values: list[str], name: str) -> tuple[float, float]:
     try:
         first, second = map(float, values)
+        if not math.isfinite(first) or not math.isfinite(second):
+            raise ValueError
     except ValueError:
         raise ValueError(f"--{name}={','.join(values)} is not two numbers. Write it as --{name}=1.0,0.0.") from None
     return first, second
@@ -53,9 +65,7 @@ def _output_paths(text: str) -> tuple[pathlib.Path, pathlib.Path]:
     path = pathlib.Path(text)
     if path.suffix != ".tflite":
         raise ValueError(f"--output={text} does not end in .tflite. The proof goes beside it as .json; give F.tflite.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder {path.parent} of --output does not exist. Create it first.")
-    return path, path.with_suffix(".json")
+    return require_writable(path, flag="output"), require_writable(path.with_suffix(".json"), flag="output")
 
 
 def proof(
@@ -84,6 +94,13 @@ def proof(
     }
 
 
+def write_pair(path: pathlib.Path, tflite: bytes, proof_path: pathlib.Path, text: str) -> None:
+    """Writes both files, whole, before either takes its place, so that a full disk leaves the old pair. Raises OSError."""
+    with atomic_path(path) as new, atomic_path(proof_path) as new_proof:
+        new.write_bytes(tflite)
+        new_proof.write_text(text)
+
+
 def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
     ends = {e["dtype"].lower() for e in report["inputs"] + report["outputs"]}
     return (
@@ -93,18 +110,14 @@ def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Checks everything cheap first, converts, proves, and only then writes."""
-    del argv
-    path, proof_path = _output_paths(FLAGS.output)
-    scale, offset = _pair(FLAGS.preprocess, "preprocess")
-    value_range: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
-    if not pathlib.Path(FLAGS.calibration).exists():
-        load_calibration(FLAGS.calibration)  # raises before TensorFlow and the model are loaded
+def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
+    """The model, its sha256, the calibration data and its checked images by input name."""
     from dgh_tf.loading import load_model, model_sha256
 
-    model = load_model(FLAGS.model, weights=FLAGS.weights, allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization)
-    digest = model_sha256(FLAGS.model, weights=FLAGS.weights)
+    scale, offset = _pair(FLAGS.preprocess, "preprocess")
+    limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
+    model = load_model(model_flag, weights=FLAGS.weights, allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization)
+    digest = model_sha256(model_flag, weights=FLAGS.weights)
     declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
     calibration = load_calibration(FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset)
     if calibration.model_sha256 not in (None, digest):
@@ -112,21 +125,59 @@ def main(argv: list[str]) -> int:
             f"The images in {FLAGS.calibration} were generated for another model (sha256 "
             f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate images for this model."
         )
-    limits = value_range or calibration.value_range
-    images = check_calibration(
-        calibration.images, input_shapes=input_shapes(model, calibration.images), value_range=limits
-    )
-    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images")
-    tflite = to_tflite(model, images, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
-    report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration,
-                   model_sha256=digest)
+    images = check_calibration(calibration.images, input_shapes=input_shapes(model, calibration.images),
+                               value_range=limits or calibration.value_range)
+    return model, digest, calibration, images
+
+
+def _check_flags() -> tuple[pathlib.Path, pathlib.Path, list[str]]:
+    """Everything that can be refused before TensorFlow starts; returns the files to write and the targets."""
+    path, proof_path = _output_paths(FLAGS.output)
+    check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
+    targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
+    if FLAGS.require_full_mapping and not targets:
+        raise ValueError("--require_full_mapping asks a target, but --target is none. Name the target, or drop the flag.")
+    _pair(FLAGS.preprocess, "preprocess")
+    if FLAGS.input_range:
+        _pair(FLAGS.input_range, "input_range")
+    if not pathlib.Path(FLAGS.calibration).exists():
+        load_calibration(FLAGS.calibration)  # raises
+    return path, proof_path, targets
+
+
+def main(argv: list[str]) -> int:
+    """Checks everything cheap first, converts, proves, asks the targets, and only then writes."""
+    del argv
+    path, proof_path, targets = _check_flags()
+    model, digest, calibration, images = _load(FLAGS.model)
+    try:
+        float_tflite = to_float_tflite(model, images=images, timeout=FLAGS.timeout)
+    except ConversionError as error:
+        raise explained(error, float_tflite=None, scheme=FLAGS.scheme) from error
+    if FLAGS.head == "logits":
+        float_tflite = without_softmax(float_tflite)
+    if FLAGS.algorithm != "minmax":  # minmax converts at once, and finds the same
+        check_operators(model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
+    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}")
+    try:
+        tflite, notes = quantize(model, images, scheme=FLAGS.scheme, algorithm=FLAGS.algorithm, head=FLAGS.head, seed=FLAGS.seed,
+                                 say=console.say, timeout=FLAGS.timeout)
+        report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration,
+                       model_sha256=digest)
+    except (ConversionError, IntegerError) as error:
+        raise explained(error, float_tflite=float_tflite, scheme=FLAGS.scheme) from error
+    report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
+    report["targets"] = judge(tflite, targets=targets, float_tflite=float_tflite)
+    if FLAGS.require_full_mapping:
+        require_full_mapping(report["targets"])
     if FLAGS.verdict:
-        report["verdict"] = calibration_verdict(model, tflite, images, generated=calibration.model_sha256 is not None)
-    atomic_write(path, tflite)
-    atomic_write(proof_path, json.dumps(report, indent=1) + "\n")
+        report["verdict"] = calibration_verdict(float_tflite, tflite, images, generated=calibration.model_sha256 is not None,
+                                                same_inside=notes["algorithm"] != "equalization")
+    write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")
     console.say(_summary(path, report))
-    if "verdict" in report:
-        console.say(report["verdict"]["sentence"])
+    told = [notes.get("fallback"), *(each["summary"] for each in report["targets"].values())]
+    for text in filter(None, [*told, report.get("verdict", {}).get("sentence")]):
+        console.say(text)
     return 0
 
 
