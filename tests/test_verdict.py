@@ -52,28 +52,45 @@ def test_interval_holds_the_mean_and_shrinks_with_the_number_of_images():
     assert verdict.interval(np.ones(5)) == (1.0, 1.0)
 
 
-def test_expected_agreement_puts_every_error_on_every_image():
-    """Margins 1 and 3 by hand: errors of 2 against the class turn the first image (1 - 2 < 0) and not the second, whoever had them."""
-    reference, errors = np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[0.0, 0.0], [-2.0, 0.0]])
-    found = evidence(of=2)._replace(reference={"y": reference}, outputs={"y": reference + errors}, float_logits={"y": reference},
-                                    logits={"y": reference + errors})
-    assert verdict.agreements(found).tolist() == [1.0, 1.0] and verdict.expected_agreements(found).tolist() == [0.5, 1.0]
-    assert judge({"a": found})["predicted_agreement"] == 0.75  # the lower of counted and expected
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_normal_values_keep_their_highest_as_often_as_theory_says(classes):
+    """Two classes: 1 - arccos(r) / pi (Sheppard 1899); any number: all at r = 1, chance at r = 0."""
+    angles, kept = verdict._normal_agreement(classes)
+    assert kept[0] == 1.0 and kept[np.isclose(angles, np.pi / 2)][0] == pytest.approx(1 / classes, abs=0.03)
+    assert np.all(np.diff(kept) < 0.02)  # falls, but for the noise of the draws
+    if classes == 2:
+        np.testing.assert_allclose(kept, 1 - angles / np.pi, atol=0.01)
+
+
+def test_expected_agreement_is_the_geometric_mean_of_normal_and_sure_logits():
+    """By hand: logits (1, 0) and (1, -1) correlate to 1; (1, 0) and (0, 1) to -1. Logits (0, 1, 2) and (1, 0, 2) to 1/2."""
+    two = evidence(of=2, classes=2)._replace(float_logits={"y": np.array([[1.0, 0.0], [1.0, 0.0]])},
+                                             logits={"y": np.array([[1.0, -1.0], [0.0, 1.0]])})
+    np.testing.assert_allclose(verdict.correlations(two), [1.0, -1.0])
+    np.testing.assert_allclose(verdict.expected_agreements(two), [1.0, 0.0], atol=0.02)
+    three = evidence(of=1, same=1, classes=3)._replace(float_logits={"y": np.array([[0.0, 1.0, 2.0]])},
+                                                       logits={"y": np.array([[1.0, 0.0, 2.0]])})
+    np.testing.assert_allclose(verdict.correlations(three), [0.5])
+    a, n = np.random.default_rng(7).standard_normal((2, 200_000, 3))  # another simulation, of other draws
+    assert verdict.expected_agreements(three)[0] ** 2 == pytest.approx(np.mean(a.argmax(1) == (a + 3**0.5 * n).argmax(1)), abs=0.02)
 
 
 def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():
-    result = judge({"stretched": evidence(same=10), "unstretched": evidence(same=6)})
-    assert result["predicted_agreement"] == pytest.approx(0.8)
+    sure, unsure = evidence(same=10), evidence(same=6)
+    result = judge({"stretched": sure, "unstretched": unsure})
+    assert result["predicted_agreement"] == pytest.approx((1.0 + verdict.expected_agreements(unsure).mean()) / 2)
     assert result["band"][0] <= 0.6 and result["band"][1] == 1.0 and result["level"] == verdict.DOUBTFUL
-    assert result["sentence"].startswith("Doubtful: about 80% of real inputs")
+    assert result["sentence"].startswith("Doubtful: about 8") and result["kinds"]["unstretched"]["agreement"] == 0.6
 
 
 def test_seeds_of_a_kind_share_its_weight():
-    result = judge({"stretched, seed 1": evidence(same=10), "stretched, seed 2": evidence(same=9), "unstretched": evidence(same=6)})
-    assert result["predicted_agreement"] == pytest.approx((0.95 + 0.6) / 2)
+    first, second, other = (evidence(same=same) for same in (10, 8, 5))
+    result = judge({"stretched, seed 1": first, "stretched, seed 2": second, "unstretched": other})
+    means = [verdict.expected_agreements(each).mean() for each in (first, second, other)]
+    assert result["predicted_agreement"] == pytest.approx((means[0] + means[1]) / 4 + means[2] / 2)
 
 
-@pytest.mark.parametrize(("same", "level"), [(100, verdict.FINE), (80, verdict.DOUBTFUL), (60, verdict.NO)])
+@pytest.mark.parametrize(("same", "level"), [(100, verdict.FINE), (80, verdict.DOUBTFUL), (30, verdict.NO)])
 def test_levels_follow_the_agreement(same, level):
     result = judge({"stretched": evidence(same=same, of=100)})
     assert result["level"] == level and result["sentence"].lower().startswith(level)

@@ -4,6 +4,7 @@ Nothing here knows a label. The float model's outputs on images that did not cal
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -78,18 +79,39 @@ def agreements(evidence: Evidence) -> np.ndarray | None:
     return (chosen[0] == chosen[1]).astype(np.float64)
 
 
-def expected_agreements(evidence: Evidence) -> np.ndarray | None:
-    """Share of the errors under which each image keeps its class: every image's logits with every image's error; [images].
+@functools.lru_cache(maxsize=4)
+def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles arccos(r), 0..pi, and how often the highest of `classes` normal values stays the highest at that correlation r."""
+    rng, most = np.random.default_rng(0), min(classes, 1000)
+    draws = max(1000, 100_000 // most)
+    a, b = (rng.standard_normal((draws, most), dtype=np.float32) for _ in range(2))
+    angles, first = np.linspace(0.0, np.pi / 2, 65), a.argmax(axis=1)
+    kept = [np.mean((np.float32(np.cos(t)) * a + np.float32(np.sin(t)) * b).argmax(axis=1) == first) for t in angles]
+    return np.append(angles, np.pi), np.append(kept, 0.0)
 
-    Finer than counting: n images give n^2 pairs, and a margin that no error of its own crossed may not be a safe one.
-    None where there are no classes.
-    """
+
+def correlations(evidence: Evidence) -> np.ndarray | None:
+    """Pearson correlation of each image's float and integer logits over the classes; [images]. None where there are no classes."""
     if agreements(evidence) is None:
         return None
-    reference, outputs = (np.asarray(next(iter(side.values())), np.float64) for side in (evidence.float_logits, evidence.logits))
-    reference, outputs = reference.reshape(len(reference), -1), outputs.reshape(len(outputs), -1)
-    errors = outputs - reference
-    return np.array([np.mean((logits + errors).argmax(axis=1) == logits.argmax()) for logits in reference])
+    sides = (np.asarray(next(iter(side.values())), np.float64) for side in (evidence.float_logits, evidence.logits))
+    a, b = (side.reshape(len(side), -1) - side.reshape(len(side), -1).mean(axis=1, keepdims=True) for side in sides)
+    return np.sum(a * b, axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+
+
+def expected_agreements(evidence: Evidence) -> np.ndarray | None:
+    """The agreement to expect of real inputs whose logits suffer like each image's; [images], 0..1. None where there are no classes.
+
+    How sure a model is of real inputs, generated ones do not show: their margins are wider or narrower. What they do show is how much
+    of the logits an integer file keeps, their correlation r. Were real logits independent normal values, the highest would stay
+    so with a probability that follows from r and the number of classes; a model that never doubts keeps it always. The
+    geometric mean of both is expected (docs/verdict.md tells what else was tried, on what).
+    """
+    found = correlations(evidence)
+    if found is None:
+        return None
+    classes = next(iter(evidence.reference.values()))[0].size
+    return np.sqrt(np.interp(np.arccos(np.clip(found, -1.0, 1.0)), *_normal_agreement(classes)))
 
 
 def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -147,11 +169,8 @@ def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any
 def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
     """The verdict on one file.
 
-    Generated images with stretched outputs make a model surer than real inputs do, and without stretching less sure. A
-    file's agreement with the float model on real inputs lies between: the prediction is the mean over the kinds (of a kind,
-    over its seeds), counted or expected (see `expected_agreements`), whichever is lower: counting misses margins that no error
-    crossed by luck, expectation misses errors that belong to their image, such as logits cut off. Its band reaches from the
-    lowest to the highest bound of any kind's and seed's bootstrap interval.
+    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`. Its band reaches from the
+    lowest to the highest bound of any kind's and seed's bootstrap interval, of expected or counted agreement.
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the kind is what stands before
@@ -168,12 +187,13 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
         found, expected = agreements(each), expected_agreements(each)
         if found is not None and expected is not None:
             bounds = (*interval(found), *interval(expected))
-            kinds[name] |= {"agreement": float(found.mean()), "expected": float(expected.mean()), "interval": [min(bounds), max(bounds)]}
+            kinds[name] |= {"agreement": float(found.mean()), "expected": float(expected.mean()), "interval": [min(bounds), max(bounds)],
+                            "correlation": float(correlations(each).mean())}
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
-    predicted = min(_mean_of_kinds(kinds, way) for way in ("agreement", "expected")) if told else None
+    predicted = _mean_of_kinds(kinds) if told else None
     band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
@@ -185,11 +205,11 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 
-def _mean_of_kinds(kinds: Mapping[str, Mapping[str, Any]], way: str) -> float:
-    """Mean over kinds of the mean over their seeds, so that three seeds of one kind weigh as much as one of the other."""
+def _mean_of_kinds(kinds: Mapping[str, Mapping[str, Any]]) -> float:
+    """Of expected agreements, over kinds and of each over its seeds: three seeds of one kind weigh as much as one of the other."""
     groups: dict[str, list[float]] = {}
     for name, figures in kinds.items():
-        groups.setdefault(name.split(",")[0], []).append(figures[way])
+        groups.setdefault(name.split(",")[0], []).append(figures["expected"])
     return float(np.mean([np.mean(group) for group in groups.values()]))
 
 
