@@ -12,13 +12,15 @@ import zipfile
 
 import numpy as np
 
+from dgh_tf.keras2_functions import as_function_layer, function_layer
+
 TOLERANCE = 1e-3  # of outputs, relative to the largest: float32 in another order of operations stays far below
 DYNAMIC_SIDE = 64  # pixels that stand for a dynamic size in the comparison
 # what Keras 2 writes because of its class hierarchy, without effect there, and Keras 3 constructors have no argument for
 INHERITED = {
     kind: ["groups"] for kind in ("DepthwiseConv1D", "DepthwiseConv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")} | {
     kind: ["groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"] for kind in ("SeparableConv1D", "SeparableConv2D")}
-MODELS = {"Functional", "Model", "Sequential"}
+MODELS, FUNCTION_LAYERS = {"Functional", "Model", "Sequential"}, {"TFOpLambda", "SlicingOpLambda"}
 
 
 def saved_by_keras2(path: pathlib.Path) -> bool:
@@ -58,7 +60,7 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
             raise ValueError(f"it is the subclassed model {type(reference).__name__!r}, which only its own Python code can build again. "
                              "Build it in Python and call dgh_tf.generate_images(model)") from error
         _rewrite(file)
-        model = keras.models.load_model(file, compile=False, safe_mode=not unsafe)
+        model = keras.models.load_model(file, custom_objects={"TFOpLambda": function_layer()}, compile=False, safe_mode=not unsafe)
     if not model.built or not getattr(model, "inputs", None):  # Sequential loses the shape of its input layer
         model.build(reference.input_shape)
     _require_equal(reference, model)
@@ -101,8 +103,9 @@ def _rewrite(file: pathlib.Path) -> None:
 def as_keras3(config):
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
-    Three differences: inherited arguments (see above); SyncBatchNormalization is BatchNormalization(synchronized=True); and a model
-    used as a layer counts its own graph as node 0 in Keras 2, so its first use is node 1 there and node 0 in Keras 3.
+    Five differences: inherited arguments (see above); SyncBatchNormalization is BatchNormalization(synchronized=True); TensorFlow
+    functions as layers; slashes in names; and a model used as a layer counts its own graph as node 0 in Keras 2, so its first use
+    is node 1 there and node 0 in Keras 3.
     """
     if isinstance(config, list):
         return [as_keras3(item) for item in config]
@@ -116,8 +119,20 @@ def as_keras3(config):
         if kind == "SyncBatchNormalization":
             config["class_name"], config["config"] = "BatchNormalization", {**inner, "synchronized": True}
         if kind in MODELS and "layers" in inner:
+            inner["layers"] = [as_function_layer(layer) if layer["class_name"] in FUNCTION_LAYERS else layer for layer in inner["layers"]]
             _renumber(inner)
+            slashed = {layer["config"]["name"] for layer in inner["layers"] if "/" in layer["config"]["name"]}
+            config["config"] = _without_slashes(inner, slashed) if slashed else inner
     return config
+
+
+def _without_slashes(item, names: set[str]):
+    """A config with '_' for '/' in the layers' `names`, wherever they stand: Keras 3 allows no slash there."""
+    if isinstance(item, dict):
+        return {key: _without_slashes(value, names) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_without_slashes(value, names) for value in item]
+    return item.replace("/", "_") if isinstance(item, str) and item in names else item
 
 
 def _renumber(graph: dict) -> None:

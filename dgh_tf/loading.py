@@ -127,7 +127,7 @@ def _checked(load, path: pathlib.Path, unsafe: bool):
     except Exception as error:
         text = " ".join(str(error).split()).rstrip(".")
     if "OpLambda" in text:
-        raise ValueError(f"{path} uses TensorFlow functions as layers (TFOpLambda of Keras 2), which Keras 3 cannot read. Build the "
+        raise ValueError(f"{path} uses a TensorFlow function as a layer that has no counterpart here ({text[:200]}). Build the "
                          "model in Keras 3 from its code, give it the old weights with set_weights, and save that.")
     if not unsafe and ("Lambda" in text or "lambda" in text or "unsafe" in text):
         raise ValueError(f"{path} holds Python code (a Lambda layer); loading it would run that code. If you trust the file, "
