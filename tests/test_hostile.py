@@ -311,6 +311,23 @@ def test_a_second_process_on_the_same_folder_is_refused(work, command, arguments
         refused(work, command, *model, *(a.format(w=work) for a in arguments), f"--output_dir={work}/busy", words="writing to")
 
 
+def test_a_killed_owner_leaves_no_lock(work):
+    import filelock
+
+    folder = work / "orphan"
+    folder.mkdir()
+    owner = subprocess.Popen([sys.executable, "-c", "import filelock, sys, time\n"
+                              "with filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)", str(folder / ".lock")],
+                             stdout=subprocess.PIPE, text=True)
+    assert owner.stdout.readline() == "held\n"
+    arguments = [f"--real={work}/good.npz", f"--evaluation={work}/good.npz", f"--model={work}/good.keras", f"--output_dir={folder}"]
+    refused(work, "benchmarks.calibration", *arguments, words="writing to")
+    owner.kill()
+    owner.wait()
+    with filelock.FileLock(folder / ".lock", timeout=0):
+        pass
+
+
 def test_damaged_results_are_refused_and_kept(work):
     folder = work / "old"
     folder.mkdir()
@@ -412,7 +429,7 @@ def test_odd_names_work(names):
     assert json.loads((names / "out.json").read_text())["fully_integer"] and (names / "out.tflite").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("seconds", [0.1, 1.5, 3.0])
+@pytest.mark.parametrize("seconds", [0.7, 1.5, 3.0, 4.5])
 @pytest.mark.slow
 def test_ctrl_c_at_any_time_is_one_line_at_most(names, seconds):
     running = process("tflite_export.convert", *convert(names, output=names / "late.tflite"))
