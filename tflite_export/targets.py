@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.console import held_stderr
 from tflite_export import targets_vela
 from tflite_export.targets_static import EDGETPU_SOURCE, edgetpu_fallback, read_file
 from tflite_export.targets_tflm import report as tflm_report
@@ -38,7 +39,8 @@ def _invoke_seconds(*files: bytes) -> list[float]:
     """Median seconds of one inference of each file: XNNPACK, one thread, inputs of zeros, the files in turn."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreters = [Interpreter(model_content=data, num_threads=1) for data in files]
+    with held_stderr():  # LiteRT tells of its XNNPACK delegate
+        interpreters = [Interpreter(model_content=data, num_threads=1) for data in files]
     for interpreter in interpreters:
         interpreter.allocate_tensors()
         for detail in interpreter.get_input_details():
