@@ -96,8 +96,8 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
     if missing or unknown:
         raise ValueError(f"{path}, {name}: missing {', '.join(missing) or 'nothing'}; unknown {', '.join(unknown) or 'nothing'}. "
                          f"An entry has {', '.join(fields)}.")
-    kinds = {field: type(value.default) if isinstance(value.default, (int, str)) else str for field, value in fields.items()
-             if field != "mlperf_tiny"}
+    names = {"str": str, "int": int, "tuple[int, ...]": list, "tuple[str, ...]": list}  # JSON's form of a field's type
+    kinds = {field: names[str(each.type)] for field, each in fields.items() if str(each.type) in names}
     wrong = [field for field, kind in kinds.items() if field in row and not isinstance(row[field], kind)]
     if wrong:
         raise ValueError(f"{path}, {name}: {', '.join(f'{f} is {row[f]!r}, expected {kinds[f].__name__}' for f in wrong)}.")

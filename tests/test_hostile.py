@@ -379,6 +379,36 @@ def test_bad_arguments_of_the_suite_and_the_comparison(work):
         refused(work, "benchmarks.calibration", *data[:1], f"--real={value}", *data[2:])
 
 
+SETTINGS = {
+    "learning_rate": ["nan", "inf", "-1", "0"], "bn_weight": ["-1", "nan"], "output_weight": ["inf"], "prior_weight": ["-0.5"],
+    "std_weight": ["nan"], "stretch_limit": ["-2"], "num_images": ["0", "-5"], "batch_size": ["0"], "steps": ["0"], "seed": [str(2**31)],
+    "schedule": ["linear", ""], "flip": ["sideways"], "start": ["dogs"], "strategy": ["many"], "image_size": ["x", "0,0", "8", "8,8,8"],
+    "input_range": ["wide", "1,0", "nan,nan", "0", "0,inf"], "model": ["absent.keras", "keras:Nope", "", "/dev/null"],
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_generation_refuses_settings_that_make_no_sense(work, name):
+    for value in SETTINGS[name]:
+        given = {"model": work / "good.keras", "output_dir": work / "generated", "steps": 1, name: value}
+        refused(work, "dgh_tf.generate", *(f"--{k}={v}" for k, v in given.items()))
+        assert not (work / "generated").exists()
+
+
+def test_generation_refuses_broken_models_and_folders_of_other_things(work, bad_models):
+    for name in ("empty file", "half", "no config", "weights cut", "config bomb", "unknown layer", "lambda layer", "hdf5 cut"):
+        path = written(work, f"bad {name}.keras", bad_models[name])
+        refused(work, "dgh_tf.generate", f"--model={path}", f"--output_dir={work}/generated", "--steps=1")
+        assert not (work / "generated").exists()
+        path.unlink()
+    folder = work / "earlier"
+    folder.mkdir()
+    for text in (b"{", b"5", b"[]", b"{}", b'{"identity": 3}', bytes(range(256)), b""):
+        written(folder, "manifest.json", text)
+        refused(work, "dgh_tf.generate", f"--model={work}/good.keras", f"--output_dir={folder}", f"--steps={len(SEEN) + 1}")
+        assert (folder / "manifest.json").read_bytes() == text
+
+
 def test_bad_files_of_the_verdict_and_the_layers(work):
     model = f"--model={work}/good.keras"
     for name in ("good.npy", "good.keras"):
