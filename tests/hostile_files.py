@@ -1,6 +1,7 @@
 """Broken and hostile files of every kind that the commands read, by name. Each maker takes the path to write."""
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -86,6 +87,12 @@ def arrays(trap: pathlib.Path) -> dict[str, bytes]:
     }
 
 
+@functools.cache
+def bomb() -> bytes:
+    """A .npz of 64 KiB that unpacks to 64 MiB."""
+    return zipped({"x.npy": saved(np.zeros((87381, 8, 8, 3), np.float32)), "y.npy": saved(np.zeros(87381, int))})
+
+
 def archives(trap: pathlib.Path) -> dict[str, bytes]:
     """Contents of .npz files that no command may take as images [number, 8, 8, 3] with labels."""
     whole = npz(x=GOOD, y=np.arange(4))
@@ -99,7 +106,7 @@ def archives(trap: pathlib.Path) -> dict[str, bytes]:
         "strings": npz(x=np.full((4, 8, 8, 3), "x"), y=np.arange(4)), "nan": npz(x=changed(np.nan), y=np.arange(4)),
         "wrong shape": npz(x=GOOD[:, :4], y=np.arange(4)), "no images": npz(x=GOOD[:0], y=np.arange(0)),
         "flipped bit": whole[:400] + bytes([whole[400] ^ 64]) + whole[401:], "member of another type": zipped({"x.txt": b"text"}),
-        "a .npy by name only": saved(GOOD),
+        "a .npy by name only": saved(GOOD), "bomb": bomb(),
     }
 
 

@@ -470,13 +470,34 @@ def test_ctrl_c_at_any_time_is_one_line_at_most(names, seconds):
     assert not list(names.glob("*late*"))
 
 
+@contextlib.contextmanager
+def mounted(folder, options):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+        pytest.skip("a small tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 64 KiB, nearly full."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    """A file system of 64 KiB."""
+    with mounted(tmp_path, "size=64k") as folder:
+        yield folder
+
+
+def test_a_place_without_write_permission_is_refused_before_work(work, tmp_path):
+    """A read-only file system: it refuses root too, as a folder of another user refuses everyone else."""
+    model, data = f"--model={work}/good.keras", [f"--real={work}/good.npz", f"--evaluation={work}/good.npz"]
+    with mounted(tmp_path, "ro,size=64k") as folder:
+        refused(work, "tflite_export.convert", *convert(work, output=folder / "o.tflite"), words="nothing can be written there")
+        for command, more in (("benchmarks.calibration", data), ("benchmarks.privacy", []), ("dgh_tf.generate", ["--steps=1"])):
+            for place in (folder, folder / "new"):
+                refused(work, command, model, *more, f"--output_dir={place}")
+        refused(work, "benchmarks.suite", "--only=demo", f"--output_dir={folder}")
+        refused(work, "benchmarks.speed", model, f"--output={folder}/s.json")
+        refused(work, "benchmarks.layers", model, f"--calibrations={work}/good.npy", f"--output={folder}/s.json")
 
 
 def test_a_full_disk_keeps_the_old_files(full_disk):
