@@ -125,12 +125,14 @@ def run_command(manifest: dict) -> str:
 
 def _summary(manifest: dict) -> str:
     config, start, end = manifest["identity"]["config"], manifest["gap_start"], manifest["gap_end"]
-    cards = {"images": config["num_images"], "optimizer steps": config["steps"], "seconds": f"{manifest['seconds']:.0f}",
+    real = manifest.get("real_images", 0)
+    data = f"{real} real images, without labels, took part and are among them." if real else "No data was used."
+    cards = {"images": config["num_images"] + real, "optimizer steps": config["steps"], "seconds": f"{manifest['seconds']:.0f}",
              "mean gap of statistics": f"{np.mean(list(start.values())):.2g} to {np.mean(list(end.values())):.2g}",
              "sets of statistics matched": len(end)}
     shown = "".join(f'<div class="card"><b>{html.escape(str(value))}</b>{name}</div>' for name, value in cards.items())
     return ('<p class="lead">Calibration images for post-training quantization, made from what the trained model\'s BatchNorm layers '
-            f'remember of their training set. No data was used.</p><div class="cards">{shown}</div>')
+            f'remember of their training set. {data}</p><div class="cards">{shown}</div>')
 
 
 def _images(folder: pathlib.Path, manifest: dict) -> str:
@@ -147,10 +149,11 @@ def _facts(manifest: dict) -> str:
     several = isinstance(manifest["images_sha256"], dict)
     images = "; ".join(f"{k} {v}" for k, v in manifest["images_sha256"].items()) if several else manifest["images_sha256"]
     ranges = "; ".join(f"{_numbers(r['low'])} to {_numbers(r['high'])}, from {r['found']}" for r in manifest["input_range"])
+    grown = {"images and steps": manifest["auto"]["why"]} if "auto" in manifest else {}
     facts = {"model sha256": manifest["identity"]["model_sha256"], "images sha256": images, "input range": ranges,
              "augmentation": "; ".join(manifest["augmentation"]), "without statistics": ", ".join(manifest["unmatched_layers"]) or "none",
              "output stretching, lambda": _pairs(manifest["lambda"]),
-             "seed": manifest["seed"], "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())}
+             "seed": manifest["seed"], **grown, "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())}
     return table([[key, f"<code>{html.escape(str(v))}</code>" if "sha256" in key else html.escape(str(v))] for key, v in facts.items()],
                  kind="facts")
 
