@@ -153,7 +153,8 @@ def _facts(manifest: dict) -> str:
     facts = {"model sha256": manifest["identity"]["model_sha256"], "images sha256": images, "input range": ranges,
              "augmentation": "; ".join(manifest["augmentation"]), "without statistics": ", ".join(manifest["unmatched_layers"]) or "none",
              "output stretching, lambda": _pairs(manifest["lambda"]),
-             "seed": manifest["seed"], **grown, "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())}
+             "seed": manifest["seed"], **grown,
+             "versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())}
     return table([[key, f"<code>{html.escape(str(v))}</code>" if "sha256" in key else html.escape(str(v))] for key, v in facts.items()],
                  kind="facts")
 
