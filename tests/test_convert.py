@@ -232,7 +232,7 @@ def test_command_writes_the_file_and_its_proof(tmp_path, small):
     model.save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", images)
     done = command(f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/o.tflite",
-                   "--target=edgetpu,tflm")
+                   "--target=edgetpu,tflm", "--algorithm=minmax")
     assert done.returncode == 0, done.stderr
     assert "edgetpu: 7 of 7 operators mapped" in done.stdout and "tflm: 7 of 7" in done.stdout
     assert "7 operators, all integer; int8 in and out" in done.stdout

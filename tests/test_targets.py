@@ -269,7 +269,7 @@ def test_convert_fails_on_a_target_that_does_not_take_all_and_writes_nothing(tmp
     with_activation("leaky_relu").save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", tiny_models.images(shape=(8, 8, 3)))
     command = [sys.executable, "-m", "tflite_export.convert", f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy",
-               f"--output={tmp_path}/o.tflite", "--target=edgetpu,tflm", "--require_full_mapping"]
+               f"--output={tmp_path}/o.tflite", "--target=edgetpu,tflm", "--require_full_mapping", "--algorithm=minmax"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and not list(tmp_path.glob("*o.*"))
     assert "error: --require_full_mapping: edgetpu leaves out" in done.stderr

@@ -29,6 +29,7 @@ from tflite_export.worker import SCHEMES
 __all__ = ["to_float_tflite", "to_tflite"]
 
 FLAGS = flags.FLAGS
+_LONG = ("reconstruction", "distillation")  # minutes: an operator that stays float is looked for first
 
 
 def _define_flags() -> None:
@@ -38,8 +39,8 @@ def _define_flags() -> None:
     flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
     flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
     flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.")
-    flags.DEFINE_enum("algorithm", "minmax", list(NAMES), "How images become integers (docs/algorithms.md). minmax: the converter's own. "
-                      "best: what measured best for the scheme; takes longer.")
+    flags.DEFINE_enum("algorithm", "best", list(NAMES), "How images become integers (docs/algorithms.md). best: what measured best for the "
+                      "scheme; minmax where the model does not allow it. minmax: the converter's own.")
     flags.DEFINE_enum("head", "model", list(HEADS), "model: the outputs as they are. logits: without a softmax or sigmoid at the end.")
     flags.DEFINE_integer("seed", 0, "Of what the algorithm draws at random.", lower_bound=0)
     flags.DEFINE_list("target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}.")
@@ -130,10 +131,10 @@ def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
     return model, digest, calibration, images
 
 
-def _check_flags() -> tuple[pathlib.Path, pathlib.Path, list[str]]:
-    """Everything that can be refused before TensorFlow starts; returns the files to write and the targets."""
+def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
+    """Everything that can be refused before TensorFlow starts; returns the files to write, the algorithm and the targets."""
     path, proof_path = _output_paths(FLAGS.output)
-    check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
+    algorithm = check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
     if FLAGS.require_full_mapping and not targets:
         raise ValueError("--require_full_mapping asks a target, but --target is none. Name the target, or drop the flag.")
@@ -142,13 +143,31 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, list[str]]:
         _pair(FLAGS.input_range, "input_range")
     if not pathlib.Path(FLAGS.calibration).exists():
         load_calibration(FLAGS.calibration)  # raises
-    return path, proof_path, targets
+    return path, proof_path, algorithm, targets
+
+
+def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    """The integer file and its notes by the algorithm asked for. "best" promises a file wherever minmax gives one."""
+    def made(algorithm: str) -> tuple[bytes, dict[str, Any]]:
+        tflite, notes = quantize(model, images, scheme=FLAGS.scheme, algorithm=algorithm, head=FLAGS.head, seed=FLAGS.seed,
+                                 say=console.say, timeout=FLAGS.timeout)
+        check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme][1])
+        return tflite, notes
+
+    if FLAGS.algorithm != "best":
+        return made(FLAGS.algorithm)
+    try:
+        return made("best")
+    except Exception as error:  # whatever goes wrong in a graph run outside the converter
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+    tflite, notes = made("minmax")
+    return tflite, {**notes, "fallback": f"The best algorithm does not take this model ({why}), so minmax was used."}
 
 
 def main(argv: list[str]) -> int:
     """Checks everything cheap first, converts, proves, asks the targets, and only then writes."""
     del argv
-    path, proof_path, targets = _check_flags()
+    path, proof_path, algorithm, targets = _check_flags()
     model, digest, calibration, images = _load(FLAGS.model)
     try:
         float_tflite = to_float_tflite(model, images=images, timeout=FLAGS.timeout)
@@ -156,16 +175,14 @@ def main(argv: list[str]) -> int:
         raise explained(error, float_tflite=None, scheme=FLAGS.scheme) from error
     if FLAGS.head == "logits":
         float_tflite = without_softmax(float_tflite)
-    if FLAGS.algorithm != "minmax":  # minmax converts at once, and finds the same
+    if algorithm in _LONG:
         check_operators(model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
-    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}")
+    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images, algorithm {algorithm}")
     try:
-        tflite, notes = quantize(model, images, scheme=FLAGS.scheme, algorithm=FLAGS.algorithm, head=FLAGS.head, seed=FLAGS.seed,
-                                 say=console.say, timeout=FLAGS.timeout)
-        report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration,
-                       model_sha256=digest)
+        tflite, notes = _quantized(model, images)
     except (ConversionError, IntegerError) as error:
         raise explained(error, float_tflite=float_tflite, scheme=FLAGS.scheme) from error
+    report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration, model_sha256=digest)
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
     report["targets"] = judge(tflite, targets=targets, float_tflite=float_tflite)
     if FLAGS.require_full_mapping:

@@ -156,7 +156,8 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
         ) from None
     if done.returncode == 0:
         return (folder / "model.tflite").read_bytes()
-    lines = [line for line in done.stderr.splitlines() if line.strip()][-_SHOWN_LINES:]
+    noise = ("I0000", "W0000", "WARNING: All log messages")  # of TensorFlow's start
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(noise)][-_SHOWN_LINES:]
     tail = "Its last lines were:\n  " + "\n  ".join(lines) if lines else "It printed nothing."
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

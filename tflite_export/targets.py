@@ -126,7 +126,7 @@ def summary(name: str, verdict: dict[str, Any]) -> str:
              "latency_ms": "{:g} ms", "float_latency_ms": "float {:g} ms"}
     parts = [text.format(figures[key]) for key, text in shown.items() if figures.get(key) is not None]
     parts += [f"{len(verdict['fallback'])} not mapped, first {row['operator']} ({row['why']})" for row in verdict["fallback"][:1]]
-    parts += verdict["notes"] + (["static check"] if verdict["how"].startswith("static") else [])
+    parts += [note.rstrip(".") for note in verdict["notes"]] + (["static check"] if verdict["how"].startswith("static") else [])
     return f"{name}: {verdict['operators_mapped']} of {count} operators mapped{''.join(f'; {part}' for part in parts)}"
 
 
