@@ -7,7 +7,7 @@ from dgh_tf.loading import load_model
 from tflite_export import Runner, to_float_tflite, to_tflite_with_ranges
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
-from tflite_export.simulator import channel_axes, predict, quantize_weights, quantized_constants
+from tflite_export.simulator import channel_axes, nudged, predict, quantize_weights, quantized_constants
 
 
 def sqnr_db(reference, value):
@@ -17,40 +17,53 @@ def sqnr_db(reference, value):
     return 10 * np.log10(np.var(reference, dtype=np.float64) / np.mean((np.float64(reference) - value) ** 2))
 
 
-def simulate(tflite, images, **options):
-    """(float, simulated, LiteRT's int8) outputs over the calibration images."""
+def off_by(tflite, images):
+    """Steps of the output's grid between the simulated run and LiteRT's reference kernels, which are plain integer code,
+    the same on every CPU; and between the simulated and the float run. Both flat, over all outputs."""
     graph = read_graph(tflite)
     ranges = collect_ranges(graph, images)
-    simulated = predict(graph, images, ranges=ranges, constants=quantized_constants(graph), **options)
-    return predict(graph, images), simulated, Runner(to_tflite_with_ranges(tflite, ranges=ranges)).predict(images)
+    runner = Runner(to_tflite_with_ranges(tflite, ranges=ranges), kernels="reference")
+    runs = [runner.predict(images), predict(graph, images, ranges=ranges, constants=quantized_constants(graph)), predict(graph, images)]
+    integer, simulated, reference = (each if isinstance(each, dict) else {next(iter(runner.outputs)): each} for each in runs)
+    steps = {name: detail["quantization"][0] for name, detail in runner.outputs.items()}
+    return [np.concatenate([np.ravel(np.abs(simulated[n] - other[n])) / step for n, step in steps.items()])
+            for other in (integer, reference)]
 
 
-@pytest.mark.parametrize("name", ["conv_bn_relu", "two_heads", "segmentation", "sliced_detector", "silu_detector"])
-def test_simulated_w8a8_agrees_with_the_integer_kernels(name):
+@pytest.mark.parametrize("name", ["two_heads", "silu_detector"])
+def test_simulated_w8a8_is_steps_from_the_integer_kernels(name):
+    """A rounding that falls the other way in one layer moves the next ones by a step: the mean stays under half a step."""
     model = getattr(tiny_models, name)()
-    reference, simulated, integer = simulate(to_float_tflite(model), tiny_models.images(16, shape=model.inputs[0].shape[1:]))
-    noise = sqnr_db(reference, integer)
-    assert noise > 15
-    assert sqnr_db(integer, simulated) > noise + 3
-    assert sqnr_db(reference, simulated) == pytest.approx(noise, abs=2)
+    steps, noise = off_by(to_float_tflite(model), tiny_models.images(16, shape=model.inputs[0].shape[1:]))
+    assert steps.mean() < 0.5 and steps.max() < 16
+    assert noise.max() > 1  # there is an error to simulate
 
 
-def test_a_single_layer_agrees_to_a_rounding_in_a_hundred():
+def test_a_single_layer_is_a_step_off_at_most():
+    """One layer has nothing to add up: only ties and the 31-bit multiplier can differ."""
     import keras
 
     inputs = keras.Input((16, 16, 3))
+    keras.utils.set_random_seed(0)
     model = keras.Model(inputs, keras.layers.Conv2D(8, 3, padding="same", activation="relu")(inputs))
-    reference, simulated, integer = simulate(to_float_tflite(model), tiny_models.images(16))
-    assert sqnr_db(integer, simulated) > sqnr_db(reference, integer) + 10
-    assert np.mean(np.abs(integer - simulated) > 1e-6) < 0.01
+    steps, _ = off_by(to_float_tflite(model), tiny_models.images(16))
+    assert steps.max() < 1.5 and np.mean(steps > 0.5) < 0.05
 
 
-def test_resnet8_simulated_noise_is_that_of_litert(shared_data):
+def test_zero_of_a_symmetric_range_is_the_converters():
+    """[-1, 1] puts zero between codes 127 and 128; the file says which."""
+    tflite = to_float_tflite(tiny_models.conv_bn_relu())
+    runner = Runner(to_tflite_with_ranges(tflite, ranges=collect_ranges(read_graph(tflite), tiny_models.images(8))))
+    scale, zero_point = next(iter(runner.inputs.values()))["quantization"]
+    low, high = nudged(-1.0, 1.0, bits=8)
+    assert scale == pytest.approx(2 / 255, rel=1e-6)
+    assert (low, high) == pytest.approx(((-128 - zero_point) * scale, (127 - zero_point) * scale))
+
+
+def test_resnet8_simulated_is_steps_from_litert(shared_data):
     images = np.load(shared_data / "cifar10_real.npz")["x"][:32].astype(np.float32)
-    tflite = to_float_tflite(load_model(str(shared_data / "resnet8_cifar10.keras")))
-    reference, simulated, integer = simulate(tflite, images)
-    assert sqnr_db(integer, simulated) > sqnr_db(reference, integer) + 1.5
-    assert np.mean(integer.argmax(1) == simulated.argmax(1)) > 0.95
+    steps, _ = off_by(to_float_tflite(load_model(str(shared_data / "resnet8_cifar10.keras"))), images)
+    assert steps.mean() < 4  # of 256 steps of a probability
 
 
 def test_fewer_bits_cost_more():
@@ -76,10 +89,19 @@ def test_weights_are_rounded_to_nearest_per_channel(bits, axis):
     for row, code, scale in zip(rows, codes, scales, strict=True):
         assert not row.any() or scale == pytest.approx(np.abs(row).max() / limit)
         assert np.abs(code * scale - row).max() <= scale / 2 * (1 + 1e-5)
-    best, clipped = quantize_weights(weights, axis=axis, weight_bits=bits, rule="mse")
-    errors = [np.sum((np.moveaxis(w, axis, 0).reshape(5, -1) * s[:, None] - rows) ** 2)
-              for w, s in ((best, clipped), (integers, scales))]
-    assert errors[0] <= errors[1] and (bits == 8 or errors[0] < 0.95 * errors[1])
+
+
+def test_clipping_is_the_best_that_can_be_found():
+    """Against the least squared error over 2000 scales, tried one by one in float64. An outlier of 8 deviations makes clipping pay."""
+    row = np.random.default_rng(0).normal(size=(1, 1, 1, 400))
+    row[..., 0] = 8.0
+
+    def error(scale):
+        return np.sum((np.clip(np.rint(row / scale), -7, 7) * scale - row) ** 2)
+
+    _, (scale,) = quantize_weights(row.astype(np.float32), axis=0, weight_bits=4, rule="mse")
+    best = min(error(s) for s in np.linspace(0.05, 8 / 7, 2000))
+    assert error(scale) < 1.05 * best < 0.7 * error(8 / 7)
 
 
 def test_every_weight_tensor_has_an_axis():

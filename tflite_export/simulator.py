@@ -107,6 +107,16 @@ def quantized_constants(
     return result
 
 
+def nudged(low: float, high: float, *, bits: int) -> tuple[float, float]:
+    """The range with zero on the grid, as TFLite's converter moves it: a zero point halfway between two integers (every
+    range that is symmetric around 0) goes to the lower one, where fake quantization would take the higher."""
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    high = high if high > low else low + 1e-6
+    scale = (high - low) / (2**bits - 1)
+    zero = min(max(np.ceil(-low / scale - 0.5 - 1e-6), 0.0), 2.0**bits - 1)  # 1e-6: a range in float32 is not exactly symmetric
+    return -zero * scale, (2**bits - 1 - zero) * scale
+
+
 def fake_quantizer(graph: Graph, *, ranges: Ranges, activation_bits: int = 8) -> Callable[[int, Any], Any]:
     """The `observe` of a quantized run: every activation is fake-quantized to its range; the graph's inputs with 8 bits.
 
@@ -115,11 +125,8 @@ def fake_quantizer(graph: Graph, *, ranges: Ranges, activation_bits: int = 8) ->
     import tensorflow as tf
 
     def quantize(index: int, value: Any) -> Any:
-        low, high = ranges[index]
-        low, high = min(low, 0.0), max(high, 0.0)
-        high = high if high > low else low + 1e-6
         bits = 8 if index in graph.inputs else activation_bits
-        return tf.quantization.fake_quant_with_min_max_vars(value, low, high, num_bits=bits)
+        return tf.quantization.fake_quant_with_min_max_vars(value, *nudged(*ranges[index], bits=bits), num_bits=bits)
 
     return quantize
 
