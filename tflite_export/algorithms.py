@@ -111,6 +111,13 @@ def _distillation(model: Any, images: Images, **options: Any) -> bytes:
     return distill(model, images, **options)
 
 
+def _ai_edge(model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None) -> bytes:
+    from tflite_export.ai_edge import quantize_with_ai_edge
+
+    arrays = _arrays(model, images)
+    return quantize_with_ai_edge(_float(model, arrays, timeout), arrays, scheme=scheme)
+
+
 ALGORITHMS: dict[str, Algorithm] = {
     "minmax": Algorithm(_minmax, tuple(SCHEMES)),
     "mse": Algorithm(functools.partial(_ranges, rule="mse"), _EIGHT_BIT_ACTIVATIONS),
@@ -119,6 +126,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "equalization": Algorithm(functools.partial(_ranges, rule="minmax", equalized=True, corrected=True), _EIGHT_BIT_ACTIVATIONS),
     "reconstruction": Algorithm(_reconstruction, _EIGHT_BIT_ACTIVATIONS),
     "distillation": Algorithm(_distillation, _EIGHT_BIT_ACTIVATIONS),
+    "ai_edge": Algorithm(_ai_edge, ("int8", "int16x8")),
 }
 NAMES = ("best", *ALGORITHMS)
 
@@ -135,7 +143,11 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
         having = ", ".join(name for name, each in ALGORITHMS.items() if scheme in each.schemes)
         raise ValueError(f"Algorithm {algorithm} has no scheme {scheme}: it works on 8-bit activations. Use --algorithm={having} "
                          f"or --scheme={' or '.join(ALGORITHMS[chosen].schemes)}.")
-    if head == "logits" and (scheme == "int16x8" or chosen == "distillation"):
+    if chosen == "ai_edge":
+        from tflite_export.ai_edge import require_installed
+
+        require_installed()
+    if head == "logits" and scheme == "int16x8" and chosen != "ai_edge":
         raise ValueError(f"A file that ends at the logits cannot be made with scheme {scheme} by algorithm {chosen}. Use --head=model.")
     return chosen
 
@@ -168,9 +180,11 @@ def quantize(
     """
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
     arrays, notes = _arrays(model, images), {}
-    if isinstance(model, bytes) and (scheme == "int16x8" or chosen == "distillation"):
+    if isinstance(model, bytes) and chosen != "ai_edge" and (scheme == "int16x8" or chosen == "distillation"):
         raise ValueError(f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file.")
-    if head == "logits":
+    if chosen == "distillation":
+        options["head"] = head
+    elif head == "logits":
         from tflite_export.rewriting import without_softmax
 
         model = without_softmax(_float(model, arrays, timeout))

@@ -37,6 +37,7 @@ def distill(
     batch_size: int = 32,
     rate: float = _RATE,
     augment: bool = True,
+    head: str = "model",
     say: Callable[[str], None] | None = None,
     timeout: float | None = None,
 ) -> bytes:
@@ -49,6 +50,7 @@ def distill(
       seed: of the order of images and their augmentation. The same seed gives the same bytes on the same machine.
       steps, batch_size: of the training. rate: of Adam at its start, in steps of the integer grid.
       augment: flip and shift images of at least 16 pixels a side.
+      head: "logits" leaves out a softmax or sigmoid at the outputs, which keep their names.
       say: gets a line of progress now and then, with the seconds left. timeout: seconds for all of it; None waits for ever.
     Returns:
       The .tflite file's bytes, names of inputs and outputs as `to_tflite` gives them.
@@ -72,7 +74,7 @@ def distill(
     flat = tf_keras.Model(rebuilt.inputs, tf.nest.flatten(rebuilt.output), name=rebuilt.name)
     request = {
         "weight_bits": WEIGHT_BITS[scheme], "steps": steps, "batch_size": batch_size, "seed": seed, "augment": augment,
-        "rate": rate, "inputs": list(arrays), "outputs": list(named_outputs(model, model.output)),
+        "rate": rate, "head": head, "inputs": list(arrays), "outputs": list(named_outputs(model, model.output)),
     }
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
         folder = pathlib.Path(name)

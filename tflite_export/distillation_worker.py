@@ -29,7 +29,8 @@ class Request:
     """What to train.
 
     weight_bits: 8 or 4. steps, batch_size, rate: of Adam; the rate falls along a cosine. seed: of order and augmentation.
-    augment: flip and shift images. outputs: names of the outputs in the .tflite file, in the model's order.
+    augment: flip and shift images. head: "logits" ends the file before a softmax or sigmoid.
+    outputs: names of the outputs in the .tflite file, in the model's order.
     """
 
     weight_bits: int
@@ -38,6 +39,7 @@ class Request:
     rate: float
     seed: int
     augment: bool
+    head: str
     outputs: list[str]
     inputs: list[str]
 
@@ -264,7 +266,8 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
 
     from tflite_export.converter import save_frozen
 
-    deployed = tf_keras.Model(student.inputs, dict(zip(request.outputs, student.outputs, strict=True)))
+    ends = logits_model(student).outputs if request.head == "logits" else student.outputs
+    deployed = tf_keras.Model(student.inputs, dict(zip(request.outputs, ends, strict=True)))
     shapes = {name: tuple(np.load(folder / f"{i}.npy", mmap_mode="r").shape[1:]) for i, name in enumerate(request.inputs)}
     save_frozen(deployed, folder / "trained", shapes=shapes)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "trained"))
