@@ -130,3 +130,25 @@ def predicted_against_true(points: Mapping[str, tuple[Sequence[float], Sequence[
     axis.set(xlabel=f"{label}, measured on real data", ylabel=f"{label}, told from generated images")
     axis.legend(fontsize=8)
     _save(figure, pathlib.Path(path))
+
+
+def grouped(rows: Sequence[Row], path: str | pathlib.Path, *, field: str, label: str, line: float | None) -> None:
+    """Bars by row["group"], in each one bar per source at the mean over seeds and a dot per seed; `line`: the float model's value."""
+    from matplotlib.figure import Figure
+
+    groups, sources = (list(dict.fromkeys(row[name] for row in rows)) for name in ("group", "source"))
+    figure = Figure(figsize=(2.0 + 1.1 * len(groups), 3.6))
+    axis, width = figure.subplots(), 0.85 / len(sources)
+    for place, source in enumerate(sources):
+        for at, group in enumerate(groups):
+            values = [row[field] for row in rows if row["source"] == source and row["group"] == group and row.get(field) is not None]
+            if values:
+                x = at + (place - (len(sources) - 1) / 2) * width
+                axis.bar(x, np.mean(values), width, color=f"C{place}", alpha=0.6, label=source if at == 0 else None)
+                axis.plot([x] * len(values), values, ".", color="black", markersize=3)
+    if line is not None:
+        axis.axhline(line, color="gray", linestyle="--", linewidth=1)
+    axis.set_xticks(range(len(groups)), groups, rotation=40, ha="right", fontsize=8)
+    axis.set_ylabel(label)
+    axis.legend(fontsize=7)
+    _save(figure, pathlib.Path(path))
