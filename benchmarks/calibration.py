@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from benchmarks.comparison import fingerprint, load_task, measure_missing, write_report
+from benchmarks.comparison import KEY, combinations, fingerprint, load_task, measure_missing, write_report
 from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
@@ -26,7 +26,10 @@ flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bo
 flags.DEFINE_string("preprocess", "none", "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
                                           "none, unit, symmetric, imagenet, caffe.")
 flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
-flags.DEFINE_enum("algorithm", "minmax", ["minmax"], "How the integer model's ranges follow from the calibration data.")
+flags.DEFINE_list("scheme", ["int8"], "Some of int8, int16x8, w4a8; one table holds all.")
+flags.DEFINE_list("algorithm", ["minmax"], "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
+                  "equalization, reconstruction, distillation, ai_edge; docs/algorithms.md tells what each does.")
+flags.DEFINE_enum("head", "model", ["model", "logits"], "logits: files end before a softmax or sigmoid at the end.")
 flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> int:
 
     from dgh_tf import GenerationConfig
 
-    sources = check_sources(FLAGS.sources)
+    sources, chosen = check_sources(FLAGS.sources), combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head)
     settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
     configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
     folder = make_folder(FLAGS.output_dir, flag="output_dir")
@@ -50,8 +53,8 @@ def main(argv: list[str]) -> int:
             if "real" in sources and len(task.real) < FLAGS.num_images:
                 raise ValueError(f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
                                  f"{FLAGS.num_images}. Give a larger set or fewer images.")
-            results = Results(folder, run=fingerprint(task, {**settings, "algorithm": FLAGS.algorithm}))
-            measure_missing(task, results, configs=configs, sources=sources)
+            results = Results(folder, run=fingerprint(task, settings), key=KEY)
+            measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
             command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])
             say("\n" + write_report(results, command=command))
     except filelock.Timeout:

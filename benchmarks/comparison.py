@@ -16,12 +16,24 @@ import numpy as np
 from benchmarks import datasets, table
 from benchmarks.results import Results
 from benchmarks.scoring import FLOAT, Outputs, Truth, scorer
-from benchmarks.sources import calibration_images
+from benchmarks.sources import GENERATED, calibration_images, kept
+from dgh_tf.console import held_stderr
 from dgh_tf.files import atomic_write, sha256_array
 
-COLUMNS = {"top1": ("int8 top-1", 3), "map": ("int8 mAP", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
+COLUMNS = {"top1": ("top-1", 3), "map": ("mAP", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
            "range_coverage": ("range coverage", 3), "range_ratio": ("range ratio", 2),
-           "logits_spread": ("logits spread", 1), "generation_seconds": ("seconds", 1)}
+           "logits_spread": ("logits spread", 1), "generation_seconds": ("seconds", 1),
+           "quantization_seconds": ("seconds to quantize", 1)}
+KEY = ("source", "scheme", "algorithm", "head", "seed")  # tells the rows of one table apart
+
+
+class Combination(NamedTuple):
+    """Where the images come from and what makes an integer file of them."""
+
+    source: str
+    scheme: str
+    algorithm: str
+    head: str
 
 
 class Task(NamedTuple):
@@ -68,18 +80,16 @@ def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none
     return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
 
 
-def measure(task: Task, source: str, *, config: Any) -> tuple[dict[str, Any], dict]:
-    """Calibrates on images of `source`, converts to int8, evaluates. Returns the row and the file's tensor ranges."""
+def measure(task: Task, images: np.ndarray, combination: Combination, *, config: Any, reference: Outputs) -> tuple[dict[str, Any], dict]:
+    """Makes an integer file from the images and compares it with `reference`. Returns the row and the file's tensor ranges."""
     from benchmarks.evaluation import evaluate, logits_spread, tensor_ranges
-    from tflite_export import to_tflite
+    from tflite_export.algorithms import quantize
 
-    images, seconds = calibration_images(source, model=task.model, real=task.real, config=config, bounds=task.bounds)
-    tflite = to_tflite(task.model, images)
-    row = {"source": source, "seed": config.seed, "num_images": len(images), "steps": config.steps if seconds else None,
-           **evaluate(tflite, task.x, reference=task.reference, score=task.score), **task.float_scores,
-           **logits_spread(task.network, images),
-           "generation_seconds": None if seconds is None else round(seconds, 2)}
-    return row, tensor_ranges(tflite)
+    made = quantize(task.model, images, scheme=combination.scheme, algorithm=combination.algorithm, head=combination.head, seed=config.seed)
+    row = {**combination._asdict(), "seed": config.seed, "num_images": len(images),
+           "used": made.notes["algorithm"], **evaluate(made.tflite, task.x, reference=reference, score=task.score), **task.float_scores,
+           **logits_spread(task.network, images), "quantization_seconds": made.notes["seconds"]}
+    return row, tensor_ranges(made.tflite)
 
 
 def fingerprint(task: Task, settings: dict[str, Any]) -> str:
@@ -90,24 +100,59 @@ def fingerprint(task: Task, settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def measure_missing(task: Task, results: Results, *, configs: list[Any], sources: list[str]) -> None:
-    """Adds every row that is not there yet, with a line each and an estimate of the time left."""
-    wanted = [(config, source) for config in configs for source in sources]
-    missing = [(config, source) for config, source in wanted if not results.done(source, config.seed)]
+def combinations(schemes: list[str], algorithms: list[str], *, head: str) -> list[Combination]:
+    """Every scheme with every algorithm, sources left open. Raises ValueError where one does not fit the other, or is named twice."""
+    from tflite_export.algorithms import check_algorithm
+
+    if not schemes or not algorithms or len(set(schemes)) < len(schemes) or len(set(algorithms)) < len(algorithms):
+        raise ValueError(f"--scheme={','.join(schemes)} --algorithm={','.join(algorithms)}: expected at least one of each, none twice.")
+    for scheme in schemes:
+        for algorithm in algorithms:
+            check_algorithm(algorithm, scheme=scheme, head=head)
+    return [Combination("", scheme, algorithm, head) for scheme in schemes for algorithm in algorithms]
+
+
+def measure_missing(task: Task, results: Results, *, configs: list[Any], sources: list[str], chosen: list[Combination]) -> None:
+    """Adds every row that is not there yet, with a line each and an estimate of the time left.
+
+    Generated images are kept in the folder, so that all schemes and algorithms calibrate on the same.
+    """
+    wanted = [(config, each._replace(source=source)) for config in configs for source in sources for each in chosen]
+    missing = [(config, each) for config, each in wanted if not results.done(*each, config.seed)]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already", flush=True)
-    times: dict[str, list[float]] = {}
-    for index, (config, source) in enumerate(missing):
+    reference = float_logits(task) if missing and chosen[0].head == "logits" else task.reference
+    times: dict[tuple, list[float]] = {}
+    for index, (config, each) in enumerate(missing):
         start = time.perf_counter()
-        row, ranges = measure(task, source, config=config)
-        results.add(row, ranges)
-        times.setdefault(source, []).append(time.perf_counter() - start)
+        images, seconds = task_images(task, each.source, config=config, folder=results.folder)
+        row, ranges = measure(task, images, each, config=config, reference=reference)
+        results.add({**row, "steps": config.steps if seconds else None, "generation_seconds": seconds and round(seconds, 2)}, ranges)
+        times.setdefault(each[:3], []).append(time.perf_counter() - start)
         overall = np.mean(sum(times.values(), []))
-        left = sum(np.mean(times.get(other, overall)) for _, other in missing[index + 1:])
+        left = sum(np.mean(times.get(other[:3], overall)) for _, other in missing[index + 1:])
         shown = {"top1": "top-1 {:.3f}", "map": "mAP {:.3f}", "agreement": "agreement {:.3f}", "sqnr_db": "SQNR {:.2f} dB"}
         figures = ", ".join(text.format(np.inf if row[name] is None else row[name]) for name, text in shown.items() if name in row)
-        print(f"[{index + 1}/{len(missing)}] {source} seed {config.seed}: {figures}; {times[source][-1]:.0f} s, about {left:.0f} s left",
-              flush=True)
+        print(f"[{index + 1}/{len(missing)}] {each.source} {each.scheme} {each.algorithm} seed {config.seed}: {figures}; "
+              f"{times[each[:3]][-1]:.0f} s, about {left:.0f} s left", flush=True)
+
+
+def float_logits(task: Task) -> Outputs:
+    """What the float model's softmax and sigmoid take on the evaluation set, by output name."""
+    from tflite_export import Runner, to_float_tflite
+    from tflite_export.rewriting import without_softmax
+
+    with held_stderr():  # LiteRT announces its delegate
+        outputs = Runner(without_softmax(to_float_tflite(task.model, images=task.x[:1]))).predict(task.x)
+    return outputs if isinstance(outputs, dict) else {next(iter(task.reference)): outputs}
+
+
+def task_images(task: Task, source: str, *, config: Any, folder: pathlib.Path) -> tuple[np.ndarray, float | None]:
+    """`calibration_images` of a task; generated ones are kept in the folder."""
+    def make():
+        return calibration_images(source, model=task.model, real=task.real, config=config, bounds=task.bounds)
+
+    return kept(folder / "images" / f"{source}-{config.seed}.npz", make) if source in GENERATED else make()
 
 
 def environment() -> str:
@@ -125,23 +170,29 @@ def write_report(results: Results, *, command: str) -> str:
     """Writes results.md and the plots; returns the table."""
     from benchmarks import plots
 
-    rows, folder = results.rows, results.folder
-    first = rows[0]
+    folder, first = results.folder, results.rows[0]
+    several = list(dict.fromkeys((row["scheme"], row["algorithm"]) for row in results.rows))
+    rows = [{**row, "calibration": row["source"] if len(several) == 1 else f"{row['source']}, {row['scheme']} {row['algorithm']}"}
+            for row in results.rows]
+    rows.sort(key=lambda row: several.index((row["scheme"], row["algorithm"])))
     heads = {name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2) for name in first if name.startswith("sqnr_db/")}
-    text = table.markdown(rows, by="source", columns=COLUMNS | heads)
+    text = table.markdown(rows, by="calibration", columns=COLUMNS | heads)
+    how = f"scheme {first['scheme']}, algorithm {first['algorithm']}" if len(several) == 1 else "scheme and algorithm as named"
+    how = f"full integer, {how}{', files end at the logits' if first['head'] == 'logits' else ''}"
     float_scores = {name: first[f"float_{name}"] for name in FLOAT if f"float_{name}" in first}
-    known = "".join(f"; float {COLUMNS[name][0].removeprefix('int8 ')} {value:.3f}" for name, value in float_scores.items())
+    known = "".join(f"; float {COLUMNS[name][0]} {value:.3f}" for name, value in float_scores.items())
     agreement = "Agreement is with the float model's choices; " if "agreement" in first else ""
     atomic_write(folder / "results.md", f"# Calibration sources\n\n{text}\n\nMean ± standard deviation over seeds; "
-                 f"{first['num_images']} calibration images{known}; full int8. {agreement}MSE and SQNR are of the model's outputs as "
+                 f"{first['num_images']} calibration images{known}; {how}. {agreement}MSE and SQNR are of the model's outputs as "
                  f"they are{', over all heads unless one is named' if heads else ''}.\n\n```\n{command}\n```\n\n{environment()}\n")
-    panels = {"top1": "top-1, int8", "map": "COCO mAP, int8", "agreement": "agreement with float", "sqnr_db": "SQNR of outputs, dB"}
+    panels = {"top1": "top-1", "map": "COCO mAP", "agreement": "agreement with float", "sqnr_db": "SQNR of outputs, dB"}
     panels |= {name: heading for name, (heading, _) in heads.items()}
-    plots.bars(rows, folder / "scores.png", reference=float_scores,
+    plots.bars([{**row, "source": row["calibration"]} for row in rows], folder / "scores.png", reference=float_scores,
                columns={name: label for name, label in panels.items() if name in first})
-    real = results.ranges("real", 0)
+    rest = (first["scheme"], first["algorithm"], first["head"], 0)
+    real = results.ranges("real", *rest)
     if real:
         names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
-        others = {name: results.ranges(name, 0) for name in names}
+        others = {name: results.ranges(name, *rest) for name in names}
         plots.ranges_scatter(real, others, folder / "ranges.png")
     return text

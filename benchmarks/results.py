@@ -10,15 +10,16 @@ from dgh_tf.files import atomic_write
 
 
 class Results:
-    """The rows of one folder. A row's key is (source, seed); its field `run` names the arguments it came from."""
+    """The rows of one folder, told apart by the fields of `key`; a row's field `run` names the arguments it came from."""
 
-    def __init__(self, folder: str | pathlib.Path, *, run: str):
+    def __init__(self, folder: str | pathlib.Path, *, run: str, key: tuple[str, ...] = ("source", "seed")):
         """Reads what an earlier run of the same arguments left.
 
+        Args: key: fields of a row; "source" among them.
         Raises:
           ValueError: the folder's files are damaged or come from other arguments.
         """
-        self.folder, self.run = pathlib.Path(folder), run
+        self.folder, self.run, self.key = pathlib.Path(folder), run, key
         self.rows: list[dict[str, Any]] = self._read("results.json", [])
         self._ranges: dict[str, Ranges] = self._read("ranges.json", {})
         others = sorted({str(row.get("run")) for row in self.rows} - {run})
@@ -38,20 +39,24 @@ class Results:
             raise ValueError(f"{path} does not hold benchmark results. Remove it or give another --output_dir.")
         return data
 
-    def done(self, source: str, seed: int) -> bool:
-        """Whether this row is there already."""
-        return any(row["source"] == source and row["seed"] == seed for row in self.rows)
+    def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(field) for field in self.key)
 
-    def ranges(self, source: str, seed: int) -> Ranges:
+    def done(self, *key: Any) -> bool:
+        """Whether the row with these values of the key is there already."""
+        return any(self._values(row) == key for row in self.rows)
+
+    def ranges(self, *key: Any) -> Ranges:
         """Tensor ranges of a done row."""
-        return self._ranges.get(f"{source}/{seed}", {})
+        return self._ranges.get("/".join(map(str, key)), {})
 
     def add(self, row: dict[str, Any], ranges: Ranges) -> None:
-        """Adds a row, compares all rows' ranges with the real ones of their seed, and writes both files."""
-        self._ranges[f"{row['source']}/{row['seed']}"] = ranges
+        """Adds a row, compares all rows' ranges with the real ones of the same key, and writes both files."""
+        self._ranges["/".join(map(str, self._values(row)))] = ranges
         self.rows.append({**row, "run": self.run})
         for each in self.rows:  # all: the real row may come last
-            each.update(compare_ranges(self.ranges("real", each["seed"]), self.ranges(each["source"], each["seed"])))
+            real = self.ranges(*self._values({**each, "source": "real"}))
+            each.update(compare_ranges(real, self.ranges(*self._values(each))))
         # ranges first: a run killed in between repeats the row and overwrites its ranges
         atomic_write(self.folder / "ranges.json", json.dumps(self._ranges, indent=1))
         atomic_write(self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n")

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,20 @@ def real_subset(real: np.ndarray, *, num_images: int, seed: int) -> np.ndarray:
         raise ValueError(f"The real set holds {len(real)} images, fewer than --num_images={num_images}. Give a larger "
                          "set or lower --num_images, so that every source calibrates on equally many.")
     return real[np.random.default_rng(seed).permutation(len(real))[:num_images]]
+
+
+def kept(path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]) -> tuple[np.ndarray, float | None]:
+    """What `make` gives (images, and seconds or None), from the .npz file `path` where an earlier call left it there."""
+    from dgh_tf.files import atomic_path
+
+    if path.exists():
+        with np.load(path) as file:
+            return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
+    images, seconds = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, x=images, seconds=-1.0 if seconds is None else seconds)
+    return images, seconds
 
 
 def calibration_images(source: str, *, model: Any, real: np.ndarray, config: Any,

@@ -12,7 +12,6 @@ from benchmarks.comparison import Task, fingerprint, load_task
 from benchmarks.scoring import Outputs
 from benchmarks.suite_plan import TASKS, Entry, Key, Store
 from benchmarks.verdict import HELD_OUT_SEED
-from dgh_tf.files import atomic_path
 
 PROBES = {f"{kind}, seed {seed}": (kind, seed) for kind in ("stretched", "unstretched") for seed in (HELD_OUT_SEED, HELD_OUT_SEED + 1)}
 
@@ -65,14 +64,9 @@ class Bench:
                 for name, (kind, seed) in PROBES.items()}
 
     def _kept(self, name: str, make) -> tuple[np.ndarray, float | None]:
-        path = self.store.folder / "images" / f"{self.entry.name}-{self.run}-{name}.npz"
-        if path.exists():
-            with np.load(path) as file:
-                return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
-        images, seconds = make()
-        with atomic_path(path) as temporary:
-            np.savez(temporary, x=images, seconds=-1.0 if seconds is None else seconds)
-        return images, seconds
+        from benchmarks.sources import kept
+
+        return kept(self.store.folder / "images" / f"{self.entry.name}-{self.run}-{name}.npz", make)
 
 
 def evidence_path(store: Store, key: Key, probe: str) -> pathlib.Path:

@@ -76,6 +76,31 @@ def test_command_measures_and_a_second_run_adds_only_what_is_missing(task_files,
     assert len(json.loads((tmp_path / "results.json").read_text())) == 3
 
 
+@pytest.mark.slow
+def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files, tmp_path):
+    done = run(task_files, tmp_path, "--sources=real,synthetic", "--scheme=int8,w4a8", "--algorithm=minmax,bias_correction",
+               "--head=logits")
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert len(rows) == 8 and len({(row["source"], row["scheme"], row["algorithm"]) for row in rows}) == 8
+    assert {row["used"] for row in rows} == {"minmax", "bias_correction"}
+    assert len({row["generation_seconds"] for row in rows if row["source"] == "synthetic"}) == 1  # generated once
+    sqnr = {(row["scheme"], row["algorithm"]): row["sqnr_db"] for row in rows if row["source"] == "real"}
+    assert sqnr["int8", "minmax"] > sqnr["w4a8", "minmax"] + 5  # each bit is 6 dB
+    assert "synthetic, w4a8 bias_correction" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--algorithm=magic"], "Unknown algorithm 'magic'"), (["--scheme=int16x8", "--algorithm=mse"], "mse has no scheme int16x8"),
+    (["--algorithm=minmax,minmax"], "none twice")])
+def test_misfits_are_refused_before_anything_is_loaded(options, message):
+    from benchmarks.comparison import combinations
+
+    given = {"scheme": "int8", "algorithm": "minmax"} | dict(option.removeprefix("--").split("=") for option in options)
+    with pytest.raises(ValueError, match=message):
+        combinations(given["scheme"].split(","), given["algorithm"].split(","), head="model")
+
+
 def test_real_subsets_follow_the_seed_and_never_repeat_an_image():
     real = np.arange(20.0).reshape(20, 1)
     first, again, other = (sources.real_subset(real, num_images=10, seed=seed) for seed in (0, 0, 1))
