@@ -15,7 +15,9 @@ from tflite_export.simulator import integer_constants, predict
 
 IN_FILE = {"int8": "INT8", "int16x8": "INT8", "w4a8": "INT4"}  # type of the weights
 ENDS = {"int8": "int8", "int16x8": "int16", "w4a8": "int8"}
-HERE = [name for name in ALGORITHMS if name not in ("distillation", "ai_edge")]  # the others have tests of their own
+QUICK = {("mse", "int8"), ("equalization", "w4a8"), ("reconstruction", "w4a8")}  # the rest takes four seconds each
+HERE = [pytest.param(name, scheme, marks=() if (name, scheme) in QUICK else pytest.mark.slow) for name in ALGORITHMS
+        if name not in ("distillation", "ai_edge") for scheme in ("int8", "w4a8")]  # these have tests of their own
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +25,7 @@ def tflite():
     return to_float_tflite(tiny_models.softmax_head())
 
 
-@pytest.mark.parametrize("scheme", ["int8", "w4a8"])
-@pytest.mark.parametrize("algorithm", HERE)
+@pytest.mark.parametrize("algorithm, scheme", HERE)
 def test_every_algorithm_gives_an_integer_file_close_to_float(tflite, algorithm, scheme):
     images = tiny_models.images(16)
     options = {"steps": 20} if algorithm == "reconstruction" else {}
@@ -45,7 +46,7 @@ def test_files_that_end_at_the_logits_do(tflite):
     assert np.abs(exp / exp.sum(1, keepdims=True) - Runner(tflite).predict(images)).mean() < 0.02
 
 
-@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("bits", [pytest.param(8, marks=pytest.mark.slow), 4])
 def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
     """Learned roundings, scales included; to the last integer, read back from the file's own bytes."""
     graph, images = read_graph(tflite), tiny_models.images(16)
@@ -82,6 +83,7 @@ def test_reconstruction_at_four_bits_beats_rounding_to_nearest(tflite):
     assert ours < 0.7 * nearest
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_file(tflite):
     images = tiny_models.images(16)
     first, again, other = (quantize(tflite, images, scheme="w4a8", algorithm="reconstruction", steps=10, seed=seed).tflite
