@@ -192,6 +192,31 @@ def _block(graph: Graph, span: range, *, nearest: Mapping[int, tuple[np.ndarray,
     return _Block(span, weights, floors, scales, biases, units, limits)
 
 
+def _solve(graph: Graph, block: _Block, *, before: Values, inputs: Values, plain: Values, wanted: Values, fixed: Mapping[int, Any],
+           floats: Mapping[int, Any], observe: Callable, **options: Any) -> tuple[Values, Values]:
+    """Integers of a block's weights and its biases, learned, the mean error taken off. `before`, `inputs`: what it reads in float and
+    quantized; `plain`, `wanted`: what it gives rounded to nearest and in float."""
+    read, made = _outside(graph, block.span)
+    in_float = _advance(graph, block.span, inputs, constants={**fixed, **block.weights}, observe=observe)
+    scale = _mean_error(in_float, plain, made) or 1.0  # of rounding to nearest alone: the error counts in its units
+    plain_in, quantized_in = ({i: v[i] for i in read} for v in (before, inputs))
+    choices, biases = _learn(graph, block, constants=fixed, floats=plain_in, quantized=quantized_in, targets=wanted, observe=observe,
+                             scale=scale, **options)
+    integers = {i: rounding.hard_integers(v, floors=block.floors[i], limit=block.limits[i]) for i, v in choices.items()}
+    learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
+    biases |= correct_span(graph, block.span, plain_in, quantized_in, constants={**fixed, **learned}, float_constants=floats, watch=observe)
+    return integers, biases
+
+
+def _spans(graph: Graph, *, max_layers: int, steps: int, batch_size: int, drop: float) -> list[range]:
+    """`find_blocks`. Raises ValueError for a graph without weights, or options out of range."""
+    spans = find_blocks(graph, max_layers=max_layers)
+    if not spans or steps < 1 or not 0 <= drop < 1 or batch_size < 1:
+        raise ValueError(f"Reconstruction needs a model with constant weights (this one has {len(channel_axes(graph))}), "
+                         f"steps and batch size of at least 1 (got {steps}, {batch_size}) and drop from 0 to below 1 (got {drop}).")
+    return spans
+
+
 def reconstruct(
     graph: Graph,
     images: np.ndarray | Mapping[str, np.ndarray],
@@ -201,11 +226,7 @@ def reconstruct(
     activation_bits: int = 8,
     rule: str = "mse",
     constants: Mapping[int, Any] | None = None,
-    steps: int = 300,
-    batch_size: int = 16,
-    drop: float = 0.5,
-    max_layers: int = 4,
-    seed: int = 0,
+    steps: int = 300, batch_size: int = 16, drop: float = 0.5, max_layers: int = 4, seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Reconstruction:
     """Learns the rounding of all weights, and the biases, so that each block gives what it gives in float.
@@ -215,17 +236,12 @@ def reconstruct(
       ranges: of `collect_ranges`, by tensor index; the activations' quantization while learning.
       rule: of the weights' scales, see `simulator.quantize_weights`.
       constants: floats instead of the file's (equalized weights, corrected biases).
-      steps, batch_size: Adam steps per block, on so many images each.
-      drop: share of activations left in float at each step (QDrop); 0 for none.
-      max_layers: see `find_blocks`.
-      say: takes a line per block with its error and the time left.
+      steps, batch_size: Adam steps per block, on so many images each. max_layers: see `find_blocks`.
+      drop: share of activations left in float at each step (QDrop); 0 for none. say: takes a line per block.
     Returns: what `to_tflite_with_ranges` takes as weights and (merged into constants) biases. The same for the same seed.
     Raises: ValueError for a graph without weights, or options out of range.
     """
-    spans = find_blocks(graph, max_layers=max_layers)
-    if not spans or steps < 1 or not 0 <= drop < 1 or batch_size < 1:
-        raise ValueError(f"Reconstruction needs a model with constant weights (this one has {len(channel_axes(graph))}), "
-                         f"steps and batch size of at least 1 (got {steps}, {batch_size}) and drop from 0 to below 1 (got {drop}).")
+    spans = _spans(graph, max_layers=max_layers, steps=steps, batch_size=batch_size, drop=drop)
     floats, start = dict(constants or {}), time.perf_counter()
     limits = {i: 2 ** (bits - 1) - 1 for i, bits in bits_of_weights(graph, weight_bits).items()}
     nearest = integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats)
@@ -242,18 +258,9 @@ def reconstruct(
         plain = _advance(graph, span, inputs, constants=fixed, observe=observe)
         errors = [_mean_error(wanted, plain, made)] * 2
         if block.weights:
-            in_float = _advance(graph, span, inputs, constants={**fixed, **block.weights}, observe=observe)
-            scale = _mean_error(in_float, plain, made) or 1.0  # of rounding to nearest alone: the error counts in its units
-            read = _outside(graph, span)[0]
-            choices, biases = _learn(
-                graph, block, constants=fixed, floats={i: before[i] for i in read}, quantized={i: inputs[i] for i in read}, targets=wanted,
-                observe=observe, scale=scale, steps=steps, batch_size=batch_size, drop=drop, seed=seed * 1000 + place)
-            integers = {i: rounding.hard_integers(v, floors=block.floors[i], limit=limits[i]) for i, v in choices.items()}
+            integers, biases = _solve(graph, block, before=before, inputs=inputs, plain=plain, wanted=wanted, fixed=fixed, floats=floats,
+                                      observe=observe, steps=steps, batch_size=batch_size, drop=drop, seed=seed * 1000 + place)
             learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
-            plain_in, quantized_in = ({i: v[i] for i in read} for v in (before, inputs))
-            biases |= correct_span(graph, span, plain_in, quantized_in, constants={**fixed, **learned}, float_constants=floats,
-                                   watch=observe)
-            learned |= biases
             after = _advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
             errors[1] = _mean_error(wanted, after, made)
             better = errors[1] < errors[0]
@@ -264,8 +271,8 @@ def reconstruct(
                 plain = after
         inputs = plain
         found.errors.append((span, *errors))
+        left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
         if say:
-            left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
             say(f"block {place + 1}/{len(spans)}: error {errors[0]:.2e} with rounding to nearest, {errors[1]:.2e} learned; "
                 f"about {left:.0f} s left")
     return found
