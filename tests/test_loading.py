@@ -257,3 +257,32 @@ def test_tensorflow_functions_and_slashed_names_of_keras2_give_the_same_outputs(
     np.testing.assert_allclose(np.asarray(loaded(x)), np.asarray(saved(x)), rtol=1e-3, atol=1e-3 * np.abs(saved(x)).max())
     loaded.save(tmp_path / "again.keras")  # the layer's config is whole
     assert len(Network(loaded).layers) == 1
+
+
+def keras2_transfer(kind: str):
+    """What Keras 2 scripts save: augmentation and a nested backbone, a recurrent head, half precision."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    if kind == "half":
+        tf_keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        backbone = tiny.nested_backbone(keras=tf_keras)
+        inputs = tf_keras.Input((16, 16, 3))
+        x = backbone(layers.RandomRotation(0.2)(layers.RandomFlip("horizontal")(inputs)))
+        if kind == "recurrent":
+            x = layers.Bidirectional(layers.GRU(4))(layers.Reshape((5, 1))(x))
+        return tiny.settle(tf_keras.Model(inputs, layers.Dense(2, dtype="float32")(x)))
+    finally:
+        tf_keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.mark.parametrize("kind", ["augmented", "recurrent", "half"])
+def test_what_keras2_scripts_save_gives_the_same_outputs(kind, tmp_path):
+    saved = keras2_transfer(kind)
+    saved.save(tmp_path / "model.h5")
+    loaded = load_model(str(tmp_path / "model.h5"))
+    x = tiny.images(3)
+    expected = np.asarray(saved(x, training=False))
+    np.testing.assert_allclose(np.asarray(loaded(x)), expected, atol=(0.05 if kind == "half" else 1e-4) * np.abs(expected).max())
+    assert len(Network(loaded).layers) == 3 and {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
