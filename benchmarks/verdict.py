@@ -100,6 +100,14 @@ def _require_tflite(path: pathlib.Path) -> None:
         raise ValueError(f"--tflite={path} is a damaged TFLite model ({type(error).__name__}). Convert the model again.") from error
 
 
+def _one_of_each(tflite: bytes) -> Any:
+    """Images of the file's own shapes, which fix those that a model leaves open."""
+    from tflite_export.integer_check import graph_io
+
+    arrays = {row["name"]: np.zeros(row["shape"], np.float32) for row in graph_io(tflite)["inputs"]}
+    return arrays if len(arrays) > 1 else next(iter(arrays.values()))
+
+
 def main(argv: list[str]) -> int:
     """Prints the verdict; exit code 0 whatever it is."""
     del argv
@@ -117,12 +125,14 @@ def main(argv: list[str]) -> int:
     from dgh_tf.network import Network
     from tflite_export import to_float_tflite
     from tflite_export.converter import input_shapes
-    from tflite_export.evidence import gather
+    from tflite_export.evidence import gather, require_same_ends
     from tflite_export.verdict import judge
 
     model = load_model(values.model)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
     config = GenerationConfig(num_images=values.num_images, steps=values.steps, input_range=values.input_range)
+    data, float_tflite = path.read_bytes(), to_float_tflite(model, images=_one_of_each(path.read_bytes()))
+    require_same_ends(float_tflite, data)
     seeds = range(values.seed, values.seed + values.seeds)
 
     def made(kind: str) -> dict[str, Any]:
@@ -145,8 +155,6 @@ def main(argv: list[str]) -> int:
     for note in notes:
         say(note)
     used = used or made("stretched")
-    data = path.read_bytes()
-    float_tflite = to_float_tflite(model, images=unstretched)
     found = {name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()}
     result = {**judge(found), "notes": notes}
     if values.output:

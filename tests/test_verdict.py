@@ -165,12 +165,14 @@ def test_dark_calibration_is_seen_from_good_images_and_hidden_from_dark_ones(fil
 
 def test_files_of_other_models_are_refused(files):
     from tflite_export import to_tflite
-    from tflite_export.evidence import gather
+    from tflite_export.evidence import gather, require_same_ends
 
     images = tiny_models.images(4, shape=(16, 16, 1))
     other = to_tflite(tiny_models.grey_input(), images)
     with pytest.raises(ValueError, match="images made for this model"):
         gather(files[2], other, images)
+    with pytest.raises(ValueError, match="a file that tflite_export made"):
+        require_same_ends(files[2], to_tflite(tiny_models.two_heads(), tiny_models.images(4)))
 
 
 def test_gaps_are_those_that_generation_minimizes(files):

@@ -77,6 +77,15 @@ def _logits(float_tflite: bytes, output: str, kept: Mapping[str, str]) -> str:
     return output
 
 
+def require_same_ends(float_tflite: bytes, tflite: bytes) -> None:
+    """Raises ValueError where the two files' inputs and outputs have other names: they are of different models, or made elsewhere."""
+    reference, integer = ({end: [row["name"] for row in rows] for end, rows in graph_io(file).items()} for file in (float_tflite, tflite))
+    if any(set(integer[end]) != set(reference[end]) for end in reference):
+        raise ValueError(f"The file has inputs {', '.join(integer['inputs'])} and outputs {', '.join(integer['outputs'])}, the model "
+                         f"{', '.join(reference['inputs'])} and {', '.join(reference['outputs'])}. Give the model that the file was made "
+                         "from, and a file that tflite_export made: tensors are followed by name.")
+
+
 def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
     """Runs both files on every image and compares all their activation tensors.
 
@@ -90,9 +99,7 @@ def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
     arrays = {plain(k): v for k, v in images.items()} if isinstance(images, Mapping) else {next(iter(reference.inputs)): images}
     wanted = {name: tuple(map(int, detail["shape"][1:])) for name, detail in reference.inputs.items()}
     given = {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
-    if set(integer.inputs) != set(wanted) or set(integer.outputs) != set(reference.outputs):
-        raise ValueError(f"The file has inputs {', '.join(integer.inputs)} and outputs {', '.join(integer.outputs)}, the model "
-                         f"{', '.join(wanted)} and {', '.join(reference.outputs)}. Give the model that the file was made from.")
+    require_same_ends(float_tflite, tflite)
     if given != wanted:
         raise ValueError(f"The images have the shapes {given}, the model takes {wanted}. Give images made for this model.")
     kinds = _activations(float_tflite, tflite)
