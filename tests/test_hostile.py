@@ -3,8 +3,6 @@
 Commands run in this process, through the same flag parser and error guard as `python -m`; a few run as real processes.
 """
 import contextlib
-import importlib
-import io
 import json
 import os
 import pathlib
@@ -13,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import hostile_files
 import numpy as np
 import pytest
@@ -21,9 +20,6 @@ from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dgh_tf import console
-
-BASE = set(flags.FLAGS)  # what absl and the console define, before any command
 SEEN: set[tuple[str, ...]] = set()
 
 
@@ -31,32 +27,7 @@ SEEN: set[tuple[str, ...]] = set()
 def no_flags_left():
     """Leaves no command's flags behind."""
     yield
-    for name in set(flags.FLAGS) - BASE:
-        delattr(flags.FLAGS, name)
-
-
-def ready(command):
-    """The command's module, its flags defined afresh, as a new process would have them."""
-    for name in set(flags.FLAGS) - BASE:
-        delattr(flags.FLAGS, name)
-    module = sys.modules.get(command)
-    module = importlib.reload(module) if module else importlib.import_module(command)
-    for define in ("_define_flags", "define_flags"):
-        if hasattr(module, define):
-            getattr(module, define)()
-    return module
-
-
-def call(command, *arguments):
-    """(exit code, stdout, stderr) of the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    module = ready(command)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = console._guarded(module.main, console._parsed([command, *arguments]))
-        except SystemExit as stop:
-            code = stop.code
-    return code, out.getvalue(), err.getvalue()
+    commands.forget()
 
 
 def listing(folder):
@@ -69,7 +40,7 @@ def refused(work, command, *arguments, words="", code=1):
     """Runs a bad input and checks the promise of this file; returns the line."""
     SEEN.add((command, *arguments))
     before = listing(work)
-    got, _, err = call(command, *arguments)
+    got, _, err = commands.call(command, *arguments)
     lines = err.strip("\n").split("\n")
     assert got == code, (got, err)
     assert len(lines) == 1 and err.startswith("error: ") and "Traceback" not in err, err
@@ -127,7 +98,7 @@ NUMBERS = ["x", "1.5.2", "", "0x", "1e", "--", "-1", "999999999999999999999999x"
 
 def test_every_number_and_choice_of_every_command_refuses_nonsense(work):
     for command, good in REQUIRED.items():
-        ready(command)
+        commands.ready(command)
         names = [flag.name for flag in flags.FLAGS.get_flags_for_module(command)]
         parsers = {name: flags.FLAGS[name].parser for name in names}
         for name, parser in parsers.items():

@@ -1,0 +1,40 @@
+"""Runs a command in this process, through the same flag parser and error guard as `python -m`."""
+import contextlib
+import importlib
+import io
+import sys
+
+from absl import flags
+
+from dgh_tf import console
+
+BASE = set(flags.FLAGS)  # what absl and the console define, before any command
+
+
+def forget():
+    """Takes back the flags of the last command."""
+    for name in set(flags.FLAGS) - BASE:
+        delattr(flags.FLAGS, name)
+
+
+def ready(command):
+    """The command's module, its flags defined afresh, as a new process would have them."""
+    forget()
+    module = sys.modules.get(command)
+    module = importlib.reload(module) if module else importlib.import_module(command)
+    for define in ("_define_flags", "define_flags"):
+        if hasattr(module, define):
+            getattr(module, define)()
+    return module
+
+
+def call(command, *arguments):
+    """(exit code, stdout, stderr) of the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    module = ready(command)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = console._guarded(module.main, console._parsed([command, *arguments]))
+        except SystemExit as stop:
+            code = stop.code
+    return code, out.getvalue(), err.getvalue()
