@@ -63,7 +63,8 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
             raise ValueError(f"it is the subclassed model {type(reference).__name__!r}, which only its own Python code can build again. "
                              "Build it in Python and call dgh_tf.generate_images(model)") from error
         _rewrite(file)
-        model = keras.models.load_model(file, custom_objects={"TFOpLambda": function_layer()}, compile=False, safe_mode=not unsafe)
+        known = {"TFOpLambda": function_layer(), "Functional": keras.Model}  # Keras knows the latter at the outer levels only
+        model = keras.models.load_model(file, custom_objects=known, compile=False, safe_mode=not unsafe)
     if not model.built or not getattr(model, "inputs", None):  # Sequential loses the shape of its input layer
         model.build(reference.input_shape)
     _require_equal(reference, model)
@@ -132,6 +133,8 @@ def as_keras3(config):
         if kind in MODELS and "layers" in inner:
             inner["layers"] = [as_function_layer(layer) if layer["class_name"] in FUNCTION_LAYERS else layer for layer in inner["layers"]]
             _renumber(inner)
+            for ends in ("input_layers", "output_layers"):  # one tensor, not a list of one: what comes after it takes no list
+                inner |= {ends: inner[ends][0]} if len(inner.get(ends, [])) == 1 else {}
             slashed = {layer["config"]["name"] for layer in inner["layers"] if "/" in layer["config"]["name"]}
             config["config"] = _without_slashes(inner, slashed) if slashed else inner
     return config

@@ -91,7 +91,7 @@ def test_keras2_config_of_a_nested_model_by_hand():
     changed = as_keras3(config)["config"]
     assert changed["layers"][1]["inbound_nodes"] == [[["a", 0, 0, {}]]]
     assert changed["layers"][2] == {"class_name": "DepthwiseConv2D", "config": {"name": "d"}, "inbound_nodes": [[["inner", 0, 0, {}]]]}
-    assert changed["output_layers"] == [["inner", 1, 0]]
+    assert changed["output_layers"] == ["inner", 1, 0]  # one tensor, not a list of one
     assert config["config"]["output_layers"] == [["inner", 2, 0]]  # the given config stays
 
 
@@ -270,6 +270,9 @@ def keras2_transfer(kind: str):
         backbone = tiny.nested_backbone(keras=tf_keras)
         inputs = tf_keras.Input((16, 16, 3))
         x = backbone(layers.RandomRotation(0.2)(layers.RandomFlip("horizontal")(inputs)))
+        if kind == "sequential":
+            parts = [tf_keras.Input((16, 16, 3)), layers.RandomFlip(), backbone, layers.BatchNormalization(), layers.Dense(2)]
+            return tiny.settle(tf_keras.Sequential(parts))
         if kind == "recurrent":
             x = layers.Bidirectional(layers.GRU(4))(layers.Reshape((5, 1))(x))
         return tiny.settle(tf_keras.Model(inputs, layers.Dense(2, dtype="float32")(x)))
@@ -277,7 +280,7 @@ def keras2_transfer(kind: str):
         tf_keras.mixed_precision.set_global_policy("float32")
 
 
-@pytest.mark.parametrize("kind", ["augmented", "recurrent", "half"])
+@pytest.mark.parametrize("kind", ["augmented", "sequential", "recurrent", "half"])
 def test_what_keras2_scripts_save_gives_the_same_outputs(kind, tmp_path):
     saved = keras2_transfer(kind)
     saved.save(tmp_path / "model.h5")
@@ -285,4 +288,5 @@ def test_what_keras2_scripts_save_gives_the_same_outputs(kind, tmp_path):
     x = tiny.images(3)
     expected = np.asarray(saved(x, training=False))
     np.testing.assert_allclose(np.asarray(loaded(x)), expected, atol=(0.05 if kind == "half" else 1e-4) * np.abs(expected).max())
-    assert len(Network(loaded).layers) == 3 and {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
+    assert len(Network(loaded).layers) == 3 + (kind == "sequential")
+    assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
