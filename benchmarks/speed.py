@@ -56,14 +56,14 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
     if len(generator.ranges) > 1:
         raise ValueError("The speed benchmark takes models with one input.")
     began = time.perf_counter()
-    state = _timed_loop(generator, generator.start(), 0.0)[0]
+    generator.start()
+    _timed_loop(generator, 0.0)
     trace = time.perf_counter() - began
-    limit = limit_step(generator.network, tf.constant(generator.images(state)[0][:batch_size]))
+    limit = limit_step(generator.network, tf.constant(next(generator.images())[0]))
     limit(tf.constant(1))
     ours, plain = [], []
     for _ in range(repeats):
-        state, rate = _timed_loop(generator, state, seconds)
-        ours.append(rate)
+        ours.append(_timed_loop(generator, seconds))
         plain.append(_timed_limit(limit, batch_size, seconds))
     return {"batch_size": batch_size, "image_steps_per_second": statistics.median(ours),
             "limit_image_steps_per_second": statistics.median(plain),
@@ -72,23 +72,12 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def _timed_loop(generator, state, seconds: float):
-    """Runs generator.run for about `seconds`. Returns the state and the rate after its first reports (ramp-up)."""
-    began, counted = time.perf_counter(), []
-
-    def report(progress, fetch) -> bool:
-        del fetch
-        counted.append((time.perf_counter(), progress.step))
-        return time.perf_counter() - began > seconds
-
-    first = state.step
-    start = time.perf_counter()
-    state = generator.run(state, report=report)
-    images = generator.config.num_images
-    middle = next((i for i, (when, _) in enumerate(counted) if when - began > seconds / 3), 0)
-    if middle + 1 < len(counted):  # chunks grow from one step; count from where they have
-        start, first = counted[middle]
-    return state, (counted[-1][1] - first) * images / (counted[-1][0] - start)
+def _timed_loop(generator, seconds: float) -> float:
+    """Runs the generator for about `seconds` more. Returns its rate in image-steps per second."""
+    began, first = time.perf_counter(), generator.state.visits
+    generator.run(due=lambda: (False, time.perf_counter() - began > seconds))
+    images = generator.config.num_images / generator.rounds
+    return (generator.state.visits - first) * images / (time.perf_counter() - began)
 
 
 def _timed_limit(limit, batch_size: int, seconds: float) -> float:

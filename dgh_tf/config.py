@@ -35,6 +35,7 @@ class GenerationConfig:
     augment: bool = _setting(True, "Larger canvas, smoothing, flip and crop; off: optimize the images directly.")
     flip: str = _setting("auto", "Mirror images left-right: auto (images with three channels), on or off.")
     start: str = _setting("leaves", "Start images: leaves (overlapping discs), noise (spectrum of photographs) or white noise.")
+    precision: str = _setting("float32", "Of the network: float32, bfloat16 or float16; moments, losses and images stay float32.")
     strategy: str = _setting("one", "one device, mirrored (all devices of this machine) or multi_worker (TF_CONFIG).")
 
     def __post_init__(self):
@@ -51,7 +52,8 @@ class GenerationConfig:
             raise ValueError("--bn_weight, --output_weight and --prior_weight are all 0, so there is nothing to optimize. "
                              "Give at least one of them a weight.")
         for name, choices in (("schedule", ("cosine", "plateau")), ("start", ("leaves", "noise", "white")),
-                              ("flip", ("auto", "on", "off")), ("strategy", ("one", "mirrored", "multi_worker"))):
+                              ("flip", ("auto", "on", "off")), ("precision", ("float32", "bfloat16", "float16")),
+                              ("strategy", ("one", "mirrored", "multi_worker"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.image_size:

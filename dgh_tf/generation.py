@@ -1,300 +1,297 @@
 """state: the custom training loop. Canvases and a table of moments (batch x BN channels) under a tf.distribute strategy.
 
-The set is one joint problem: the table is all that batches know of each other. A step recomputes one batch's row with
-gradient, pools it with all other rows as constants, and moves that batch's canvases. With several replicas each takes
-its own batch; the fresh rows are exchanged in one all-reduce and images never leave their replica.
+The set is one joint problem: the table is all that batches know of each other. A visit recomputes one batch's row with
+gradient, pools it with all other rows as constants, and moves that batch's canvases; a step is a visit to every batch.
+With several replicas each takes its own batch; what rows changed by is exchanged in one all-reduce and images never
+leave their replica.
 """
 from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from dgh_tf import images as image_ops
-from dgh_tf import losses
 from dgh_tf.config import GenerationConfig, parse_image_size
 from dgh_tf.input_range import find_input_range
-from dgh_tf.losses import output_spread
-from dgh_tf.moments import Moments, merge
-from dgh_tf.network import Network, Tapped
-from dgh_tf.objective import flatten, layer_rows, objective, other_rows, pseudo_statistics, replace_rows
-from dgh_tf.optimizer import cosine, plateau, radam
-from dgh_tf.replicas import batch_sizes, exchange, make_strategy
+from dgh_tf.network import Network
+from dgh_tf.objective import layer_gaps, make_targets, pseudo_statistics
+from dgh_tf.optimizer import plateau
+from dgh_tf.replicas import batch_sizes, lost_peer, make_strategy
+from dgh_tf.step import FINE, NOT_A_LAYER, Carry, Step
+from dgh_tf.store import FileStore, MemoryStore, Slots, record_bytes
 
-CHUNK_SECONDS = 2.0  # one compiled call lasts about this long: progress, signals and checkpoints happen between calls
-
-LONGEST_CHUNK = 256  # steps
-MATCHING_SHARE = 0.3  # of the steps match statistics alone; the spread of outputs then says how far to stretch them
-SPREAD_MEMORY = 0.1  # weight of a batch in that spread's running mean
+REPORT_SECONDS = 2.0
+ASKED_EVERY = 16  # visits after which workers ask each other, within a long step
 
 
 class State(NamedTuple):
-    """All that a run is, as numpy arrays: what a checkpoint holds.
+    """All that a run is besides its records, as numpy arrays: with them, what a checkpoint holds.
 
-    canvases, first, second: per input [batches, largest batch, *canvas shape] (short batches padded with zeros).
-    means, m2s: the table, [batches, channels of all BN layers]. spreads: each head's
-    spread under matched statistics [heads]. step: steps done. plateau: (scale, best loss, waited).
+    visits: batches done by each replica since the start. plateau: (scale, best loss, steps waited). gap_start: gap of
+    every layer before the first step. carry: of every replica here, see `step.Carry`; arrays [replicas here, ...].
     """
 
-    canvases: list[np.ndarray]
-    first: list[np.ndarray]
-    second: list[np.ndarray]
-    means: np.ndarray
-    m2s: np.ndarray
-    spreads: np.ndarray
-    step: int
+    visits: int
     plateau: tuple[float, float, int]
+    gap_start: dict[str, float]
+    carry: list[np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Figures of the steps since the last report: means over batches; rate in image-steps per second."""
+    """Figures since the last report: means over batches; rate in image-steps per second; what `run`'s `due` asked for."""
 
     step: int
     losses: dict[str, float]
     rate: float
+    save: bool = False
+    stop: bool = False
 
 
 class Generator:
-    """One generation run on one model."""
+    """One generation run on one model: `start` or `restore`, then `run`, then `images`."""
 
-    def __init__(self, model, config: GenerationConfig, *, strategy: tf.distribute.Strategy | None = None):
-        """Prepares a run; long work starts with `run`. Raises ValueError for models and settings that cannot work."""
+    def __init__(self, model, config: GenerationConfig, *, strategy: tf.distribute.Strategy | None = None,
+                 store_file: pathlib.Path | None = None, memory_bytes: int = 0):
+        """Prepares a run; long work starts with `run`. Raises ValueError for models and settings that cannot work.
+
+        store_file: where records that need more than `memory_bytes` are streamed through; None keeps all in memory.
+        """
         self.config = config
         self.strategy = strategy or make_strategy(config.strategy)
         self.network = Network(model, image_size=parse_image_size(config.image_size) if config.image_size else None)
         self.ranges = find_input_range(self.network, text=config.input_range)
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
-        self.sizes = batch_sizes(config, self.strategy.num_replicas_in_sync)
-        self.layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
-        self.matching_steps = max(1, int(MATCHING_SHARE * config.steps)) if config.output_weight else config.steps
-        self.priors = [float(image_ops.is_image(shape)) for shape in self.network.input_shapes]
-        self.head_names: list[str] = []
-        self._counts: np.ndarray | None = None
-        self._fill = tf.function(self._fill_replica, autograph=False)
-        self._chunk = tf.function(self._run_chunk, autograph=False)
+        self.replicas = self.strategy.num_replicas_in_sync
+        self.sizes = batch_sizes(config, self.replicas)
+        layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
+        self.targets = make_targets(layers, [float(image_ops.is_image(shape)) for shape in self.network.input_shapes])
+        self.head_names = self.network.head_names(precision=config.precision)
+        self._step = Step(self.network, config, layers=layers, targets=self.targets, ranges=self.ranges, layouts=self.layouts,
+                          sizes=self.sizes, replicas=self.replicas, head_names=self.head_names)
+        self._devices = self.strategy.extended.worker_devices
+        first, every = self._first_replica(), self.replicas
+        self.batches = [k for k in range(len(self.sizes)) if first <= k % every < first + len(self._devices)]  # of this process
+        self.rounds = len(self.batches) // len(self._devices)  # visits that make up a step
+        sizes, kind = [self.sizes[k] for k in self.batches], {"channels": len(self.targets.mean), "devices": self._devices}
+        shapes = [layout.canvas_shape for layout in self.layouts]
+        self.record_bytes = len(sizes) * record_bytes(shapes, max(sizes), channels=len(self.targets.mean))
+        self.streamed = store_file is not None and self.record_bytes > memory_bytes
+        self.store = FileStore(store_file, shapes, sizes, **kind) if self.streamed else MemoryStore(shapes, sizes, **kind)
+        self.state = State(0, (1.0, math.inf, 0), {}, [])
+        self._order = -1, np.empty(0, int)
 
-    def _observe(self, units: list[tf.Tensor]) -> tuple[list[Moments], Tapped]:
-        """Moments of every BN layer and of the inputs themselves, for images in canvas units; and the traced network."""
-        inputs = [image_ops.to_model(u, low=r.low, high=r.high) for u, r in zip(units, self.ranges, strict=True)]
-        tapped = self.network.forward(inputs)
-        self.head_names = [head.name for head in tapped.heads]
-        return layer_rows([*tapped.calls, *enumerate(units, start=len(self.network.layers))], self.layers), tapped
+    def _first_replica(self) -> int:
+        """Number of this process's first replica among all."""
+        resolver = self.strategy.cluster_resolver
+        return resolver.task_id * len(self.strategy.extended.worker_devices) if resolver and resolver.task_type else 0
 
-    # ---- the compiled part: many batches, no Python between them ---------------------------------------------------
+    # ---- before and after ------------------------------------------------------------------------------------------
 
-    def _fill_replica(self, canvases):
-        """One batch's row of the table without gradient, for its centre crop: (counts, means, m2s)."""
-        row, _ = self._observe([image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)])
-        return tf.stack([m.count for m in row]), *flatten(row)
+    def start(self) -> None:
+        """Fills the store with the start images, empty slots and the table, computed once without gradient."""
+        for place, k in enumerate(self.batches):
+            canvases = [self._start_canvases(number, first=sum(self.sizes[:k]), size=self.sizes[k]) for number in range(len(self.layouts))]
+            zeros = [np.zeros_like(a) for a in canvases]
+            self.store.write(place, [*canvases, *zeros, *zeros, np.zeros((2, len(self.targets.mean)), np.float32)])
+        totals = self._fill_table(keep=True)
+        carry = [np.stack([a.numpy()] * len(self._devices)) for a in self._step.first_carry(totals)]
+        self.state = State(0, (1.0, math.inf, 0), layer_gaps(totals, self.targets), carry)
 
-    def _step(self, canvases, first, second, means, m2s, spreads, batch, size, step, rate):
-        """One step of one batch on one replica. Returns its new slots, its fresh row and the metrics."""
-        seed = tf.stack([self.config.seed, step * len(self.sizes) + batch])
-        used = [c[:size] for c in canvases] if len(set(self.sizes)) > 1 else canvases
-        with tf.GradientTape() as tape:
-            tape.watch(used)
-            units = [image_ops.augment(c, layout, seed=seed) for c, layout in zip(used, self.layouts, strict=True)]
-            row, tapped = self._observe(units)
-            heads = tf.stack([tf.reduce_mean(output_spread(head.logits)) for head in tapped.heads])
-            rows, heads, ids = exchange(tf.concat(flatten(row), 0), heads, batch, replicas=self.strategy.num_replicas_in_sync)
-            pooled = len(self.sizes) > 1 and self.config.pool_statistics
-            others = other_rows(self._counts, *replace_rows(means, m2s, rows, ids), batch, layers=self.layers) if pooled else []
-            value, metrics = objective(row, tapped, others, layers=self.layers, priors=self.priors, config=self.config,
-                                       limits=self._limits(spreads, step), size=tf.cast(size, tf.float32))
-        gradients = tape.gradient(value, used)
-        moved = []
-        for canvas, m, v, gradient in zip(canvases, first, second, gradients, strict=True):
-            gradient = tf.pad(gradient, [[0, tf.shape(canvas)[0] - tf.shape(gradient)[0]], *[[0, 0]] * (canvas.shape.rank - 1)])
-            change, m, v = radam(gradient, m, v, step=step, rate=rate)
-            moved.append((canvas + change, m, v))
-        metrics["gradient"] = tf.linalg.global_norm(gradients)
-        return *map(list, zip(*moved, strict=True)), rows, heads, ids, metrics
+    def _start_canvases(self, number: int, *, first: int, size: int) -> np.ndarray:
+        """Start canvases of input `number` for the images first .. first + size of the set."""
+        layout, std = self.layouts[number], self.ranges[number].prior_std
+        return np.stack([image_ops.start_canvas(layout.canvas_shape, index=i * len(self.layouts) + number, seed=self.config.seed, std=std,
+                                                start=self.config.start) for i in range(first, first + size)])
 
-    def _limits(self, spreads: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-        """How far each head is stretched: not at all while the statistics are being matched, then up to the limit."""
-        limit = self.config.stretch_limit * spreads if self.config.stretch_limit else spreads * 0.0 + math.inf
-        return tf.where(step < self.matching_steps, 0.0, limit)
+    def _fill_table(self, *, keep: bool) -> np.ndarray:
+        """Sum of the rows of all batches' finished images, float64; keep: write them to the records."""
+        totals = np.zeros((2, len(self.targets.mean)))
+        for turn in range(self.rounds):
+            records = [self.store.read(place) for place in self._places(turn)]
+            canvases = self._each([[tf.constant(a) for a in record[:len(self.layouts)]] for record in records])
+            numbers = self._each([tf.constant(self.batches[place]) for place in self._places(turn)])
+            rows = self.strategy.run(self._step.fill, args=(canvases, numbers))
+            totals += self.strategy.reduce("SUM", rows, axis=None).numpy()
+            if keep:
+                for place, record, row in zip(self._places(turn), records, self.strategy.experimental_local_results(rows), strict=True):
+                    self.store.write(place, [*record[:-1], row.numpy()])
+        return totals
 
-    def _run_chunk(self, state, order, steps, step, scale):
-        """`steps` steps from `step` on. order: int32 [LONGEST_CHUNK, local batches] of local batch numbers.
-        Returns the new state and the metrics' means.
+    def _places(self, turn: int) -> list[int]:
+        """Places in the store of the batches that the replicas here work on together."""
+        here = len(self._devices)
+        return list(range(turn * here, (turn + 1) * here))
 
-        The loop stands around strategy.run, not in it: replicas cannot meet (all-reduce) inside a loop of their own."""
-        local = tf.shape(order)[1]
-        count = steps * local
+    def _each(self, values: list):
+        """One value for each replica here, as strategy.run takes them."""
+        if self.replicas == 1:
+            return values[0]
+        first = self._first_replica()
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: values[context.replica_id_in_sync_group - first])
 
-        def body(i, state, sums):
-            args = (state, order[i // local, i % local], step + i // local, scale)
-            state, metrics = self.strategy.run(self._replica_step, args=args)
-            return i + 1, state, sums + self.strategy.reduce("MEAN", metrics, axis=None)
+    def images(self) -> Iterator[list[np.ndarray]]:
+        """The finished images, some at a time in the set's order, for every input float32 [n, *input shape] in model units.
 
-        state = self.strategy.run(lambda groups: (*[[_unstack(a) for a in g] for g in groups[:3]], *groups[3:]), args=(state,))
-        _, state, sums = tf.while_loop(lambda i, *_: i < count, body, (0, state, tf.zeros(len(self._metric_names()))),
-                                       parallel_iterations=1)
-        state = self.strategy.run(lambda groups: (*[[a.stack() for a in g] for g in groups[:3]], *groups[3:]), args=(state,))
-        return state, sums / tf.cast(count, tf.float32)
+        With several workers all must ask at once, and all get all images.
+        """
+        for turn in range(self.rounds):
+            parts = []
+            for place in self._places(turn):
+                record = self.store.read(place)
+                parts.append([image_ops.to_model(image_ops.finish(tf.constant(c), layout), low=valid.low, high=valid.high)
+                              for c, layout, valid in zip(record, self.layouts, self.ranges, strict=False)])
+            if len(parts) < self.replicas:
+                parts = [self.strategy.gather(self._each(parts)[i], axis=0) for i in range(len(self.layouts))]
+                yield self.network.own_layout([part.numpy() for part in parts])
+            else:
+                yield from (self.network.own_layout([a.numpy() for a in part]) for part in parts)
 
-    def _replica_step(self, state, here, now, scale):
-        """One step of local batch `here` on one replica: the new state (slots as TensorArrays) and the metrics."""
-        *slots, means, m2s, spreads = state
-        replicas = self.strategy.num_replicas_in_sync
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group if replicas > 1 else 0
-        batch = here * replicas + replica
-        share = cosine(now, steps=self.config.steps) if self.config.schedule == "cosine" else scale
-        args = [[array.read(here) for array in group] for group in slots]
-        *moved, rows, heads, ids, metrics = self._step(*args, means, m2s, spreads, batch, tf.constant(self.sizes)[batch], now,
-                                                self.config.learning_rate * share)
-        slots = [[array.write(here, value) for array, value in zip(group, new, strict=True)]
-                 for group, new in zip(slots, moved, strict=True)]
-        means, m2s = replace_rows(means, m2s, rows, ids)
-        memory = tf.where(spreads > 0.0, SPREAD_MEMORY, 1.0)  # the first batch sets it: any constant would carry a unit
-        spreads = tf.where(now < self.matching_steps, spreads + memory * (heads - spreads), spreads)
-        return (*slots, means, m2s, spreads), tf.stack([metrics[key] for key in self._metric_names()])
+    def all_images(self) -> list[np.ndarray]:
+        """`images` in one array for every input."""
+        return [np.concatenate(parts) for parts in zip(*self.images(), strict=True)]
 
-    def _metric_names(self) -> list[str]:
-        return ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in self.head_names)]
+    def layer_gaps(self) -> dict[str, float]:
+        """Gap of the finished images' pooled statistics per BN layer and input."""
+        return layer_gaps(self._fill_table(keep=False), self.targets)
 
-    # ---- the loop -------------------------------------------------------------------------------------------------
+    # ---- the loop --------------------------------------------------------------------------------------------------
 
-    def start(self) -> State:
-        """The state before the first step: start canvases, empty slots, and the table filled once without gradient."""
-        largest = max(self.sizes)
-        canvases = [np.zeros((len(self.sizes), largest, *layout.canvas_shape), np.float32) for layout in self.layouts]
-        index = 0
-        for k, size in enumerate(self.sizes):
-            for i in range(size):
-                for number, (array, layout, valid) in enumerate(zip(canvases, self.layouts, self.ranges, strict=True)):
-                    array[k, i] = image_ops.start_canvas(layout.canvas_shape, index=index * len(canvases) + number,
-                                                         seed=self.config.seed, std=valid.prior_std, start=self.config.start)
-                index += 1
-        self._counts, means, m2s = self._table(canvases)  # also fills head_names
-        zeros = [np.zeros_like(a) for a in canvases]
-        return State(canvases, zeros, [np.zeros_like(a) for a in canvases], means, m2s,
-                     np.zeros(len(self.head_names), np.float32), 0, (1.0, math.inf, 0))
-
-    def _table(self, canvases: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        rows = [self._fill([tf.constant(a[k, :size]) for a in canvases]) for k, size in enumerate(self.sizes)]
-        return tuple(np.stack([row[i].numpy() for row in rows]) for i in range(3))
-
-    def run(self, state: State, *, report: Callable[[Progress, Callable[[], State]], bool] | None = None) -> State:
-        """Runs from `state` to the last step.
+    def run(self, *, report: Callable[[Progress], bool | None] | None = None,
+            due: Callable[[], tuple[bool, bool]] = lambda: (False, False)) -> None:
+        """Runs from where the run stands to its last step.
 
         Args:
-          report: called about every two seconds with the progress and a function that fetches the state (for
-            checkpoints); returning True stops the run there.
-        Raises: FloatingPointError when a loss or gradient is not finite.
+          report: called about every two seconds with the progress; the run stands between two visits then, so that
+            `state` and `store` can be saved. Returning True stops the run there.
+          due: (whether to save, whether to stop), asked between visits; either brings a report at once. With several
+            workers all do what one of them asks for.
+        Raises: FloatingPointError when a loss or gradient is not finite; ConnectionError when another worker is lost.
         """
-        if self._counts is None:
-            self._counts = self._table(state.canvases)[0]
-        if not self.head_names:
-            specs = [tf.TensorSpec((None, *s), tf.float32) for s in self.network.input_shapes]
-            tf.function(lambda *x: self.head_names.extend(h.name for h in self.network.forward(list(x)).heads),
-                        autograph=False).get_concrete_function(*specs)
-        device, step, plateau_state = self._to_devices(state), state.step, state.plateau
-        chunk = 1
-        def fetch():
-            return self._fetch(device, step, plateau_state)
+        with lost_peer(self.strategy):
+            self._run(report, due)
 
-        while step < self.config.steps:
-            began, steps = time.perf_counter(), min(chunk, self.config.steps - step, LONGEST_CHUNK)
-            device, sums = self._chunk(device, self._order(step, steps), tf.constant(steps), tf.constant(step),
-                                       tf.constant(plateau_state[0]))
-            metrics = dict(zip(self._metric_names(), map(float, sums.numpy()), strict=True))
-            self._require_finite(metrics, step)
-            step += steps
-            seconds = time.perf_counter() - began
-            if self.config.schedule == "plateau":
-                plateau_state = plateau(plateau_state, metrics["loss"], patience=max(1, self.config.steps // 50))
-            elif seconds < CHUNK_SECONDS / 2:
-                chunk *= 2
-            elif seconds > CHUNK_SECONDS * 2:
-                chunk = max(1, chunk // 2)
-            rate = steps * self.config.num_images / seconds
-            if report and report(Progress(step, metrics, rate), fetch):
-                break
-        return fetch()
+    def _run(self, report, due) -> None:
+        carry, visits, last = self._carry_to_devices(), self.state.visits, self.rounds * self.config.steps
+        began, counted = time.perf_counter(), visits
+        turn = self._turn(visits)
+        while visits < last:
+            step, upcoming = visits // self.rounds, self._turn(visits + 1) if visits + 1 < last else None
+            carry = self._visit(carry, turn, upcoming, step)
+            visits, turn = visits + 1, upcoming
+            ended, now = visits % self.rounds == 0, time.perf_counter()
+            stalled = ended and self.config.schedule == "plateau"
+            wanted, save, stop = self._agreed(visits, now - began > REPORT_SECONDS or visits == last, *due())
+            if stalled or wanted or save or stop:
+                metrics, carry = self._figures(carry)
+                scale = self.state.plateau
+                if stalled:
+                    scale = plateau(scale, metrics["loss"], patience=max(1, self.config.steps // 50))
+                self.state = self.state._replace(visits=visits, plateau=scale, carry=self._carry_from_devices(carry))
+            if wanted or save or stop:
+                rate = (visits - counted) * self.config.num_images / self.rounds / (now - began)
+                began, counted = now, visits
+                ask = report(Progress(visits // self.rounds, metrics, rate, save, stop)) if report else None
+                if ask or stop:
+                    return
 
-    def _require_finite(self, metrics: dict[str, float], step: int) -> None:
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(f"{', '.join(bad)} became non-finite after step {step}. The last checkpoint is good; "
-                                     "try a smaller --learning_rate or check the model's weights.")
+    def _turn(self, visit: int) -> int:
+        """Which of the batches here a visit goes to: every step takes them in an order of its own."""
+        step, place = divmod(visit, self.rounds)
+        if step != self._order[0]:
+            self._order = step, np.random.default_rng([self.config.seed, step]).permutation(self.rounds)
+        return int(self._order[1][place])
 
-    def _order(self, step: int, steps: int) -> tf.Tensor:
-        local = len(self.sizes) // self.strategy.num_replicas_in_sync
-        order = np.zeros((LONGEST_CHUNK, local), np.int32)  # one shape, so that the loop is traced once
-        for i in range(steps):
-            order[i] = np.random.default_rng([self.config.seed, step + i]).permutation(local)
-        return tf.constant(order)
+    def _visit(self, carry, turn: int, upcoming: int | None, step: int):
+        """One batch of every replica here."""
+        places = self._places(turn)
+        nexts = self._places(upcoming) if upcoming is not None else [None] * len(places)
+        slots = [self.store.take(place, upcoming=following) for place, following in zip(places, nexts, strict=True)]
+        now, scale = tf.constant(step), tf.constant(self.state.plateau[0], tf.float32)
+        if self.replicas == 1:
+            carry, code = self._step.visit(slots[0], carry, now, tf.constant(self.batches[places[0]]), scale)
+            codes = [int(code)]
+        else:
+            carry, codes = self._visit_together(slots, carry, places, now, scale)
+        for place, record in zip(places, slots, strict=True):
+            self.store.put(place, record)
+        for place, code in zip(places, codes, strict=True):
+            if code > FINE:
+                self._raise_non_finite(code, step, self.batches[place])
+        return carry
 
-    def _to_devices(self, state: State):
-        replicas = self.strategy.num_replicas_in_sync
+    def _visit_together(self, slots: list[Slots], carry, places: list[int], now, scale):
+        canvases = self._each([[tf.convert_to_tensor(v) for v in s.canvases] for s in slots])
+        rows = self._each([tf.convert_to_tensor(s.row) for s in slots])
+        numbers = self._each([tf.constant(self.batches[place]) for place in places])
+        results = self.strategy.run(self._step.gradient, args=(canvases, rows, carry, now, numbers))
+        gradients, fresh, carry, code = results
+        del canvases, rows  # a tensor that still shows a variable's memory makes the update copy it
+        codes = []
+        for i, record in enumerate(slots):
+            gradient, row, own = (tf.nest.map_structure(lambda v, i=i: self.strategy.experimental_local_results(v)[i], part)
+                                  for part in (gradients, fresh, code))
+            self._step.apply(record, gradient, row, own, now, scale)
+            codes.append(int(own))
+        return carry, codes
 
-        def value(context):
-            mine = slice(context.replica_id_in_sync_group, None, replicas)
-            groups = [[tf.constant(a[mine]) for a in group] for group in (state.canvases, state.first, state.second)]
-            return (*groups, tf.constant(state.means), tf.constant(state.m2s), tf.constant(state.spreads))
+    def _agreed(self, visits: int, *wishes: bool) -> list[bool]:
+        """What any worker wishes, so that all report, save and stop at the same visit; asked now and then, for it costs an all-reduce."""
+        if len(self._devices) == self.replicas:
+            return list(wishes)
+        if visits % self.rounds and visits % ASKED_EVERY:
+            return [False] * len(wishes)
+        flags = self._each([tf.constant(wishes, tf.float32)] * len(self._devices))
+        return [bool(v) for v in self.strategy.reduce("SUM", flags, axis=None).numpy() > 0]
 
-        if replicas == 1:
-            groups = [[tf.constant(a) for a in group] for group in (state.canvases, state.first, state.second)]
-            return (*groups, tf.constant(state.means), tf.constant(state.m2s), tf.constant(state.spreads))
-        return self.strategy.experimental_distribute_values_from_function(value)
+    def spreads(self) -> np.ndarray:
+        """Every head's spread under matched statistics, float32 [heads], in logit units."""
+        return Carry(*self.state.carry).spreads[0]
 
-    def _fetch(self, device, step: int, plateau_state) -> State:
-        def interleave(value):
-            parts = [p.numpy() for p in self.strategy.experimental_local_results(value)]
-            return np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:]) if len(parts) > 1 else parts[0]
+    def _figures(self, carry) -> tuple[dict[str, float], object]:
+        """Means of the figures since the last report, and the carry to go on with."""
+        parts = self._local(carry)
+        sums, count = sum(c.sums.numpy() for c in parts), sum(float(c.count) for c in parts)
+        metrics = dict(zip(self._step.names, map(float, sums / max(count, 1.0)), strict=True))
+        return metrics, self._each([c._replace(sums=tf.zeros_like(c.sums), count=tf.zeros_like(c.count)) for c in parts])
 
-        groups = [[interleave(a) for a in group] for group in device[:3]]
-        shared = (self.strategy.experimental_local_results(a)[0].numpy() for a in device[3:])
-        return State(*groups, *shared, step, plateau_state)
+    def _local(self, carry) -> list[Carry]:
+        groups = [self.strategy.experimental_local_results(a) for a in carry]
+        return [Carry(*parts) for parts in zip(*groups, strict=True)]
 
-    def images(self, state: State) -> list[np.ndarray]:
-        """The finished images of every input, float32 [num_images, *input shape] in model units."""
-        results = []
-        for array, layout, valid in zip(state.canvases, self.layouts, self.ranges, strict=True):
-            parts = [image_ops.to_model(image_ops.finish(tf.constant(array[k, :size]), layout), low=valid.low, high=valid.high)
-                     for k, size in enumerate(self.sizes)]
-            results.append(np.concatenate([p.numpy() for p in parts]))
-        return self.network.own_layout(results)
+    def _carry_to_devices(self):
+        return self._each([Carry(*(tf.constant(a[i]) for a in self.state.carry)) for i in range(len(self._devices))])
 
-    def gap_start(self) -> dict[str, float]:
-        """layer_gaps before the first step (a resumed run computes it again: it follows from the seed)."""
-        return self.layer_gaps(self.start())
+    def _carry_from_devices(self, carry) -> list[np.ndarray]:
+        return [np.stack([np.asarray(v) for v in values]) for values in zip(*self._local(carry), strict=True)]
 
-    def layer_gaps(self, state: State) -> dict[str, float]:
-        """Gap of the finished images' pooled statistics per BN layer."""
-        counts, means, m2s = self._table(state.canvases)
-        lengths, gaps, offset = [len(bn.mean) for bn in self.layers], {}, 0
-        for i, (bn, length) in enumerate(zip(self.layers, lengths, strict=True)):
-            part = slice(offset, offset + length)
-            pooled = merge(Moments(*(tf.constant(a) for a in (counts[:, i:i + 1], means[:, part], m2s[:, part]))))
-            gaps[bn.name] = float(losses.moment_gap(pooled, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon))
-            offset += length
-        return gaps
+    def _raise_non_finite(self, code: int, step: int, batch: int) -> None:
+        where = "the loss or its gradient" if code == NOT_A_LAYER else f"the input of layer {self.targets.names[code]!r}"
+        raise FloatingPointError(f"{where} became non-finite in step {step}, batch {batch}; images and checkpoints are those before it. "
+                                 "Try a smaller --learning_rate, --precision=float32, or check the model's weights.")
 
 
 def generate_images(model, config: GenerationConfig | None = None, *, strategy: tf.distribute.Strategy | None = None,
-                    report: Callable[[Progress, Callable[[], State]], bool] | None = None) -> np.ndarray | dict[str, np.ndarray]:
+                    report: Callable[[Progress], bool] | None = None) -> np.ndarray | dict[str, np.ndarray]:
     """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
 
     Args:
       model: a trained Keras model with BatchNormalization; it is left unchanged.
       config: settings; the defaults where None.
+      report: called with the progress about every two seconds; returning True ends the run early.
     Returns: float32 [num_images, *input shape] in the model's input units; a dict by input name for several inputs.
     Raises: ValueError when the model or a setting cannot work; FloatingPointError when the loss diverges.
     """
     generator = Generator(model, config or GenerationConfig(), strategy=strategy)
-    images = generator.images(generator.run(generator.start(), report=report))
+    generator.start()
+    generator.run(report=report)
+    images = generator.all_images()
     return images[0] if len(images) == 1 else dict(zip(generator.network.input_names, images, strict=True))
-
-
-def _unstack(stacked: tf.Tensor) -> tf.TensorArray:
-    return tf.TensorArray(stacked.dtype, size=tf.shape(stacked)[0], clear_after_read=False,
-                          element_shape=stacked.shape[1:]).unstack(stacked)

@@ -21,9 +21,17 @@ def moment_gap(observed: Moments, *, mean: tf.Tensor, variance: tf.Tensor, epsil
     Returns: float32 scalar; 0 means equal, 1 that means are one standard deviation off.
     """
     scale = tf.sqrt(variance + epsilon)
-    mean_gap = tf.square((observed.mean - mean) / scale)
-    std_gap = tf.square(tf.sqrt(observed.variance + epsilon) / scale - 1.0)
-    return tf.reduce_mean(mean_gap + std_weight * std_gap)
+    return tf.reduce_mean(channel_gaps((observed.mean - mean) / scale, observed.variance / tf.square(scale),
+                                       epsilon=epsilon / tf.square(scale), std_weight=std_weight))
+
+
+def channel_gaps(mean: tf.Tensor, variance: tf.Tensor, *, epsilon: tf.Tensor, std_weight: float = 1.0) -> tf.Tensor:
+    """`moment_gap` before the mean over channels, for moments in units of the layer's normalization. All float32 [channels].
+
+    Args: mean, variance: of (x - running mean) / scale, scale = sqrt(running variance + layer's epsilon).
+      epsilon: the layer's, divided by scale squared.
+    """
+    return tf.square(mean) + std_weight * tf.square(tf.sqrt(tf.maximum(variance + epsilon, 1e-12)) - 1.0)
 
 
 def output_spread(logits: tf.Tensor) -> tf.Tensor:

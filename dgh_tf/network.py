@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from dgh_tf.heads import Head, find_heads, upstream
+from dgh_tf.moments import normalize, safe_shift
 from dgh_tf.refusals import OTHER_NORMS, require_alive, require_batchnorm, require_connected, require_trained
 
 BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
@@ -30,13 +32,21 @@ class BatchNorm:
     epsilon: float
     mean: np.ndarray
     variance: np.ndarray
+    rank: int  # of its input, with batch
+
+    @property
+    def shift(self) -> np.ndarray:
+        """What to take off the input before squaring it, see `moments.safe_shift`."""
+        return safe_shift(self.mean, variance=self.variance, epsilon=self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tapped:
-    """What one traced forward pass gave: (index of BatchNorm, its input) in call order, and the heads."""
+    """What one traced forward pass gave: (index of BatchNorm, its input) in call order, for each call the `channel_sums`
+    where they came along (else None), and the heads."""
 
     calls: list[tuple[int, tf.Tensor]]
+    sums: list[tuple[tf.Tensor, ...] | None]
     heads: list[Head]
 
 
@@ -61,15 +71,37 @@ class Network:
         require_batchnorm(model, batchnorm_layers(model))
         self.layers, self.unmatched, logits = self._survey()
         require_trained(model, self.layers)
+        self._affines = [_affine(bn) for bn in self.layers]
         require_alive(model, logits, self.input_shapes)
 
-    def forward(self, inputs: list[tf.Tensor]) -> Tapped:
-        """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order, channels last."""
+    def forward(self, inputs: list[tf.Tensor], *, precision: str = "float32") -> Tapped:
+        """One forward pass in inference mode; call it inside tf.function. Inputs are in model units, in order, channels last.
+
+        precision: what layers compute in, see `computing_in`.
+        """
         position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
-        with record_calls([bn.layer for bn in self.layers]) as recorded:
+        known: dict[int, tuple[tf.Tensor, ...]] = {}  # by id of what a layer gave
+
+        def normalized(bn, scale, offset, x):
+            y, sums = normalize(tf.cast(x, tf.float32), scale=scale, offset=offset, shift=bn.shift)
+            y = tf.cast(y, bn.layer.compute_dtype)
+            known[id(y)] = sums
+            return y
+
+        instead = {id(bn.layer): functools.partial(normalized, bn, *affine)
+                   for bn, affine in zip(self.layers, self._affines, strict=True) if affine}
+        with computing_in(self.model, precision), record_calls([bn.layer for bn in self.layers], instead=instead) as recorded:
             outputs = self.outputs(inputs)
         calls = [(position[id(layer)], x) for layer, x, _ in recorded]
-        return Tapped(calls, find_heads(outputs, [y for _, _, y in recorded]))
+        return Tapped(calls, [known.get(id(y)) for *_, y in recorded], find_heads(outputs, [y for *_, y in recorded]))
+
+    def head_names(self, *, precision: str) -> list[str]:
+        """Names of the heads in the order in which `forward` gives them, and a first test of the precision."""
+        names: list[str] = []
+        specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
+        tf.function(lambda *x: names.extend(h.name for h in self.forward(list(x), precision=precision).heads),
+                    autograph=False).get_concrete_function(*specs)
+        return names
 
     def _survey(self) -> tuple[list[BatchNorm], list[str], Callable]:
         """The BN layers that a forward pass reaches, the names for `unmatched`, and the traced function from inputs to heads' logits."""
@@ -130,16 +162,19 @@ def batchnorm_layers(model) -> list:
 
 
 @contextlib.contextmanager
-def record_calls(layers: list) -> Iterator[list]:
-    """Yields a list that fills with (layer, input, output) at each call of one of `layers`; their calls are put back after."""
+def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None) -> Iterator[list]:
+    """Yields a list that fills with (layer, input, output) at each call of one of `layers`; their calls are put back after.
+
+    instead: by id of the layer, a function from input to output that stands in for its call.
+    """
     recorded: list = []
     own = [layer.__dict__.get("call") for layer in layers]  # a `call` that the user set on the object itself
 
     def wrap(layer):
-        call = layer.call
+        call, other = layer.call, (instead or {}).get(id(layer))
 
         def recording(x, *args, **kwargs):
-            y = call(x, *args, **kwargs)
+            y = other(x) if other else call(x, *args, **kwargs)
             recorded.append((layer, x, y))
             return y
 
@@ -156,6 +191,28 @@ def record_calls(layers: list) -> Iterator[list]:
                 object.__setattr__(layer, "call", call)
 
 
+@contextlib.contextmanager
+def computing_in(model, precision: str) -> Iterator[None]:
+    """Inside, the model's layers compute in bfloat16 or float16; its weights stay as they are, its policies are put back.
+
+    Raises: ValueError for a tf_keras model: its layers settle on a precision when they are made.
+    """
+    if precision == "float32":
+        yield
+        return
+    layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
+    if not all(type(layer).__module__.startswith("keras.") or hasattr(type(layer), "dtype_policy") for layer in layers):
+        raise ValueError(f"--precision={precision} needs a Keras 3 model; {model.name!r} is one of tf_keras. Leave the flag out.")
+    own = [layer.dtype_policy for layer in layers]
+    try:
+        for layer in layers:
+            layer.dtype_policy = f"mixed_{precision}"
+        yield
+    finally:
+        for layer, policy in zip(layers, own, strict=True):
+            layer.dtype_policy = policy
+
+
 def kernel_layers(model) -> list:
     """Convolutions, dense layers and the like, each once: layers without layers inside that hold a kernel."""
     found = [layer for layer in model._flatten_layers()
@@ -166,7 +223,23 @@ def kernel_layers(model) -> list:
 def _batchnorm(layer, rank: int) -> BatchNorm:
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))
-    return BatchNorm(layer, getattr(layer, "path", None) or layer.name, axis % rank, float(layer.epsilon), mean, variance)
+    return BatchNorm(layer, getattr(layer, "path", None) or layer.name, axis % rank, float(layer.epsilon), mean, variance, rank)
+
+
+def _affine(bn: BatchNorm) -> tuple[np.ndarray, np.ndarray] | None:
+    """The layer's inference as scale and offset, float32 [channels], constants of the run: its own call computes them each time.
+
+    None for layers that are not plainly Keras' own or do not normalize the last axis; those are called as they are.
+    """
+    layer = bn.layer
+    plain = type(layer).__name__ in BATCH_NORMS and type(layer).__module__.split(".")[0] in ("keras", "tf_keras")
+    if not plain or "call" in layer.__dict__ or bn.axis != bn.rank - 1:
+        return None
+    scale = 1.0 / np.sqrt(bn.variance.astype(np.float64) + bn.epsilon)
+    if layer.scale:
+        scale = scale * np.asarray(layer.gamma)
+    offset = (np.asarray(layer.beta) if layer.center else 0.0) - bn.mean * scale
+    return scale.astype(np.float32), offset.astype(np.float32)
 
 
 def _as_arguments(model, inputs: list) -> list:

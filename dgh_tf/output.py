@@ -1,10 +1,12 @@
 """state: the folder that a run leaves behind, and its images as a representative dataset."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -32,15 +34,27 @@ def image_files(names: list[str]) -> dict[str, str]:
     return files
 
 
-def write_images(folder: pathlib.Path, images: list[np.ndarray], names: list[str]) -> dict:
-    """Writes images.npy (or one file per input). Returns the manifest's part: files, shapes and sha256 of the values."""
-    files = image_files(names)
-    for name, array in zip(names, images, strict=True):
-        with atomic_path(folder / files[name]) as temporary:
-            np.save(temporary, array)
-    hashes = [sha256_array(array) for array in images]
-    return {"images_sha256": hashes[0] if len(images) == 1 else dict(zip(names, hashes, strict=True)), "files": files,
-            "shapes": dict(zip(names, [list(a.shape) for a in images], strict=True)), "dtype": "float32"}
+def write_images(folder: pathlib.Path, parts: Iterable[list[np.ndarray]], names: list[str], *, count: int) -> dict:
+    """Writes images.npy (or one file per input) as the parts come, so that the set need not fit into memory.
+
+    Args: parts: for every input some of the images, in order, float32 [n, *input shape]. count: images in all.
+    Returns: the manifest's part: files, shapes and sha256 of the values.
+    """
+    files, digests, shapes = image_files(names), [hashlib.sha256() for _ in names], {}
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(open(stack.enter_context(atomic_path(folder / files[name])), "wb")) for name in names]
+        for part in parts:
+            for name, file, digest, array in zip(names, opened, digests, part, strict=True):
+                if name not in shapes:
+                    shapes[name] = [count, *array.shape[1:]]
+                    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shapes[name])}
+                    np.lib.format.write_array_header_1_0(file, header)
+                data = np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint8).data
+                file.write(data)
+                digest.update(data)
+    hashes = [digest.hexdigest() for digest in digests]
+    return {"images_sha256": hashes[0] if len(names) == 1 else dict(zip(names, hashes, strict=True)), "files": files,
+            "shapes": shapes, "dtype": "float32"}
 
 
 def read_manifest(folder: pathlib.Path) -> dict | None:

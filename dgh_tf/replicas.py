@@ -1,7 +1,11 @@
-"""state: several devices: the strategy, the split of the set into batches, and what replicas tell each other."""
+"""keras: several devices: the strategy, the split of the set into batches, and what replicas tell each other."""
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -29,16 +33,53 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0")
 
 
-def exchange(fresh: tf.Tensor, heads: tf.Tensor, batch: tf.Tensor, *,
-             replicas: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Every replica's fresh row [replicas, values], the heads' mean spread and every replica's batch number, by one
-    all-reduce of rows placed apart."""
-    values = tf.stop_gradient(tf.concat([fresh, heads, tf.cast(batch, tf.float32)[None]], 0))
-    if replicas == 1:
-        gathered = values[None]
-    else:
-        context = tf.distribute.get_replica_context()
-        place = tf.one_hot(context.replica_id_in_sync_group, replicas)
-        gathered = context.all_reduce(tf.distribute.ReduceOp.SUM, place[:, None] * values[None])
-    rows, heads, ids = tf.split(gathered, [fresh.shape[0], heads.shape[0], 1], 1)
-    return rows, tf.reduce_mean(heads, 0), tf.cast(tf.round(ids[:, 0]), tf.int32)
+def exchange(change: tf.Tensor, heads: list[tf.Tensor], *, replicas: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum over replicas of how their rows of the table changed, and the heads' mean spreads [heads], by one all-reduce.
+
+    No gradient passes: that of an all-reduce would be summed over replicas, whose images are not this one's to move.
+    """
+    values = tf.stop_gradient(tf.concat([tf.reshape(change, [-1]), tf.stack(heads) / replicas], 0))
+    if replicas > 1:
+        values = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+    rows, spreads = tf.split(values, [change.shape.num_elements(), len(heads)])
+    return tf.reshape(rows, change.shape), spreads
+
+
+def worker_number(strategy: str) -> int:
+    """Number of this process among the workers of a job, 0 for the chief and for every other strategy. Raises ValueError
+    for a TF_CONFIG that names no workers."""
+    if strategy != "multi_worker":
+        return 0
+    try:
+        config = json.loads(os.environ["TF_CONFIG"])
+        number, kind = int(config["task"]["index"]), config["task"]["type"]
+        if kind != "worker" or not 0 <= number < len(config["cluster"]["worker"]):
+            raise ValueError("its task is none of its workers")
+        return number
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"--strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set it on every machine to "
+                         '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}, with '
+                         "the machine's own index.") from error
+
+
+def agreed_number(strategy: tf.distribute.Strategy, numbers: list[int]) -> int | None:
+    """The largest of `numbers` that all workers have (at most two each); None where there is none."""
+    if strategy.cluster_resolver is None or strategy.num_replicas_in_sync == 1:
+        return max(numbers, default=None)
+    padded = tf.constant([(numbers + [-1, -1])[:2]], tf.int64)
+    here = strategy.experimental_distribute_values_from_function(lambda _: padded)
+    rows = strategy.gather(here, axis=0).numpy()
+    return max((int(n) for n in rows[0] if n >= 0 and all(n in row for row in rows)), default=None)
+
+
+@contextlib.contextmanager
+def lost_peer(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Turns the many ways in which TensorFlow says that another worker is gone into one ConnectionError."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
+            tf.errors.InternalError) as error:
+        if strategy.cluster_resolver is None:
+            raise
+        raise ConnectionError(f"Another worker of this job cannot be reached any more ({str(error).splitlines()[0][:200]}). Start the same "
+                              "command on all workers again; they go on from the last checkpoint that all of them have.") from error

@@ -1,0 +1,167 @@
+"""state: where canvases, optimizer slots and rows of the table live: in memory, or in a file streamed through a few buffers.
+
+A batch's record is all that the run knows of it: per input a canvas, RAdam's first and second slot, float32 [batch,
+*canvas shape] each, and its row of the table. Whatever the number of images, a device holds the batches it works on.
+"""
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+
+class Slots(NamedTuple):
+    """A batch's record as variables, which steps change in place."""
+
+    canvases: list[tf.Variable]
+    first: list[tf.Variable]
+    second: list[tf.Variable]
+    row: tf.Variable
+
+    def flat(self) -> list[tf.Variable]:
+        return [*self.canvases, *self.first, *self.second, self.row]
+
+
+class Store(Protocol):
+    """Records by number of batch; `take` gives one to work on (`upcoming`: the next one, to be fetched ahead), `put` returns it."""
+
+    def take(self, batch: int, *, upcoming: int | None) -> Slots: ...
+
+    def put(self, batch: int, slots: Slots) -> None: ...
+
+    def read(self, batch: int) -> list[np.ndarray]: ...
+
+    def write(self, batch: int, record: Sequence[np.ndarray]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def record_shapes(canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channels: int) -> list[tuple[int, ...]]:
+    """Shapes of the arrays of a record of `size` images. channels: of all layers together."""
+    return [(size, *shape) for _ in range(3) for shape in canvas_shapes] + [(2, channels)]
+
+
+def record_bytes(canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channels: int) -> int:
+    """Bytes of a record of `size` images."""
+    return 4 * sum(map(math.prod, record_shapes(canvas_shapes, size, channels=channels)))
+
+
+def _variables(canvas_shapes: Sequence[tuple[int, ...]], size: int | None, channels: int, device: str) -> Slots:
+    """Fresh zeros. size: None where the batches of a run differ in size, so that all have one type and steps are traced once."""
+    def zeros(shape):
+        return tf.Variable(tf.zeros([size or 1, *shape]), shape=[size, *shape], trainable=False)
+
+    with tf.device(device):
+        groups = [[zeros(shape) for shape in canvas_shapes] for _ in range(3)]
+        return Slots(*groups, tf.Variable(tf.zeros([2, channels]), trainable=False))
+
+
+class MemoryStore:
+    """Every batch's record in memory, on the device of the replica that works on it."""
+
+    def __init__(self, canvas_shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *, channels: int, devices: Sequence[str]):
+        """sizes: images of every batch. devices: of the replicas, which take batches in turn."""
+        size = sizes[0] if len(set(sizes)) == 1 else None
+        self._slots = [_variables(canvas_shapes, size, channels, devices[k % len(devices)]) for k in range(len(sizes))]
+
+    def take(self, batch: int, *, upcoming: int | None) -> Slots:
+        del upcoming
+        return self._slots[batch]
+
+    def put(self, batch: int, slots: Slots) -> None:
+        """Steps changed the record in place."""
+
+    def read(self, batch: int) -> list[np.ndarray]:
+        return [variable.numpy() for variable in self._slots[batch].flat()]
+
+    def write(self, batch: int, record: Sequence[np.ndarray]) -> None:
+        for variable, value in zip(self._slots[batch].flat(), record, strict=True):
+            variable.assign(value)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class FileStore:
+    """Records in one file; one thread reads the next record and writes the last one while a step runs.
+
+    Plain reads and writes rather than a memory map: mapped pages would count as the process's memory. The file is a
+    working copy that a kill may leave in any state; checkpoints are what survives.
+    """
+
+    _BUFFERS = 3  # for each replica: one in work, one being read ahead, one being written back
+
+    def __init__(self, path: pathlib.Path, canvas_shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *, channels: int,
+                 devices: Sequence[str]):
+        """As MemoryStore. Raises OSError where the disk has no room for the file: it is laid out in full at once."""
+        self._path = path
+        self._shapes = [record_shapes(canvas_shapes, size, channels=channels) for size in sizes]
+        self._stride = max(record_bytes(canvas_shapes, size, channels=channels) for size in sizes)
+        path.unlink(missing_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        os.posix_fallocate(self._file, 0, self._stride * len(sizes))
+        size = sizes[0] if len(set(sizes)) == 1 else None
+        self._buffers = [[_variables(canvas_shapes, size, channels, device) for _ in range(self._BUFFERS)] for device in devices]
+        self._turns = [0] * len(devices)
+        self._ahead: dict[int, concurrent.futures.Future] = {}
+        self._writes: list[concurrent.futures.Future] = []
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # one: reads and writes keep their order
+
+    def take(self, batch: int, *, upcoming: int | None) -> Slots:
+        fetched = self._ahead.pop(batch, None) or self._fetch(batch)
+        if upcoming is not None and upcoming != batch:
+            self._ahead[upcoming] = self._fetch(upcoming)
+        return fetched.result()
+
+    def _fetch(self, batch: int) -> concurrent.futures.Future:
+        replica = batch % len(self._buffers)
+        slots = self._buffers[replica][self._turns[replica] % self._BUFFERS]
+        self._turns[replica] += 1
+
+        def read():
+            for variable, value in zip(slots.flat(), self._read(batch), strict=True):
+                variable.assign(value)
+            return slots
+
+        return self._thread.submit(read)
+
+    def put(self, batch: int, slots: Slots) -> None:
+        self._writes = [w for w in self._writes if not w.done() or w.result()]  # raises what a write raised
+        self._writes.append(self._thread.submit(lambda: self._write(batch, [variable.numpy() for variable in slots.flat()])))
+
+    def read(self, batch: int) -> list[np.ndarray]:
+        self._settle()
+        return self._read(batch)
+
+    def write(self, batch: int, record: Sequence[np.ndarray]) -> None:
+        self._settle()
+        self._ahead.clear()
+        self._write(batch, record)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=True)
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        for write in self._writes:
+            write.result()
+        self._writes.clear()
+
+    def _read(self, batch: int) -> list[np.ndarray]:
+        arrays = [np.empty(shape, np.float32) for shape in self._shapes[batch]]
+        wanted, got = sum(a.nbytes for a in arrays), os.preadv(self._file, arrays, batch * self._stride)
+        if got != wanted:
+            raise OSError(f"{self._path} gave {got} of {wanted} bytes. The same command goes on from the last checkpoint.")
+        return arrays
+
+    def _write(self, batch: int, record: Sequence[np.ndarray]) -> None:
+        data = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in record]
+        if os.pwritev(self._file, data, batch * self._stride) != sum(map(len, data)):
+            raise OSError(f"{self._path} could not be written in full. Free disk space; the same command goes on from the last checkpoint.")
