@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import importlib.abc
 import importlib.util
+import logging as python_logging
 import os
 import re
 import sys
@@ -126,4 +127,5 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
     quiet_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
+    python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)  # ... and warns of every trace of a second model
     app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parsed)

@@ -191,7 +191,9 @@ class Generator:
             stalled = ended and self.config.schedule == "plateau"
             wanted, save, stop = self._agreed(visits, now - began > REPORT_SECONDS or visits == last, *due())
             if stalled or wanted or save or stop:
-                metrics, carry = self._figures(carry)
+                metrics, fresh = self._figures(carry)
+                if stalled or self.config.schedule != "plateau":  # which needs the mean over a whole step, stopped in it or not
+                    carry = fresh
                 scale = self.state.plateau
                 if stalled:
                     scale = plateau(scale, metrics["loss"], patience=max(1, self.config.steps // 50))

@@ -33,6 +33,9 @@ class Metrics:
         return {key: value for key, value in (self.rows or [{}])[-1].items() if key not in ("step", "rate")}
 
     def add(self, progress) -> None:
+        """A report from within a step that was told of already is left out."""
+        if self.rows and self.rows[-1]["step"] == progress.step:
+            return
         row = {"step": progress.step, **progress.losses, "rate": round(progress.rate, 1)}
         self.rows.append(row)
         if self._path:
@@ -71,5 +74,5 @@ class ProgressBar:
             console.say(f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}")
         elif now - self._shown > 10 or progress.step == self._steps:
             self._shown, (began, at) = now, self._first
-            left = (now - began) / (progress.step - at) * (self._steps - progress.step)
+            left = (now - began) / max(progress.step - at, 1) * (self._steps - progress.step)
             console.say(f"step {progress.step}/{self._steps}, {text}, {left:.0f} s left")

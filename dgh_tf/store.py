@@ -52,10 +52,10 @@ def record_bytes(canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channel
     return 4 * sum(map(math.prod, record_shapes(canvas_shapes, size, channels=channels)))
 
 
-def _variables(canvas_shapes: Sequence[tuple[int, ...]], size: int | None, channels: int, device: str) -> Slots:
-    """Fresh zeros. size: None where the batches of a run differ in size, so that all have one type and steps are traced once."""
+def _variables(canvas_shapes: Sequence[tuple[int, ...]], size: int, channels: int, device: str, *, fixed: bool) -> Slots:
+    """Zeros for `size` images. fixed: no other size will be assigned; else all have one type, so that steps are traced once."""
     def zeros(shape):
-        return tf.Variable(tf.zeros([size or 1, *shape]), shape=[size, *shape], trainable=False)
+        return tf.Variable(tf.zeros([size, *shape]), shape=[size if fixed else None, *shape], trainable=False)
 
     with tf.device(device):
         groups = [[zeros(shape) for shape in canvas_shapes] for _ in range(3)]
@@ -67,8 +67,8 @@ class MemoryStore:
 
     def __init__(self, canvas_shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *, channels: int, devices: Sequence[str]):
         """sizes: images of every batch. devices: of the replicas, which take batches in turn."""
-        size = sizes[0] if len(set(sizes)) == 1 else None
-        self._slots = [_variables(canvas_shapes, size, channels, devices[k % len(devices)]) for k in range(len(sizes))]
+        fixed = len(set(sizes)) == 1
+        self._slots = [_variables(canvas_shapes, size, channels, devices[k % len(devices)], fixed=fixed) for k, size in enumerate(sizes)]
 
     def take(self, batch: int, *, upcoming: int | None) -> Slots:
         del upcoming
@@ -106,8 +106,9 @@ class FileStore:
         path.unlink(missing_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.posix_fallocate(self._file, 0, self._stride * len(sizes))
-        size = sizes[0] if len(set(sizes)) == 1 else None
-        self._buffers = [[_variables(canvas_shapes, size, channels, device) for _ in range(self._BUFFERS)] for device in devices]
+        fixed = len(set(sizes)) == 1
+        self._buffers = [[_variables(canvas_shapes, sizes[0], channels, device, fixed=fixed) for _ in range(self._BUFFERS)]
+                         for device in devices]
         self._turns = [0] * len(devices)
         self._ahead: dict[int, concurrent.futures.Future] = {}
         self._writes: list[concurrent.futures.Future] = []

@@ -16,6 +16,7 @@ from dgh_tf import checkpoint
 from dgh_tf.config import GenerationConfig
 from dgh_tf.files import sha256_array
 from dgh_tf.generation import State, generate_images
+from dgh_tf.store import MemoryStore
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = {"num_images": 5, "batch_size": 3, "steps": 700, "seed": 3, "input_range": "-1,1"}
@@ -56,7 +57,8 @@ def finish(process):
 
 
 def latest_step(folder):
-    return max((int(p.stem.removeprefix("step-")) for p in (folder / "checkpoint").glob("step-*.json")), default=-1)
+    """In steps; two batches make one. -1 without a checkpoint."""
+    return max((int(p.stem.removeprefix("visit-")) for p in (folder / "checkpoint").glob("visit-*.json")), default=-2) / 2
 
 
 def stop_after(process, folder, *, delay, number):
@@ -80,7 +82,7 @@ def survivor(model_path, tmp_path_factory):
     before = latest_step(folder)
     code, out, err = stop_after(start(model_path, folder), folder, delay=moment.uniform(0.0, 0.15), number=signal.SIGTERM)
     assert code == 128 + signal.SIGTERM, (out, err)
-    assert f"going on from step {before} of 700" in out and "stopped: saved at step" in err and "Traceback" not in err
+    assert f"going on from step {int(before)} of 700" in out and "stopped: saved at step" in err and "Traceback" not in err
     assert latest_step(folder) > before
 
     code, out, err = finish(start(model_path, folder))
@@ -128,76 +130,108 @@ def test_run_stopped_again_and_again_at_random_moments_ends_in_the_same_images(m
 IDENTITY = {"model_sha256": "ab", "config": {"seed": 1, "steps": 9}, "version": "1", "replicas": 1}
 
 
-def state_at(step):
-    rng = np.random.default_rng(step)
+class Run:
+    """What a checkpoint asks of a generator, with records and a state that follow from a number."""
 
-    def arrays(count):
-        return [rng.standard_normal((2, 3, 4, 4, 3)).astype(np.float32) for _ in range(count)]
-
-    table = rng.standard_normal((3, 2, 5)).astype(np.float32)
-    return State(arrays(2), arrays(2), arrays(2), table[0], table[1], table[2, 0], step, (0.5, float("inf"), step))
+    def __init__(self, number):
+        rng = np.random.default_rng(number)
+        self.batches = [0, 1]
+        records = [[rng.standard_normal(shape).astype(np.float32) for shape in ((3, 4, 4, 3), (3, 4, 4, 3), (3, 4, 4, 3), (2, 5))]
+                   for _ in self.batches]
+        self.store = MemoryStore([(4, 4, 3)], [3, 3], channels=5, devices=["CPU:0"])
+        for place, record in enumerate(records):
+            self.store.write(place, record)
+        carry = [rng.standard_normal((1, 2, 5)), *(rng.standard_normal((1, n)).astype(np.float32) for n in (1, 5, 1, 1, 1))]
+        self.state = State(number, (0.5, float("inf"), number), {"bn": 0.25 * number}, carry)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with checkpoints of the steps 10, 20 and 100."""
-    for step in (10, 20, 100):
-        checkpoint.save(tmp_path / "checkpoint", state_at(step), identity=IDENTITY)
+    """A folder with checkpoints of the visits 10, 20 and 100."""
+    for visits in (10, 20, 100):
+        checkpoint.save(tmp_path / "checkpoint", Run(visits), identity=IDENTITY)
     return tmp_path / "checkpoint"
 
 
+def newest(folder):
+    """The newest whole checkpoint, restored into a run that held something else; None without one."""
+    found, run = checkpoint.available(folder), Run(7)
+    if not found:
+        return None
+    checkpoint.restore(folder, run, identity=IDENTITY, visits=found[0])
+    return run
+
+
 def assert_same(got, wanted):
-    for a, b in zip(got[:3], wanted[:3], strict=True):
-        for x, y in zip(a, b, strict=True):
+    for place in range(2):
+        for x, y in zip(got.store.read(place), wanted.store.read(place), strict=True):
             np.testing.assert_array_equal(x, y)
-    for a, b in zip(got[3:6], wanted[3:6], strict=True):
+    for a, b in zip(got.state.carry, wanted.state.carry, strict=True):
+        assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert got[6:] == wanted[6:]
+    assert got.state[:3] == wanted.state[:3]
 
 
 def test_what_was_saved_comes_back_and_two_are_kept(folder, recwarn):
-    assert_same(checkpoint.load_latest(folder, identity=IDENTITY), state_at(100))
+    assert_same(newest(folder), Run(100))
     assert not recwarn.list
-    assert sorted(p.name for p in folder.iterdir()) == [f"step-{s:08d}.{kind}" for s in (20, 100) for kind in ("json", "npz")]
+    assert sorted(p.name for p in folder.iterdir()) == [f"visit-{s:012d}.{kind}" for s in (20, 100) for kind in ("bin", "json")]
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_with(tmp_path):
-    assert checkpoint.load_latest(tmp_path / "checkpoint", identity=IDENTITY) is None
+    assert checkpoint.available(tmp_path / "checkpoint") == []
 
 
-@pytest.mark.parametrize("kind", ["npz", "json"])
+@pytest.mark.parametrize("kind", ["bin", "json"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 def test_truncated_checkpoint_falls_back_to_the_one_before_with_a_warning(folder, kind, share):
-    path = folder / f"step-00000100.{kind}"
+    path = folder / f"visit-000000000100.{kind}"
     os.truncate(path, int(share * path.stat().st_size))
-    with pytest.warns(UserWarning, match="step-00000100.npz is damaged"):
-        assert_same(checkpoint.load_latest(folder, identity=IDENTITY), state_at(20))
+    with pytest.warns(UserWarning, match="visit-000000000100.bin is damaged"):
+        assert_same(newest(folder), Run(20))
 
 
-@pytest.mark.parametrize("kind", ["npz", "json"])
+@pytest.mark.parametrize("kind", ["bin", "json"])
 @pytest.mark.parametrize("seed", range(12))
 def test_one_flipped_bit_anywhere_falls_back_with_a_warning(folder, kind, seed):
-    path, rng = folder / f"step-00000100.{kind}", random.Random(seed)
+    path, rng = folder / f"visit-000000000100.{kind}", random.Random(seed)
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
-    with pytest.warns(UserWarning, match="step-00000100.npz is damaged"):
-        assert_same(checkpoint.load_latest(folder, identity=IDENTITY), state_at(20))
+    with pytest.warns(UserWarning, match="visit-000000000100.bin is damaged"):
+        assert_same(newest(folder), Run(20))
 
 
-def test_missing_arrays_fall_back_and_all_damaged_start_anew(folder):
-    (folder / "step-00000100.npz").unlink()
-    with pytest.warns(UserWarning, match="step-00000100.npz is damaged"):
-        assert checkpoint.load_latest(folder, identity=IDENTITY).step == 20
-    os.truncate(folder / "step-00000020.npz", 100)
+def test_missing_records_fall_back_and_all_damaged_start_anew(folder):
+    (folder / "visit-000000000100.bin").unlink()
+    with pytest.warns(UserWarning, match="visit-000000000100.bin is damaged"):
+        assert checkpoint.available(folder) == [20]
+    os.truncate(folder / "visit-000000000020.bin", 100)
     with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoint.load_latest(folder, identity=IDENTITY) is None
+        assert newest(folder) is None
 
 
-def test_arrays_without_their_record_are_not_a_checkpoint(folder):
-    """A run killed between the two writes: the record is written last."""
-    (folder / "step-00000100.json").unlink()
-    assert checkpoint.load_latest(folder, identity=IDENTITY).step == 20
+def test_records_without_their_checksum_are_not_a_checkpoint(folder):
+    """A run killed between the two writes: the checksum is written last."""
+    (folder / "visit-000000000100.json").unlink()
+    assert checkpoint.available(folder) == [20]
+
+
+def test_full_disk_leaves_the_last_checkpoint_as_it_was(folder):
+    """A file size limit stands in for the disk: writing past it fails as on a full one."""
+    import resource
+
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    old, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1]))
+        with pytest.raises(OSError, match="too large"):
+            checkpoint.save(folder, Run(200), identity=IDENTITY)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert_same(newest(folder), Run(100))
 
 
 @pytest.mark.parametrize(("change", "text"), [
@@ -208,6 +242,6 @@ def test_arrays_without_their_record_are_not_a_checkpoint(folder):
 ])
 def test_checkpoint_of_another_run_is_refused_and_the_difference_named(folder, change, text):
     with pytest.raises(ValueError, match=text) as caught:
-        checkpoint.load_latest(folder, identity={**IDENTITY, **change})
+        checkpoint.require_run(folder, identity={**IDENTITY, **change})
     assert "--output_dir" in str(caught.value)
-    assert latest_step(folder.parent) == 100  # refused, not deleted
+    assert latest_step(folder.parent) == 50  # refused, not deleted

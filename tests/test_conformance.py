@@ -109,13 +109,13 @@ def generate(kind: Kind):
     before = snapshot(model)
     generator = Generator(model, GenerationConfig(num_images=IMAGES, batch_size=3, steps=kind.steps, input_range=kind.input_range,
                                                   image_size=kind.image_size))
-    start = generator.start()
-    end = generator.run(start)
+    generator.start()
+    generator.run()
     after = snapshot(model)
     for a, b in zip(before[0], after[0], strict=True):
         np.testing.assert_array_equal(a, b)
     assert before[1:] == after[1:]
-    return model, generator, generator.images(end), generator.layer_gaps(start), generator.layer_gaps(end)
+    return model, generator, generator.all_images(), generator.state.gap_start, generator.layer_gaps()
 
 
 def require_generated(kind: Kind):

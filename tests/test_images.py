@@ -9,7 +9,6 @@ from dgh_tf.images import (
     Layout,
     augment,
     choose_layout,
-    clip_straight_through,
     finish,
     smooth,
     start_canvas,
@@ -38,7 +37,7 @@ def test_photographs_get_a_larger_canvas_and_only_coloured_ones_are_mirrored(sha
     layout = choose_layout(shape)
     assert (layout.shape, layout.padding, layout.flip) == (shape, padding, flip)
     assert layout.smoothing == pytest.approx(1.25 * min(1.0, min(shape[:2]) / 96))  # as the references from 96 pixels on
-    assert layout.canvas_shape == (shape[0] + padding, shape[1] + padding, shape[2])
+    assert layout.canvas_shape == (shape[0] + padding + 2, shape[1] + padding + 2, shape[2])  # a ring that only smoothing reads
 
 
 @pytest.mark.parametrize("shape", [(10,), (64, 2), (49, 10, 1), (8, 8, 3), (32, 32, 12), (4, 32, 32, 3)])
@@ -60,16 +59,16 @@ def test_augment_off_and_flip_say_what_they_do():
 
 
 @pytest.mark.parametrize("sigma", [1.25, 0.4])
-def test_smoothing_equals_scipys_convolution_with_mirrored_edges(sigma):
+def test_smoothing_equals_scipys_convolution_without_its_outer_ring(sigma):
     images = noise((2, 9, 12, 3))
-    wanted = scipy.ndimage.convolve(images.astype(np.float64), gaussian_kernel(sigma)[None, :, :, None], mode="mirror")
+    wanted = scipy.ndimage.convolve(images.astype(np.float64), gaussian_kernel(sigma)[None, :, :, None])[:, 1:-1, 1:-1]
     np.testing.assert_allclose(smooth(tf.constant(images), sigma=sigma), wanted, atol=1e-6)
 
 
 def test_one_bright_pixel_spreads_into_the_symmetric_kernel():
     image = np.zeros((1, 7, 7, 1), np.float32)
     image[0, 3, 3] = 1.0
-    spread = smooth(tf.constant(image), sigma=SMOOTHING_SIGMA).numpy()[0, 2:5, 2:5, 0]
+    spread = smooth(tf.constant(image), sigma=SMOOTHING_SIGMA).numpy()[0, 1:4, 1:4, 0]
     np.testing.assert_allclose(spread, gaussian_kernel(), atol=1e-7)
     np.testing.assert_allclose(spread, spread[::-1, ::-1], atol=1e-8)  # a lopsided kernel shifts images step by step
 
@@ -78,17 +77,32 @@ def test_smoothing_keeps_a_flat_image():
     np.testing.assert_allclose(smooth(tf.fill([1, 8, 8, 3], 0.7), sigma=SMOOTHING_SIGMA), 0.7, rtol=1e-6)
 
 
-# ---- clip --------------------------------------------------------------------------------------------------------------
+# ---- gradient and clip -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [Layout((16, 20, 3), 4, 1.25, True), Layout((16, 16, 1), 2, 0.0, False),
+                                    Layout((16, 18, 3), 0, 0.8, False), Layout((7,), 0, 0.0, False)], ids=str)
+def test_gradient_of_the_augmentation_is_its_transpose(layout):
+    """<A x, y> = <x, A' y> for the linear part A, in float64; several seeds, so crops and flips are covered."""
+    x, y = 0.1 * noise((2, *layout.canvas_shape), 1), noise((2, *layout.shape), 2)  # small, so that nothing is clipped
+    for step in range(6):
+        with tf.GradientTape() as tape:
+            canvas = tf.constant(x)
+            tape.watch(canvas)
+            drawn = augment(canvas, layout, seed=tf.constant([5, step]))
+            value = tf.reduce_sum(drawn * y)
+        back = tape.gradient(value, canvas).numpy()
+        assert np.sum(drawn.numpy().astype(np.float64) * y) == pytest.approx(np.sum(x.astype(np.float64) * back), rel=1e-4, abs=1e-4)
 
 
 def test_clip_bounds_the_values_but_lets_the_gradient_of_saturated_pixels_through():
     with tf.GradientTape() as tape:
-        x = tf.constant([-3.0, -0.5, 0.5, 3.0])
+        x = tf.constant([[-3.0, -0.5, 0.5, 3.0]])
         tape.watch(x)
-        clipped = clip_straight_through(x)
+        clipped = augment(x, Layout((4,), 0, 0.0, False), seed=tf.constant([0, 0]))
         loss = tf.reduce_sum(clipped * [1.0, 2.0, 3.0, 4.0])
-    np.testing.assert_array_equal(clipped, [-1.0, -0.5, 0.5, 1.0])
-    np.testing.assert_array_equal(tape.gradient(loss, x), [1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_array_equal(clipped, [[-1.0, -0.5, 0.5, 1.0]])
+    np.testing.assert_array_equal(tape.gradient(loss, x), [[1.0, 2.0, 3.0, 4.0]])
 
 
 # ---- augmentation ------------------------------------------------------------------------------------------------------
@@ -167,7 +181,7 @@ def test_finished_image_is_the_clipped_centre_of_the_smoothed_canvas():
     canvas = 2.0 * noise((2, *LAYOUT.canvas_shape))
     smoothed = scipy.ndimage.convolve(canvas.astype(np.float64), gaussian_kernel(LAYOUT.smoothing)[None, :, :, None], mode="mirror")
     edge = LAYOUT.padding // 2
-    wanted = np.clip(smoothed[:, edge:edge + 24, edge:edge + 32], -1.0, 1.0)
+    wanted = np.clip(smoothed[:, 1 + edge:25 + edge, 1 + edge:33 + edge], -1.0, 1.0)
     np.testing.assert_allclose(finish(tf.constant(canvas), LAYOUT), wanted, atol=1e-5)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgh_tf.moments import Moments, channel_moments, image_moments, merge
+from dgh_tf.moments import channel_moments, image_moments, normalize, safe_shift
 
 
 def activations(shape, *, mean=0.0, std=1.0, seed=0):
@@ -58,23 +58,33 @@ def test_constant_channel_has_variance_zero_and_never_below():
     assert (channel_moments(x, shift=np.array([0.0, 5.0], np.float32)).m2.numpy() >= 0.0).all()
 
 
-def test_pooled_moments_of_uneven_batches_are_those_of_the_concatenation():
-    x = activations((13, 4, 4, 5), mean=200.0, std=1.0)
-    x[:6] += 3.0  # batches that differ, so that forgetting the counts or the between-batch part would show
-    parts = [x[:6], x[6:7], x[7:13]]
-    rows = [channel_moments(tf.constant(p), shift=np.full(5, 200.0, np.float32)) for p in parts]
-    pooled = merge(Moments(tf.stack([r.count for r in rows])[:, None], tf.stack([r.mean for r in rows]), tf.stack([r.m2 for r in rows])))
-    count, mean, m2 = numpy_moments(x)
-    assert float(pooled.count[0]) == count
-    np.testing.assert_allclose(pooled.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(pooled.m2, m2, rtol=1e-4)
+@pytest.mark.parametrize("shape", [(3, 40, 40, 8), (3, 6, 6, 8), (5, 7, 70), (4, 3)])
+@pytest.mark.parametrize("far", [False, True])
+def test_normalization_and_sums_in_one_are_those_of_float64_numpy_forward_and_backward(shape, far):
+    """Large maps run compiled, small ones do not; a mean far from zero is shifted."""
+    channels = shape[-1]
+    x = activations(shape, mean=50.0 if far else 0.5)
+    scale, offset = np.linspace(0.5, 2.0, channels), np.linspace(-1.0, 1.0, channels)
+    shift = np.full(channels, 50.0 if far else 0.0, np.float32)
+    a, b, c = (np.random.default_rng(i).standard_normal(s) for i, s in ((1, shape), (2, channels), (3, channels)))
+    with tf.GradientTape() as tape:
+        variable = tf.constant(x)
+        tape.watch(variable)
+        y, (sums, squares, count) = normalize(variable, scale=scale, offset=offset, shift=shift)
+        value = tf.reduce_sum(a.astype(np.float32) * y) + tf.reduce_sum(b.astype(np.float32) * sums + c.astype(np.float32) * squares)
+    d = x.astype(np.float64) - shift
+    rest = tuple(range(len(shape) - 1))
+    np.testing.assert_allclose(y, x * scale + offset, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sums, d.sum(rest), rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(squares, (d**2).sum(rest), rtol=1e-4)
+    assert float(count) == x.size / channels
+    np.testing.assert_allclose(tape.gradient(value, variable), a * scale + b + 2.0 * c * d, rtol=1e-3, atol=1e-4)
 
 
-def test_merge_of_one_row_is_that_row():
-    row = Moments(tf.constant([[7.0]]), tf.constant([[1.5, -2.0]]), tf.constant([[3.0, 4.0]]))
-    got = merge(row)
-    np.testing.assert_allclose(got.mean, [1.5, -2.0])
-    np.testing.assert_allclose(got.m2, [3.0, 4.0])
+def test_shift_is_left_out_only_where_no_channel_needs_it():
+    near, far = np.float32([9.0, -9.0]), np.float32([0.0, 11.0])
+    np.testing.assert_array_equal(safe_shift(near, variance=np.ones(2), epsilon=0.0), [0.0, 0.0])
+    np.testing.assert_array_equal(safe_shift(far, variance=np.ones(2), epsilon=0.0), far)
 
 
 def test_gradient_is_the_closed_form():
@@ -110,15 +120,6 @@ def test_gradient_equals_central_differences_of_float64_numpy():
         high[index] += step
         low[index] -= step
         assert gradient[index] == pytest.approx((value_of(high) - value_of(low)) / (2 * step), rel=1e-3, abs=1e-5)
-
-
-def test_gradient_of_merged_rows_reaches_the_fresh_row_only_through_its_share():
-    """A batch that is a quarter of the set moves the pooled mean by a quarter of its own."""
-    with tf.GradientTape() as tape:
-        mean = tf.constant([[1.0], [2.0]])
-        tape.watch(mean)
-        pooled = merge(Moments(tf.constant([[1.0], [3.0]]), mean, tf.zeros([2, 1])))
-    np.testing.assert_allclose(tape.gradient(pooled.mean, mean), [[0.25], [0.75]])
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((3, 5, 6, 2), -1), ((3, 2, 5, 6), 1), ((3, 7, 4), -1)])
