@@ -4,10 +4,11 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.calls import record_calls
 from dgh_tf.conventions import InputRange, parse_input_range
 from dgh_tf.heads import upstream
 from dgh_tf.images import is_image
-from dgh_tf.network import Network, batchnorm_layers, kernel_layers, record_calls
+from dgh_tf.network import Network, batchnorm_layers, kernel_layers
 from dgh_tf.range_search import range_from_statistics
 
 TOPS = (1.0, 255.0, 4095.0, 10000.0, 65535.0)  # of stored values: floats, bytes, 12 bits, satellite reflectance, 16 bits

@@ -81,5 +81,5 @@ def lost_peer(strategy: tf.distribute.Strategy) -> Iterator[None]:
             tf.errors.InternalError) as error:
         if strategy.cluster_resolver is None:
             raise
-        raise ConnectionError(f"Another worker of this job cannot be reached any more ({str(error).splitlines()[0][:200]}). Start the same "
-                              "command on all workers again; they go on from the last checkpoint that all of them have.") from error
+        raise ConnectionError("Another worker of this job cannot be reached any more. Start the same command on all workers again; they "
+                              "go on from the last checkpoint that all of them have.") from error

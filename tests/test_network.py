@@ -8,7 +8,8 @@ import tensorflow as tf
 import tf_keras
 import tiny_models as tiny
 
-from dgh_tf.network import Network, record_calls
+from dgh_tf.calls import record_calls
+from dgh_tf.network import Network
 
 
 def tapped(network: Network, arrays: list[np.ndarray]):
