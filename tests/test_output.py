@@ -13,7 +13,8 @@ NAMES = ["left image.1", "räght", "a/b", "a_b", "A:B"]
 def finished(folder, names):
     arrays = [np.full((2, 3), i + 0.5, np.float32) for i in range(len(names))]
     ranges = [{"low": [0.0], "high": [float(i + 1)]} for i in range(len(names))]
-    write_manifest(folder, {**write_images(folder, [[a[:1] for a in arrays], [a[1:] for a in arrays]], names, count=2), "identity": {}, "input_range": ranges})
+    parts = [[a[:1] for a in arrays], [a[1:] for a in arrays]]
+    write_manifest(folder, {**write_images(folder, parts, names, count=2), "identity": {}, "input_range": ranges})
     return dict(zip(names, arrays, strict=True))
 
 
