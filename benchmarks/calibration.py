@@ -10,7 +10,7 @@ from benchmarks.comparison import KEY, combinations, fingerprint, load_task, mea
 from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
-from dgh_tf.files import make_folder
+from dgh_tf.files import locked_folder
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
@@ -37,28 +37,22 @@ _REAL_POOL = 4  # real images are drawn from at most this many times --num_image
 
 
 def main(argv: list[str]) -> int:
-    import filelock
-
     from dgh_tf import GenerationConfig
 
     sources, chosen = check_sources(FLAGS.sources), combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head)
     settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
     configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
-    folder = make_folder(FLAGS.output_dir, flag="output_dir")
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
-                             input_range=FLAGS.input_range, real_limit=_REAL_POOL * FLAGS.num_images,
-                             evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
-            if "real" in sources and len(task.real) < FLAGS.num_images:
-                raise ValueError(f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
-                                 f"{FLAGS.num_images}. Give a larger set or fewer images.")
-            results = Results(folder, run=fingerprint(task, settings), key=KEY)
-            measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
-            command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])
-            say("\n" + write_report(results, command=command))
-    except filelock.Timeout:
-        raise ValueError(f"Another run is writing to {folder}. Wait for it or give another --output_dir.") from None
+    with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
+                         input_range=FLAGS.input_range, real_limit=_REAL_POOL * FLAGS.num_images,
+                         evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
+        if "real" in sources and len(task.real) < FLAGS.num_images:
+            raise ValueError(f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
+                             f"{FLAGS.num_images}. Give a larger set or fewer images.")
+        results = Results(folder, run=fingerprint(task, settings), key=KEY)
+        measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
+        command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])
+        say("\n" + write_report(results, command=command))
     return 0
 
 

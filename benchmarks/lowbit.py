@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import pathlib
 import re
 import shlex
 import sys
@@ -18,6 +17,7 @@ from benchmarks.comparison import Task, environment, fingerprint, load_task, tas
 from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
+from dgh_tf.files import locked_folder
 
 FLAGS = flags.FLAGS
 KEY = ("source", "setting", "rule", "reconstruction", "seed")
@@ -175,26 +175,19 @@ def write_report(results: Results, *, command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    import filelock
-
     from dgh_tf import GenerationConfig
 
     sources, settings = check_sources(FLAGS.sources), settings_of(FLAGS.settings, FLAGS.rules, FLAGS.reconstruction)
     shared = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
     configs = [GenerationConfig(seed=seed, **shared) for seed in range(FLAGS.seeds)]
-    folder = pathlib.Path(FLAGS.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
-                             input_range=FLAGS.input_range, real_limit=4 * FLAGS.num_images,
-                             evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
-            run_id = fingerprint(task, {**shared, "reconstruction_steps": FLAGS.reconstruction_steps})
-            results = Results(folder, run=run_id, key=KEY)
-            measure_missing(task, results, configs=configs, sources=sources, settings=settings, steps=FLAGS.reconstruction_steps)
-            say("\n" + write_report(results, command=shlex.join(["python", "-m", "benchmarks.lowbit", *sys.argv[1:]])))
-    except filelock.Timeout:
-        raise ValueError(f"Another run is writing to {folder}. Wait for it or give another --output_dir.") from None
+    with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
+                         input_range=FLAGS.input_range, real_limit=4 * FLAGS.num_images,
+                         evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
+        run_id = fingerprint(task, {**shared, "reconstruction_steps": FLAGS.reconstruction_steps})
+        results = Results(folder, run=run_id, key=KEY)
+        measure_missing(task, results, configs=configs, sources=sources, settings=settings, steps=FLAGS.reconstruction_steps)
+        say("\n" + write_report(results, command=shlex.join(["python", "-m", "benchmarks.lowbit", *sys.argv[1:]])))
     return 0
 
 

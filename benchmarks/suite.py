@@ -13,7 +13,7 @@ from absl import flags
 from benchmarks.sources import SOURCES, check_sources
 from benchmarks.suite_plan import Entry, Key, Store, plan, read_models
 from dgh_tf.console import run, say
-from dgh_tf.files import make_folder
+from dgh_tf.files import locked_folder
 from tflite_export.worker import SCHEMES
 
 FLAGS = flags.FLAGS
@@ -120,26 +120,20 @@ def main(argv: list[str]) -> int:
     """Measures what is missing, then writes the tables and plots of all that is there."""
     import logging
 
-    import filelock
-
     del argv
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # every generation traces anew, which TensorFlow warns of
     entries = _entries()
     keys = _keys(entries)
-    folder = make_folder(FLAGS.output_dir, flag="output_dir")
-    try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
-            store = Store(folder)
-            from benchmarks import suite_report
+    with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        store = Store(folder)
+        from benchmarks import suite_report
 
-            try:
-                _measure_all(entries, keys, store)
-            finally:  # also of a suite that is stopped: what is measured can be read
-                if store.rows(keys):
-                    command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])
-                    say("\n" + suite_report.write(store, entries, keys, command=command))
-    except filelock.Timeout:
-        raise ValueError(f"Another suite is writing to {folder}. Wait for it or give another --output_dir.") from None
+        try:
+            _measure_all(entries, keys, store)
+        finally:  # also of a suite that is stopped: what is measured can be read
+            if store.rows(keys):
+                command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])
+                say("\n" + suite_report.write(store, entries, keys, command=command))
     return 0
 
 

@@ -111,6 +111,30 @@ def require_reasonable_zip(path: str | os.PathLike) -> None:
                          "as an archive made to fill the memory does. Pass the file as it was saved.")
 
 
+@contextlib.contextmanager
+def locked_folder(path: str | os.PathLike, *, flag: str) -> Iterator[pathlib.Path]:
+    """The folder of a run, made where it is missing and locked against a second process; a lock ends with its process.
+
+    A folder made here for a run that then fails before it writes anything is removed again.
+
+    Args: flag: the option that gave the path, for messages.
+    Raises: ValueError when another process holds it, OSError when it cannot be made or written to.
+    """
+    import filelock
+
+    known = pathlib.Path(path).exists()
+    folder = make_folder(path, flag=flag)
+    try:
+        with filelock.FileLock(folder / ".lock", timeout=0):
+            yield folder
+    except filelock.Timeout:
+        raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --{flag}.") from None
+    except BaseException:
+        if not known:
+            remove_unused(folder)
+        raise
+
+
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of a file, or of a folder's files in sorted order with their relative names."""
     path = pathlib.Path(path)

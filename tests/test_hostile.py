@@ -91,6 +91,8 @@ REQUIRED = {  # flags that each command needs, good values; {w} is the work fold
     "benchmarks.privacy": {"model": "{w}/good.keras", "output_dir": "{w}/privacy"},
     "benchmarks.speed": {"model": "{w}/good.keras", "output": "{w}/speed.json"},
     "benchmarks.suite": {"output_dir": "{w}/suite"},
+    "benchmarks.lowbit": {"model": "{w}/good.keras", "real": "{w}/good.npz", "evaluation": "{w}/good.npz", "output_dir": "{w}/low"},
+    "dgh_tf.report": {"output_dir": "{w}/nothing"},
     "dgh_tf.generate": {"model": "{w}/good.keras", "output_dir": "{w}/generated"},
 }
 NUMBERS = ["x", "1.5.2", "", "0x", "1e", "--", "-1", "999999999999999999999999x", "١٢x", "None"]
@@ -271,7 +273,7 @@ def test_output_that_cannot_be_written_is_refused_before_work(work):
 
 @pytest.mark.parametrize(("command", "arguments"), [
     ("benchmarks.calibration", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]), ("benchmarks.suite", ["--only=demo"]),
-    ("dgh_tf.generate", ["--steps=1"]),
+    ("dgh_tf.generate", ["--steps=1"]), ("benchmarks.lowbit", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]),
 ])
 def test_a_second_process_on_the_same_folder_is_refused(work, command, arguments):
     import filelock
@@ -348,6 +350,20 @@ def test_bad_arguments_of_the_suite_and_the_comparison(work):
     refused(work, "benchmarks.calibration", *data, "--num_images=5", words="fewer than --num_images")
     for value in ("tfds:", "tfds:no_such_set", "tfds:no_such_set/train", str(work), "absent.json"):
         refused(work, "benchmarks.calibration", *data[:1], f"--real={value}", *data[2:])
+
+
+def test_bad_arguments_of_the_low_bit_study_and_the_report(work):
+    given = [f"--{k}={v.format(w=work)}" for k, v in REQUIRED["benchmarks.lowbit"].items()]
+    for more in ("--settings=W9A8", "--settings=", "--settings=8", "--rules=best", "--rules=", "--sources=dreams"):
+        refused(work, "benchmarks.lowbit", *given, more)
+    assert not (work / "low").exists()
+    folder = work / "reported"
+    folder.mkdir()
+    refused(work, "dgh_tf.report", f"--output_dir={folder}", words="holds no finished run")
+    for text in (b"{", b"5", b"[]", b"{}", bytes(range(256)), b'{"identity": {}, "images_sha256": "x"}'):
+        written(folder, "manifest.json", text)
+        SEEN.add(("manifest of a report", text.decode("latin1")))
+        refused(work, "dgh_tf.report", f"--output_dir={folder}", words=str(folder))
 
 
 SETTINGS = {
