@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.abc
 import importlib.util
 import logging as python_logging
@@ -98,6 +99,8 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         text = str(error) or type(error).__name__
         if isinstance(error, MemoryError):
             text = f"not enough memory ({error}). Use a smaller --batch_size or fewer --num_images."
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text = f"{text}. Free some space and give the same command again; what was whole on disk before is untouched."
         return _report("error", text, 1)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -39,6 +40,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; give it the mode any other new file has
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:  # numpy's own, of a write that came back short
+            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(path)) from error
+        if error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -494,10 +494,18 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
     write_pair(full_disk / "out.tflite", b"the old file", full_disk / "out.json", "the old proof")
     for room in (0, 6, 12):  # KiB: nothing fits; the smaller fits; the larger fits, but not both
         (full_disk / "filler").write_bytes(bytes((64 - 8 - room) * 1024))
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left.*out"):
             write_pair(full_disk / "out.tflite", bytes(9000), full_disk / "out.json", "x" * 9000 if room == 12 else "x")
         assert (full_disk / "out.tflite").read_bytes() == b"the old file" and (full_disk / "out.json").read_text() == "the old proof"
         assert {path.name for path in full_disk.iterdir()} == {"out.tflite", "out.json", "filler"}
+
+
+def test_an_array_on_a_full_disk_names_its_file(full_disk):
+    from dgh_tf.files import atomic_path
+
+    with pytest.raises(OSError, match="images.npy") as error, atomic_path(full_disk / "images.npy") as path:
+        np.save(path, np.zeros(100_000))
+    assert error.value.errno == 28 and not list(full_disk.iterdir())  # ENOSPC
 
 
 @pytest.mark.slow
@@ -506,6 +514,7 @@ def test_convert_on_a_full_disk_is_one_line(work, full_disk):
     running = process("tflite_export.convert", *convert(work, output=full_disk / "out.tflite"))
     _, err = running.communicate(timeout=120)
     assert running.returncode == 1 and err.startswith("error: ") and err.count("\n") == 1 and "No space left" in err, err
+    assert "Free some space" in err and "out." in err
     assert {path.name for path in full_disk.iterdir()} == {"filler"}
 
 
