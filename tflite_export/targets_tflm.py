@@ -30,7 +30,7 @@ from tflite_export.targets_static import (
 _TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 _ARENA = 256 * 2**20  # bytes offered; what is used is reported
 _IMAGES, _SECONDS = 4, 120
-_MOST_SHARE = 0.01  # of the codes of the output: 2 steps of int8, the most between two kernels of one operator and the softmax behind them
+_MOST_SHARE = 0.0625  # of the output's codes, 16 steps of int8: LiteRT's own kernels differ by up to 12; the dense fault was 170
 
 
 def _compared(tflite: bytes) -> dict[str, Any]:
