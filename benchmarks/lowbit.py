@@ -134,7 +134,7 @@ def measure_missing(task: Task, results: Results, *, configs: list[Any], sources
 
 def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
     """A markdown table of `field`: a line per setting, a column per source (mean ± deviation over seeds), and the mean of
-    generated minus real in points (hundredths)."""
+    generated minus real, in points (hundredths) of scores and in dB of an SQNR."""
     from tabulate import tabulate
 
     from benchmarks.table import mean_std
@@ -144,11 +144,12 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
         setting = Setting(row["setting"], row["rule"], row["reconstruction"])
         groups.setdefault(setting, {}).setdefault(row["source"], []).append(row[field])
     both, lines = {"real", "synthetic"} <= set(sources), []
+    scale, unit, digits = (1, "dB", 1) if field.startswith("sqnr") else (100, "points", 3)
     for setting, values in groups.items():
-        gap = [f"{100 * (np.mean(values['synthetic']) - np.mean(values['real'])):+.1f}"
+        gap = [f"{scale * (np.mean(values['synthetic']) - np.mean(values['real'])):+.1f}"
                if {"real", "synthetic"} <= set(values) else "-"] if both else []
-        lines.append([setting.label, *(mean_std(values.get(source, []), digits=3) for source in sources), *gap])
-    headings = ["setting", *sources, *(["synthetic - real, points"] if both else [])]
+        lines.append([setting.label, *(mean_std(values.get(source, []), digits=digits) for source in sources), *gap])
+    headings = ["setting", *sources, *([f"synthetic - real, {unit}"] if both else [])]
     return tabulate(lines, headers=headings, tablefmt="pipe", colalign=("left", *["right"] * (len(headings) - 1)), disable_numparse=True)
 
 
