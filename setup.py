@@ -8,7 +8,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dgh_tf" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
 # tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does not always bring.
-BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "importlib_resources"]
+BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "pyyaml", "importlib_resources"]
 
 setup(
     name="dgh-tf",
@@ -35,6 +35,7 @@ setup(
     extras_require={
         "benchmarks": BENCHMARKS,
         "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
+        "tensorboard": ["tensorboard>=2.16"],
         "vela": ["ethos-u-vela>=5"],
         "tflm": ["tflite-micro"],  # TFLM with its reference kernels for this machine; only pre-releases are published
         "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],  # Google's other quantizer; its names still move between releases

@@ -16,8 +16,9 @@ GENERATED = {
     "no_augmentation": {"augment": False, "prior_weight": 0.0},
     "no_stretching": {"output_weight": 0.0},
 }
-ABLATION = tuple(source for source, changes in GENERATED.items() if changes)
-SOURCES = ("real", *GENERATED, "noise", "gaussian")
+HINTED = {f"with_{count}_real": count for count in (1, 4, 8, 32)}  # the whole method, and so many real images in the set
+ABLATION = (*(source for source, changes in GENERATED.items() if changes), *HINTED)  # measured beside the main sources, at fewer sizes
+SOURCES = ("real", *GENERATED, "noise", "gaussian", *HINTED)
 
 
 def check_sources(names: list[str]) -> list[str]:
@@ -63,7 +64,8 @@ def calibration_images(source: str, *, model: Any, real: np.ndarray, config: Any
       bounds: low and high of the valid input range, float [] or [channels]; read by 'noise' only.
 
     Returns:
-      float32 [config.num_images, ...] in model input units, and the seconds a generated source took (else None).
+      float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the seconds a generated source took
+      (else None).
     """
     shape = (config.num_images, *real.shape[1:])
     if source == "real":
@@ -74,6 +76,7 @@ def calibration_images(source: str, *, model: Any, real: np.ndarray, config: Any
         return np.random.default_rng(config.seed).standard_normal(shape, dtype=np.float32), None
     from dgh_tf import generate_images
 
+    hint = real_subset(real, num_images=HINTED[source], seed=config.seed) if source in HINTED else None
     start = time.perf_counter()
-    images = generate_images(model, dataclasses.replace(config, **GENERATED[source]))
+    images = generate_images(model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint)
     return images, time.perf_counter() - start

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import plots, suite_verdict, table
 from benchmarks.comparison import COLUMNS, environment
 from benchmarks.evaluation import compare_ranges
-from benchmarks.sources import GENERATED
+from benchmarks.sources import GENERATED, HINTED
 from benchmarks.suite_plan import TASKS, Entry, Key, Store
 from dgh_tf.files import atomic_write
 
@@ -80,7 +80,7 @@ def _plots(folder: pathlib.Path, entry: Entry, rows: list[Row], score: str, *, s
     plots.size_curves(rows, folder / names[0], columns=columns, lines={score: lines})
     largest = _common_size(rows)
     same = [row for row in rows if row["num_images"] == largest]
-    ablation = [row for row in same if row["source"] in ("real", *GENERATED)]
+    ablation = [row for row in same if row["source"] in ("real", *GENERATED, *HINTED)]
     if len({row["source"] for row in ablation}) > 1:
         names.append(f"ablation-{suffix}.png")
         plots.bars(ablation, folder / names[-1], columns=columns, reference={score: rows[0][f"float_{score}"]})

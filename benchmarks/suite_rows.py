@@ -44,13 +44,13 @@ class Bench:
 
     def images(self, source: str, num_images: int, seed: int) -> tuple[np.ndarray, float | None]:
         """Calibration images of one row and the seconds they took; those of an earlier row or run where they are kept."""
-        from benchmarks.sources import GENERATED, calibration_images
+        from benchmarks.sources import GENERATED, HINTED, calibration_images
 
         def make():
             return calibration_images(source, model=self.task.model, real=self.task.real, bounds=self.task.bounds,
                                       config=self.config(num_images, seed))
 
-        return self._kept(f"{source}-{num_images}-{seed}", make) if source in GENERATED else make()
+        return self._kept(f"{source}-{num_images}-{seed}", make) if source in (*GENERATED, *HINTED) else make()
 
     @functools.cached_property
     def probes(self) -> dict[str, np.ndarray]:

@@ -4,11 +4,20 @@ Ranges are what calibration takes from images, so they say when more images or m
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from dgh_tf import output, report
+from dgh_tf.config import parse_image_size
+from dgh_tf.files import atomic_write
+from dgh_tf.network import Network
 
 STABLE = 0.2  # change of a range, in widths of it, above which a set is too small or a run too short (median over tensors)
 FIRST_IMAGES, MOST_IMAGES = 16, 1024
@@ -112,3 +121,41 @@ def choose(measure: Callable[[int, int], Attempt], *, num_images: int | None, st
     if num_images is None and stable:
         notes.append(f"the ranges of two halves of {now.num_images} images differ by {now.halves:.0%} (median)")
     return Choice(now.num_images, now.steps, "; ".join(notes) + f" (stable: at most {STABLE:.0%})", stable)
+
+
+def trial_folder(folder: pathlib.Path, images: int, steps: int) -> pathlib.Path:
+    """Where an attempt runs, made if it is not there."""
+    trial = folder / "attempts" / f"{images}-{steps}"
+    trial.mkdir(parents=True, exist_ok=True)
+    return trial
+
+
+def kept(trial: pathlib.Path) -> Attempt | None:
+    """The attempt that `keep` wrote, None where there is none."""
+    path = trial / "attempt.json"
+    return Attempt(**json.loads(path.read_text())) if path.exists() else None
+
+
+def keep(trial: pathlib.Path, model: Any, *, steps: int, image_size: str) -> Attempt:
+    """Measures a finished run's images and writes what was found beside them."""
+    images, manifest = output.load_images(trial), output.read_manifest(trial)
+    network = Network(model, image_size=parse_image_size(image_size) if image_size else None)
+    arrays = [images[name] for name in network.input_names] if isinstance(images, Mapping) else [images]
+    found = attempt(network, [array[:len(array) - manifest["real_images"]] for array in arrays], steps=steps, seconds=manifest["seconds"])
+    atomic_write(trial / "attempt.json", json.dumps(found._asdict()))
+    return found
+
+
+def adopt(folder: pathlib.Path, choice: Choice, *, command: str) -> None:
+    """Makes the chosen attempt the run of `folder`: its files move there, the manifest with the reason last; others are removed."""
+    trial = trial_folder(folder, choice.num_images, choice.steps)
+    manifest = output.read_manifest(trial)
+    manifest["auto"] = {"why": choice.why, "stable": choice.stable,
+                        "attempts": sorted(path.name for path in (folder / "attempts").iterdir())}
+    for path in trial.iterdir():
+        if path.name not in ("manifest.json", "attempt.json", "report.html"):
+            os.replace(path, folder / path.name)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    report.write_page(folder, manifest=manifest, metrics=[json.loads(line) for line in lines], command=command)
+    output.write_manifest(folder, manifest)
+    shutil.rmtree(folder / "attempts")

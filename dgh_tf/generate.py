@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import shlex
 import shutil
@@ -13,13 +14,20 @@ import warnings
 
 from absl import flags
 
-from dgh_tf import console
+from dgh_tf import console, tensorboard
 from dgh_tf.config import GenerationConfig
 from dgh_tf.files import remove_unused
 from dgh_tf.progress import Metrics, ProgressBar
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
-_CONFIG = {f.name: _DEFINE[type(f.default)](f.name, f.default, f.metadata["help"]) for f in dataclasses.fields(GenerationConfig)}
+_AUTO = ("num_images", "steps")  # of the settings, which may be "auto"
+_CONFIG = {f.name: flags.DEFINE_string(f.name, str(f.default), f"{f.metadata['help']} auto: grow until ranges hold still.")
+           if f.name in _AUTO else _DEFINE[type(f.default)](f.name, f.default, f.metadata["help"])
+           for f in dataclasses.fields(GenerationConfig)}
+_BUDGET = flags.DEFINE_float("budget_minutes", 10.0, "With auto: no attempt begins that would end later; 0: no limit.", lower_bound=0.0)
+_REAL_HINT = flags.DEFINE_string("real_hint", None, "1 to 32 real images without labels (a folder, .npy or .npz): their statistics are "
+                                                    "pooled with the generated images' and they join the calibration set.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write TensorBoard summaries into --output_dir/tensorboard.")
 _MODEL = flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
 _OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Folder of the run; the same command again goes on with it.", required=True)
 _CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 30.0, "Seconds between checkpoints.", lower_bound=0.0)
@@ -33,7 +41,11 @@ def main(argv: list[str]) -> int:
     import filelock
 
     del argv
-    config = GenerationConfig(**{name: holder.value for name, holder in _CONFIG.items()})
+    numbers = {name: _number(name) for name in _AUTO}
+    config = GenerationConfig(**{name: holder.value for name, holder in _CONFIG.items() if name not in _AUTO},
+                              **{name: number for name, number in numbers.items() if number is not None})
+    if _TENSORBOARD.value:
+        tensorboard.require()
     from dgh_tf.loading import model_sha256
     from dgh_tf.replicas import worker_number
 
@@ -43,12 +55,64 @@ def main(argv: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with filelock.FileLock(folder / (".lock" if not worker else f".lock-{worker}"), timeout=0):
+            if None in numbers.values():
+                return _automatic(folder, config, sha256, **numbers)
             return _run(folder, config, sha256, worker=worker)
     except filelock.Timeout:
         raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --output_dir.") from None
     except BaseException:
         remove_unused(folder)
         raise
+
+
+def _number(name: str) -> int | None:
+    """The setting's value; None for auto."""
+    text = _CONFIG[name].value
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"--{name}={text}: expected a whole number or auto.") from None
+
+
+def _automatic(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, num_images: int | None, steps: int | None) -> int:
+    """Runs as many attempts as auto.choose asks for, each whole and resumable in a folder of its own; the last becomes the run."""
+    from dgh_tf import auto, output
+
+    if config.strategy == "multi_worker":
+        raise ValueError("auto takes one process; give --num_images and --steps as numbers with --strategy=multi_worker.")
+    manifest = output.read_manifest(folder)
+    if manifest:
+        known = manifest["identity"]["config"]
+        chosen = {name: known[name] for name, value in (("num_images", num_images), ("steps", steps)) if value is None}
+        return _run(folder, dataclasses.replace(config, **chosen), sha256, worker=0)
+
+    def measure(images: int, steps: int) -> auto.Attempt:
+        trial = auto.trial_folder(folder, images, steps)
+        found = auto.kept(trial)
+        if found is None:
+            console.say(f"attempt: {images} images, {steps} steps")
+            _run(trial, dataclasses.replace(config, num_images=images, steps=steps), sha256, worker=0)
+            found = auto.keep(trial, _model(), steps=steps, image_size=config.image_size)
+        console.say(f"ranges of halves of the set differ by {found.halves:.0%} (median)")
+        return found
+
+    choice = auto.choose(measure, num_images=num_images, steps=steps, budget_seconds=60 * _BUDGET.value)
+    auto.adopt(folder, choice, command=_command())
+    console.say(f"{choice.num_images} images, {choice.steps} steps: {choice.why}")
+    return 0
+
+
+@functools.cache
+def _model():
+    from dgh_tf.loading import load_model
+
+    return load_model(_MODEL.value, weights=_WEIGHTS.value, allow_unsafe_deserialization=_UNSAFE.value)
+
+
+def _command() -> str:
+    return shlex.join(["python", "-m", "dgh_tf.generate", *sys.argv[1:]])
 
 
 def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker: int) -> int:
@@ -60,7 +124,7 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
     from dgh_tf.replicas import agreed_number, lost_peer, make_strategy
 
     strategy = make_strategy(config.strategy)
-    identity = output.run_identity(sha256, config, replicas=strategy.num_replicas_in_sync)
+    identity = output.run_identity(sha256, config, replicas=strategy.num_replicas_in_sync, real_hint=_REAL_HINT.value)
     manifest = output.read_manifest(folder)
     if manifest:
         checkpoint.require_same(manifest["identity"], identity, folder)
@@ -70,11 +134,8 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
     saved = folder / ("checkpoint" if not worker else f"checkpoint-{worker}")
     with _said_warnings():
         checkpoint.require_run(saved, identity=identity)
-    from dgh_tf.loading import load_model
-
-    model = load_model(_MODEL.value, weights=_WEIGHTS.value, allow_unsafe_deserialization=_UNSAFE.value)
-    generator = Generator(model, config, strategy=strategy, store_file=folder / f".store-{worker}",
-                          memory_bytes=_MEMORY_MIB.value * 2**20)
+    generator = Generator(_model(), config, strategy=strategy, store_file=folder / f".store-{worker}",
+                          memory_bytes=_MEMORY_MIB.value * 2**20, real_hint=_REAL_HINT.value)
     _announce(generator)
     with lost_peer(strategy):
         with _said_warnings():
@@ -85,7 +146,7 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
             checkpoint.restore(saved, generator, identity=identity, visits=visits)
             console.say(f"going on from step {visits // generator.rounds} of {config.steps}")
         began, first = time.time(), visits // generator.rounds if visits else 0
-        metrics = Metrics(folder if not worker else None, keep_until=first)
+        metrics = Metrics(folder if not worker else None, keep_until=first, tensorboard=_TENSORBOARD.value)
         _generate(generator, identity, metrics, saved, stop, first=first)
         _finish(generator, identity, metrics, folder if not worker else None, seconds=time.time() - began)
     generator.store.close()
@@ -168,7 +229,8 @@ def _finish(generator, identity: dict, metrics: Metrics, folder: pathlib.Path | 
         for _ in generator.images():
             pass
         return
-    written = output.write_images(folder, generator.images(), generator.network.input_names, count=generator.config.num_images)
+    written = output.write_images(folder, generator.images(), generator.network.input_names,
+                                  count=generator.config.num_images + len(generator.real))
     config, state = generator.config, generator.state
     spreads = {name.removeprefix("spread/"): value for name, value in metrics.last.items() if name.startswith("spread/")}
     manifest = {
@@ -177,15 +239,17 @@ def _finish(generator, identity: dict, metrics: Metrics, folder: pathlib.Path | 
         "lambda": {name: config.output_weight / value for name, value in spreads.items() if value},
         "stretched_to": dict(zip(generator.head_names, map(float, generator.spreads() * config.stretch_limit), strict=True)),
         "final_losses": metrics.last, "gap_start": state.gap_start, "gap_end": gaps, "seconds": round(seconds, 2),
-        "unmatched_layers": generator.network.unmatched, "identity": identity,
+        "unmatched_layers": generator.network.unmatched, "real_images": len(generator.real), "identity": identity,
         "versions": {"dgh_tf": identity["version"], "tensorflow": tensorflow.__version__, "keras": keras.__version__,
                      "numpy": numpy.__version__, "python": sys.version.split()[0]},
     }
     first = numpy.load(folder / next(iter(written["files"].values())), mmap_mode="r")[:64]
     shown = first.transpose(0, 2, 3, 1) if generator.network.channels_first[0] else first
     report.write_preview(folder, shown, low=generator.ranges[0].low, high=generator.ranges[0].high)
-    command = shlex.join(["python", "-m", "dgh_tf.generate", *sys.argv[1:]])
-    report.write_page(folder, manifest=manifest, metrics=metrics.rows, command=command)
+    report.write_page(folder, manifest=manifest, metrics=metrics.rows, command=_command())
+    if metrics.summaries:
+        grid = report.preview_grid(shown, low=generator.ranges[0].low, high=generator.ranges[0].high)
+        metrics.summaries.finish(config.steps, preview=grid, gaps=gaps)
     output.write_manifest(folder, manifest)
     mean = sum(gaps.values()) / len(gaps)
     console.say(f"{config.num_images} images in {folder} after {seconds:.0f} s, mean statistics gap {mean:.3g}; see report.html")

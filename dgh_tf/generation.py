@@ -7,7 +7,6 @@ leave their replica.
 """
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 import time
@@ -19,12 +18,13 @@ import tensorflow as tf
 
 from dgh_tf import images as image_ops
 from dgh_tf.config import GenerationConfig, parse_image_size
+from dgh_tf.hint import real_images
 from dgh_tf.input_range import find_input_range
 from dgh_tf.network import Network
 from dgh_tf.objective import layer_gaps, make_targets, pseudo_statistics
 from dgh_tf.optimizer import plateau
 from dgh_tf.replicas import batch_sizes, lost_peer, make_strategy
-from dgh_tf.step import FINE, NOT_A_LAYER, Carry, Step
+from dgh_tf.step import FINE, NOT_A_LAYER, Carry, Progress, Step
 from dgh_tf.store import FileStore, MemoryStore, Slots, record_bytes
 
 REPORT_SECONDS = 2.0
@@ -44,25 +44,15 @@ class State(NamedTuple):
     carry: list[np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Figures since the last report: means over batches; rate in image-steps per second; what `run`'s `due` asked for."""
-
-    step: int
-    losses: dict[str, float]
-    rate: float
-    save: bool = False
-    stop: bool = False
-
-
 class Generator:
     """One generation run on one model: `start` or `restore`, then `run`, then `images`."""
 
     def __init__(self, model, config: GenerationConfig, *, strategy: tf.distribute.Strategy | None = None,
-                 store_file: pathlib.Path | None = None, memory_bytes: int = 0):
+                 store_file: pathlib.Path | None = None, memory_bytes: int = 0, real_hint: str | pathlib.Path | np.ndarray | None = None):
         """Prepares a run; long work starts with `run`. Raises ValueError for models and settings that cannot work.
 
         store_file: where records that need more than `memory_bytes` are streamed through; None keeps all in memory.
+        real_hint: a few real images (see `hint.load_hint`), whose statistics count and which `images` ends with.
         """
         self.config = config
         self.strategy = strategy or make_strategy(config.strategy)
@@ -71,11 +61,13 @@ class Generator:
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
         self.replicas = self.strategy.num_replicas_in_sync
         self.sizes = batch_sizes(config, self.replicas)
+        self.real = real_images(real_hint, network=self.network, ranges=self.ranges)
         layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
         self.targets = make_targets(layers, [float(image_ops.is_image(shape)) for shape in self.network.input_shapes])
         self.head_names = self.network.head_names(precision=config.precision)
         self._step = Step(self.network, config, layers=layers, targets=self.targets, ranges=self.ranges, layouts=self.layouts,
-                          sizes=self.sizes, replicas=self.replicas, head_names=self.head_names)
+                          sizes=self.sizes, set_images=config.num_images + len(self.real), replicas=self.replicas,
+                          head_names=self.head_names)
         self._devices = self.strategy.extended.worker_devices
         first, every = self._first_replica(), self.replicas
         self.batches = [k for k in range(len(self.sizes)) if first <= k % every < first + len(self._devices)]  # of this process
@@ -114,6 +106,8 @@ class Generator:
     def _fill_table(self, *, keep: bool) -> np.ndarray:
         """Sum of the rows of all batches' finished images, float64; keep: write them to the records."""
         totals = np.zeros((2, len(self.targets.mean)))
+        if len(self.real):
+            totals += tf.function(self._step.real_row, autograph=False)(tf.constant(self.real)).numpy()
         for turn in range(self.rounds):
             records = [self.store.read(place) for place in self._places(turn)]
             canvases = self._each([[tf.constant(a) for a in record[:len(self.layouts)]] for record in records])
@@ -154,6 +148,8 @@ class Generator:
                 yield self.network.own_layout([part.numpy() for part in parts])
             else:
                 yield from (self.network.own_layout([a.numpy() for a in part]) for part in parts)
+        if len(self.real):
+            yield self.network.own_layout([self.real])
 
     def all_images(self) -> list[np.ndarray]:
         """`images` in one array for every input."""
@@ -282,17 +278,20 @@ class Generator:
 
 
 def generate_images(model, config: GenerationConfig | None = None, *, strategy: tf.distribute.Strategy | None = None,
-                    report: Callable[[Progress], bool] | None = None) -> np.ndarray | dict[str, np.ndarray]:
+                    report: Callable[[Progress], bool] | None = None,
+                    real_hint: str | pathlib.Path | np.ndarray | None = None) -> np.ndarray | dict[str, np.ndarray]:
     """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
 
     Args:
       model: a trained Keras model with BatchNormalization; it is left unchanged.
       config: settings; the defaults where None.
       report: called with the progress about every two seconds; returning True ends the run early.
-    Returns: float32 [num_images, *input shape] in the model's input units; a dict by input name for several inputs.
+      real_hint: 1 to 32 real images, a folder or an array (see `hint.load_hint`): their statistics are pooled with those of the
+        generated ones, and they stand at the end of what is returned.
+    Returns: float32 [num_images (+ real ones), *input shape] in the model's input units; a dict by input name for several inputs.
     Raises: ValueError when the model or a setting cannot work; FloatingPointError when the loss diverges.
     """
-    generator = Generator(model, config or GenerationConfig(), strategy=strategy)
+    generator = Generator(model, config or GenerationConfig(), strategy=strategy, real_hint=real_hint)
     generator.start()
     generator.run(report=report)
     images = generator.all_images()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,21 +12,34 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
 _SLACK = 0.05  # of the valid range: what resizing and rounding may add
 
 
-def load_hint(source: str | pathlib.Path, *, shape: Sequence[int], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+def real_images(source: str | pathlib.Path | np.ndarray | None, *, network: Any, ranges: Sequence[Any]) -> np.ndarray:
+    """`load_hint` for a dgh_tf.network.Network and the ranges found for it; no images where source is None."""
+    shape = network.input_shapes[0]
+    if source is None:
+        return np.zeros((0, *shape), np.float32)
+    if len(network.input_shapes) > 1:
+        raise ValueError(f"--real_hint takes models with one input; this one has {len(network.input_shapes)}.")
+    return load_hint(source, shape=shape, low=ranges[0].low, high=ranges[0].high)
+
+
+def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
     """1 to 32 real images.
 
     Args:
-      source: a folder of image files, an .npy file, or an .npz with x. Image files and uint8 arrays hold pixels, 0..255,
+      source: a folder of image files, an .npy file, an .npz with x, or an array. Image files and uint8 arrays hold pixels, 0..255,
         which stand for `low` to `high`; other arrays are in model input units already.
       shape: (height, width, channels) of the input, or any other shape for arrays.
       low, high: the valid input range in model units, one value or one per channel.
     Returns: float32 [images, *shape] in model input units, channels last.
     Raises: FileNotFoundError; ValueError for another number, another shape, values outside the range or not finite.
     """
-    path = pathlib.Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"--real_hint={path}: no such file or folder. Give a folder with 1 to {MOST} images, an .npy or an .npz.")
-    images = _pictures(path, shape) if path.is_dir() else _array(path)
+    if isinstance(source, np.ndarray):
+        path, images = "array", source
+    else:
+        path = pathlib.Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"--real_hint={path}: no such file or folder. Give a folder of images, an .npy or an .npz.")
+        images = _pictures(path, shape) if path.is_dir() else _array(path)
     _require_few(len(images), path)
     if images.shape[1:] != tuple(shape):
         raise ValueError(f"--real_hint={path} holds images of shape {images.shape[1:]}, the model takes {tuple(shape)}. Resize them first.")
@@ -40,7 +54,7 @@ def load_hint(source: str | pathlib.Path, *, shape: Sequence[int], low: Sequence
     return images
 
 
-def _require_few(count: int, path: pathlib.Path) -> None:
+def _require_few(count: int, path: pathlib.Path | str) -> None:
     if not 1 <= count <= MOST:
         raise ValueError(f"--real_hint={path} holds {count} images; expected 1 to {MOST}. With more, calibrate on them instead.")
 

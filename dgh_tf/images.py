@@ -156,6 +156,12 @@ def natural_noise(shape: tuple[int, ...], *, generator: np.random.Generator) -> 
     return noise.astype(np.float32)
 
 
+def to_canvas(images: tf.Tensor, *, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
+    """Canvas units of images in model input units: `to_model` the other way round."""
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    return (images - low) * (2.0 / (high - low)) - 1.0
+
+
 def to_model(images: tf.Tensor, *, low: tf.Tensor, high: tf.Tensor) -> tf.Tensor:
     """Canvas units [-1, 1] to model units [low, high] (scalars or per channel): the only door out."""
     low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)

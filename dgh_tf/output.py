@@ -12,14 +12,20 @@ import numpy as np
 
 from dgh_tf import __version__
 from dgh_tf.config import GenerationConfig
-from dgh_tf.files import atomic_path, atomic_write, sha256_array
+from dgh_tf.files import atomic_path, atomic_write, sha256_array, sha256_file
 
 Images = np.ndarray | Mapping[str, np.ndarray]
 
 
-def run_identity(model_sha256: str, config: GenerationConfig, *, replicas: int) -> dict:
-    """What must be equal for two runs to be the same run: model, every setting, version, number of replicas."""
-    return {"model_sha256": model_sha256, "config": dataclasses.asdict(config), "version": __version__, "replicas": replicas}
+def run_identity(model_sha256: str, config: GenerationConfig, *, replicas: int, real_hint: str | None = None) -> dict:
+    """What must be equal for two runs to be the same run: model, every setting, version, number of replicas, real images.
+
+    Raises: FileNotFoundError where there is nothing at `real_hint`.
+    """
+    if real_hint and not pathlib.Path(real_hint).exists():
+        raise FileNotFoundError(f"--real_hint={real_hint}: no such file or folder.")
+    real = {"real_hint": sha256_file(real_hint)} if real_hint else {}
+    return {"model_sha256": model_sha256, "config": dataclasses.asdict(config), "version": __version__, "replicas": replicas, **real}
 
 
 def image_files(names: list[str]) -> dict[str, str]:

@@ -7,13 +7,15 @@ import sys
 import time
 
 from dgh_tf import console
+from dgh_tf.tensorboard import Summaries
 
 
 class Metrics:
     """metrics.jsonl: one line per report; lines after the step that a run resumes from are dropped."""
 
-    def __init__(self, folder: pathlib.Path | None, *, keep_until: int):
-        """folder: None keeps the rows in memory alone (workers beside the chief)."""
+    def __init__(self, folder: pathlib.Path | None, *, keep_until: int, tensorboard: bool):
+        """folder: None keeps the rows in memory alone (workers beside the chief). tensorboard: write summaries, too."""
+        self.summaries = Summaries(folder) if folder and tensorboard else None
         self._path = folder / "metrics.jsonl" if folder else None
         self.rows: list[dict] = []
         if self._path is None:
@@ -41,6 +43,8 @@ class Metrics:
         if self._path:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
+        if self.summaries:
+            self.summaries.add(progress.step, {name: value for name, value in row.items() if name != "step"})
 
 
 class ProgressBar:

@@ -1,6 +1,7 @@
 """state: the compiled step: one batch's canvases moved against the statistics of the whole set. The loop only repeats it."""
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -38,13 +39,26 @@ class Carry(NamedTuple):
     good: tf.Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Figures since the last report: means over batches; rate in image-steps per second; what `run`'s `due` asked for."""
+
+    step: int
+    losses: dict[str, float]
+    rate: float
+    save: bool = False
+    stop: bool = False
+
+
 class Step:
     """Everything a step closes over. `gradient` is pure; `visit` also moves the batch's variables."""
 
     def __init__(self, network: Network, config: GenerationConfig, *, layers, targets: Targets, ranges, layouts, sizes: list[int],
-                 replicas: int, head_names: list[str]):
+                 set_images: int, replicas: int, head_names: list[str]):
+        """set_images: generated and real images together, over which statistics are pooled."""
         self.network, self.config, self.layers, self.targets = network, config, layers, targets
         self.ranges, self.layouts, self.replicas, self.sizes = ranges, layouts, replicas, sizes
+        self.set_images = float(set_images)
         self.matching_steps = max(1, int(MATCHING_SHARE * config.steps)) if config.output_weight else config.steps
         self.names = ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in head_names)]
         self.fill = tf.function(self._fill, autograph=False, reduce_retracing=True)
@@ -65,12 +79,17 @@ class Step:
         return batch_moments(tapped, units, self.layers, self.targets), tapped
 
     def _share(self, batch: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.constant(self.sizes)[batch], tf.float32) / float(self.config.num_images)
+        return tf.cast(tf.constant(self.sizes)[batch], tf.float32) / self.set_images
 
     def _fill(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
         """A batch's row of the table without gradient, for its finished images."""
         units = [image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)]
         return self._share(batch) * self._observe(units)[0]
+
+    def real_row(self, images: tf.Tensor) -> tf.Tensor:
+        """The table's row of real images, a constant to all batches. images: float32 [n, *input shape] in model units, channels last."""
+        units = [image_ops.to_canvas(images, low=self.ranges[0].low, high=self.ranges[0].high)]
+        return tf.cast(tf.shape(images)[0], tf.float32) / self.set_images * self._observe(units)[0]
 
     def _gradient(self, canvases: list[tf.Tensor], old_row: tf.Tensor, carry: Carry, step: tf.Tensor, batch: tf.Tensor):
         """Gradients of one batch's canvases, its fresh row, the new carry and the step's code; see FINE."""
@@ -90,7 +109,7 @@ class Step:
                 pooled = tf.cast(totals, tf.float32) - row + share * moments
             limit = config.stretch_limit * carry.spreads if config.stretch_limit else tf.fill(tf.shape(carry.spreads), math.inf)
             value, metrics = objective(pooled, tapped, spreads, layers=self.layers, targets=self.targets, config=config,
-                                       limits=tf.where(step < self.matching_steps, 0.0, limit), size=share * float(config.num_images))
+                                       limits=tf.where(step < self.matching_steps, 0.0, limit), size=share * self.set_images)
             scaled = value * carry.scale if config.precision == "float16" else value
         gradients = tape.gradient(scaled, canvases)
         if config.precision == "float16":

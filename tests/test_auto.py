@@ -1,10 +1,17 @@
 """Growing images and steps: the rule by hand on made-up ranges, the ranges against Keras on a real network."""
+import json
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tiny_models
 
 from dgh_tf import auto
 from dgh_tf.auto import Attempt, choose
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def runs(*, settled_steps, settled_images, seconds=10.0):
@@ -71,3 +78,33 @@ def test_ranges_are_those_of_keras_and_halves_of_equal_images_agree():
     assert twice.halves == pytest.approx(0.0, abs=1e-6) and twice.num_images == 12
     assert auto.attempt(network, [images], steps=5, seconds=1.0).halves > 0.0
     np.testing.assert_allclose(twice.high, high.max(0))
+
+
+def generate(folder, *options):
+    return subprocess.run([sys.executable, "-m", "dgh_tf.generate", f"--output_dir={folder}", *options], cwd=ROOT, capture_output=True,
+                          text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_command_grows_adopts_the_last_attempt_and_knows_that_it_is_finished(tmp_path):
+    folder, real = tmp_path / "run", tmp_path / "real.npy"
+    np.save(real, np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
+    options = ["--num_images=auto", "--steps=6", "--budget_minutes=0.01", f"--real_hint={real}"]
+    done = generate(folder, *options)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["identity"]["config"]["num_images"] == auto.FIRST_IMAGES and manifest["identity"]["config"]["steps"] == 6
+    assert manifest["auto"]["why"] in done.stdout and not (folder / "attempts").exists()
+    assert np.load(folder / "images.npy").shape == (auto.FIRST_IMAGES + 3, 64, 64, 3) and manifest["real_images"] == 3
+    assert "3 real images" in (folder / "report.html").read_text()
+    again = generate(folder, *options)
+    assert again.returncode == 0 and "is finished" in again.stdout
+    other = generate(folder, *options[:-1])
+    assert other.returncode == 1 and "real_hint" in other.stderr
+
+
+@pytest.mark.parametrize(("option", "told"), [("--steps=many", "a whole number or auto"), ("--real_hint=nowhere", "no such file")])
+def test_wrong_values_are_told_in_one_line(tmp_path, option, told):
+    done = generate(tmp_path / "run", option)
+    assert done.returncode == 1 and told in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

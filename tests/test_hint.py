@@ -1,8 +1,11 @@
 """Few real images: files to model units by hand, and what is refused before anything runs."""
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
+from dgh_tf import GenerationConfig
+from dgh_tf.generation import Generator
 from dgh_tf.hint import load_hint
 
 SHAPE = (4, 6, 3)
@@ -63,3 +66,26 @@ def test_absent_empty_large_and_broken_sources_are_refused(tmp_path):
         load_hint(tmp_path / "bad.npy", **options)
     with pytest.raises(ValueError, match="as .npy"):
         load_hint(pictures(tmp_path / "spectra", count=1), shape=(49, 10), low=0, high=1)
+
+
+def test_real_images_count_in_the_pooled_statistics_and_end_the_set():
+    """Pooled moments of all images against float64 numpy on what Keras gives the first BN layer."""
+    import keras
+
+    model, real = tiny_models.softmax_head(), tiny_models.images(5)
+    generator = Generator(model, GenerationConfig(num_images=6, batch_size=3, steps=2, input_range="-1,1"), real_hint=real)
+    generator.start()
+    generator.run()
+    images = generator.all_images()[0]
+    assert len(images) == 11 and np.array_equal(images[6:], real)
+    first = generator.network.layers[0]
+    x = keras.Model(model.input, first.layer.input).predict(images, verbose=0).astype(np.float64)
+    std = np.sqrt(x.var((0, 1, 2)) + first.epsilon)
+    wanted = np.sqrt(np.float64(first.variance) + first.epsilon)
+    gap = np.mean(((x.mean((0, 1, 2)) - first.mean) / wanted) ** 2 + (std / wanted - 1) ** 2)
+    assert generator.layer_gaps()[first.name] == pytest.approx(gap, rel=1e-3)
+
+
+def test_models_with_several_inputs_take_no_hint():
+    with pytest.raises(ValueError, match="one input"):
+        Generator(tiny_models.two_inputs(), GenerationConfig(num_images=2, steps=1, input_range="-1,1"), real_hint=tiny_models.images(2))
