@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import resource
 import statistics
+import tempfile
 import time
 
 from absl import flags
@@ -17,6 +19,8 @@ flags.DEFINE_string("output", None, "File for the figures (.json).", required=Tr
 flags.DEFINE_integer("batches", 2, "Batches of the generated set.", lower_bound=1)
 flags.DEFINE_float("seconds", 4.0, "Seconds of each measurement.", lower_bound=0.1)
 flags.DEFINE_integer("repeats", 5, "Measurements of each side, in turn; their medians are compared.", lower_bound=1)
+flags.DEFINE_bool("stream", False, "Stream the set through a file, as generate does with sets larger than --memory_mib.")
+flags.DEFINE_string("start", "leaves", "Start images; white is fastest to draw, where thousands are.")
 flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
 
 
@@ -40,7 +44,8 @@ def limit_step(network, images):
     return step
 
 
-def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: int, input_range: str = "") -> dict:
+def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: int, input_range: str = "", start: str = "leaves",
+            store_file: pathlib.Path | None = None) -> dict:
     """Image-steps per second of the real loop (everything included) and of the limit, measured in turn.
 
     Returns: image_steps_per_second, limit_image_steps_per_second, efficiency (median of the pairs' ratios), their
@@ -51,8 +56,9 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
     from dgh_tf.config import GenerationConfig
     from dgh_tf.generation import Generator
 
-    config = GenerationConfig(num_images=batch_size * batches, batch_size=batch_size, steps=10**6, input_range=input_range)
-    generator = Generator(model, config)
+    config = GenerationConfig(num_images=batch_size * batches, batch_size=batch_size, steps=10**6, input_range=input_range,
+                              start=start)
+    generator = Generator(model, config, store_file=store_file)
     if len(generator.ranges) > 1:
         raise ValueError("The speed benchmark takes models with one input.")
     began = time.perf_counter()
@@ -65,7 +71,8 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
     for _ in range(repeats):
         ours.append(_timed_loop(generator, seconds))
         plain.append(_timed_limit(limit, batch_size, seconds))
-    return {"batch_size": batch_size, "image_steps_per_second": statistics.median(ours),
+    generator.store.close()
+    return {"batch_size": batch_size, "num_images": config.num_images, "streamed": generator.streamed, "image_steps_per_second": statistics.median(ours),
             "limit_image_steps_per_second": statistics.median(plain),
             "efficiency": statistics.median(a / b for a, b in zip(ours, plain, strict=True)),
             "rates": ours, "limit_rates": plain, "trace_seconds": trace,
@@ -98,9 +105,10 @@ def main(argv: list[str]) -> int:
     require_writable(FLAGS.output, flag="output")
     from dgh_tf import load_model
 
-    row = {"model": FLAGS.model, **measure(load_model(FLAGS.model), batch_size=FLAGS.batch_size, batches=FLAGS.batches,
-                                           seconds=FLAGS.seconds,
-                                           repeats=FLAGS.repeats, input_range=FLAGS.input_range)}
+    with tempfile.TemporaryDirectory(prefix="speed_") as name:
+        row = {"model": FLAGS.model, **measure(
+            load_model(FLAGS.model), batch_size=FLAGS.batch_size, batches=FLAGS.batches, seconds=FLAGS.seconds, repeats=FLAGS.repeats,
+            input_range=FLAGS.input_range, start=FLAGS.start, store_file=pathlib.Path(name) / "records" if FLAGS.stream else None)}
     atomic_write(FLAGS.output, json.dumps(row, indent=1) + "\n")
     say(f"{row['image_steps_per_second']:.0f} image-steps/s, limit {row['limit_image_steps_per_second']:.0f}, "
         f"efficiency {row['efficiency']:.2f}, first call {row['trace_seconds']:.1f} s, peak memory {row['peak_rss_mib']:.0f} MiB")

@@ -1,0 +1,149 @@
+"""cli: quality against optimizer steps, for the defaults and for the references' recipe: python -m benchmarks.convergence."""
+from __future__ import annotations
+
+import json
+import pathlib
+import shlex
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from dgh_tf.console import run, say
+from dgh_tf.files import atomic_path, atomic_write
+
+# The references: RAdam at rate 16 for inputs of deviation 1 (about half of that in canvas units), halved on plateaus, from
+# white noise, outputs stretched without an end.
+RECIPES: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "reference": {"schedule": "plateau", "learning_rate": 8.0, "start": "white", "stretch_limit": 0.0},
+    "ours, from noise": {"start": "noise"},
+    "ours, from white noise": {"start": "white"},
+    "ours, rate 0.2": {"learning_rate": 0.2},
+}
+FIGURES = {"gap": "mean gap of BN statistics", "sqnr_db": "SQNR of int8 outputs, dB", "agreement": "agreement with float"}
+
+
+def define_flags() -> None:
+    """Only when this runs as a command."""
+    flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
+    flags.DEFINE_string("evaluation", "demo", "Evaluation set: .npz with x and y, a folder by class, tfds:NAME or demo.")
+    flags.DEFINE_string("output_dir", None, "Folder of convergence.json, convergence.md and convergence.png.", required=True)
+    flags.DEFINE_list("recipes", ["ours", "reference"], f"Some of {'; '.join(RECIPES)}.")
+    flags.DEFINE_list("steps", ["25", "50", "100"], "Lengths of runs; a recipe with a schedule is run anew for each.")
+    flags.DEFINE_list("reference_steps", ["100", "300", "1000"], "Steps at which the reference's one run is looked at.")
+    flags.DEFINE_integer("num_images", 32, "Images.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
+    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
+    flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
+    flags.DEFINE_string("preprocess", "none", "Stored values to model input, as in benchmarks.calibration.")
+
+
+def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: int, batch_size: int) -> list[dict[str, Any]]:
+    """One row for each number of steps, of one seed. A cosine ends where its run ends, so each length is a run of its own;
+    a plateau schedule does not know its length: one run is looked at on its way."""
+    from dgh_tf import GenerationConfig
+    from dgh_tf.generation import Generator
+
+    settings, rows = RECIPES[recipe], []
+    once = settings.get("schedule") == "plateau"
+    generator = None
+    for count in sorted(steps):
+        if not (once and generator):
+            config = GenerationConfig(num_images=num_images, batch_size=batch_size, seed=seed, steps=max(steps) if once else count,
+                                      **settings)
+            generator = Generator(task.model, config)
+            generator.start()
+            generator.run(due=lambda: (False, True))  # the first visit traces
+            spent = 0.0
+        began, last = time.perf_counter(), count * generator.rounds
+        while generator.state.visits < last:
+            left = iter(range(last - generator.state.visits, 0, -1))
+            generator.run(due=lambda left=left: (False, next(left) == 1))
+        spent += time.perf_counter() - began
+        rows.append({"recipe": recipe, "seed": seed, "steps": count, "seconds": round(spent, 2), **quality(task, generator)})
+    return rows
+
+
+def quality(task: Any, generator: Any) -> dict[str, float]:
+    """Mean gap of the BN layers, and what a full-int8 file calibrated on the images keeps of the float model's outputs."""
+    from benchmarks.evaluation import evaluate
+    from tflite_export import to_tflite
+
+    gaps = generator.layer_gaps()
+    measured = evaluate(to_tflite(task.model, generator.all_images()[0]), task.x, reference=task.reference, score=task.score)
+    real = [gaps[layer.name] for layer in generator.network.layers]
+    return {"gap": float(np.mean(real)), **{name: float(measured[name]) for name in ("sqnr_db", "agreement") if name in measured}}
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """A markdown table: mean and standard deviation over seeds by recipe and steps."""
+    from tabulate import tabulate
+
+    lines = []
+    for recipe, steps in dict.fromkeys((row["recipe"], row["steps"]) for row in rows):
+        mine = [row for row in rows if (row["recipe"], row["steps"]) == (recipe, steps)]
+        figures = [f"{np.mean([r[name] for r in mine]):.3f} ± {np.std([r[name] for r in mine]):.3f}" if name in mine[0] else ""
+                   for name in FIGURES]
+        lines.append([recipe, steps, *figures, f"{np.median([r['seconds'] for r in mine]):.1f}", len(mine)])
+    return tabulate(lines, headers=["recipe", "steps", *FIGURES.values(), "seconds, median", "seeds"], tablefmt="pipe",
+                    disable_numparse=True)
+
+
+def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Every figure against steps, a line with a band over seeds for each recipe."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = [name for name in FIGURES if name in rows[0]]
+    figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
+        for recipe in dict.fromkeys(row["recipe"] for row in rows):
+            steps = sorted({row["steps"] for row in rows if row["recipe"] == recipe})
+            values = [[row[name] for row in rows if row["recipe"] == recipe and row["steps"] == s] for s in steps]
+            axes.plot(steps, list(map(np.mean, values)), "o-", label=recipe)
+            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
+        axes.set(xlabel="steps", ylabel=FIGURES[name], xscale="log", yscale="log" if name == "gap" else "linear")
+    figure.axes[0].legend(frameon=False)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+
+
+def main(argv: list[str]) -> int:
+    """Measures what is missing, row by row, then writes table and plot."""
+    from benchmarks.comparison import environment, load_task
+
+    del argv
+    values = flags.FLAGS
+    unknown = [name for name in values.recipes if name not in RECIPES]
+    if unknown:
+        raise ValueError(f"--recipes={','.join(values.recipes)}: unknown {', '.join(unknown)}; expected some of {'; '.join(RECIPES)}.")
+    steps, reference_steps = ([int(s) for s in listed] for listed in (values.steps, values.reference_steps))
+    folder = pathlib.Path(values.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = load_task(values.model, real=values.evaluation, evaluation=values.evaluation, preprocess=values.preprocess, real_limit=1,
+                     evaluation_limit=values.num_evaluation or None)
+    path = folder / "convergence.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    for seed in range(values.seeds):
+        for recipe in values.recipes:
+            wanted = reference_steps if RECIPES[recipe].get("schedule") == "plateau" else steps
+            if all(any(r["recipe"] == recipe and r["seed"] == seed and r["steps"] == s for r in rows) for s in wanted):
+                continue
+            rows += curve(task, recipe, seed=seed, steps=wanted, num_images=values.num_images, batch_size=values.batch_size)
+            atomic_write(path, json.dumps(rows, indent=1) + "\n")
+            say(f"seed {seed}, {recipe}: " + "; ".join(f"{r['steps']} steps gap {r['gap']:.4f}" for r in rows[-len(wanted):]))
+    command = shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]])
+    text = summary(rows)
+    atomic_write(folder / "convergence.md", f"# Quality against steps\n\n{text}\n\n```\n{command}\n```\n\n{environment()}\n")
+    plot(rows, folder / "convergence.png")
+    say(text)
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)
