@@ -119,7 +119,8 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
     """worker: 0 for the chief or the only process, which alone writes what the run leaves."""
     from dgh_tf import checkpoint, output
 
-    stop = _catch_signals()
+    stop: list[int] = []
+    _catch_signals(stop)
     from dgh_tf.generation import Generator
     from dgh_tf.replicas import agreed_number, lost_peer, make_strategy
 
@@ -191,6 +192,7 @@ def _generate(generator, identity: dict, metrics: Metrics, saved: pathlib.Path, 
             with pause.measured():
                 checkpoint.save(saved, generator, identity=identity)
 
+    _catch_signals(stop)  # again: with several workers TensorFlow takes SIGTERM for itself when they first meet
     with bar:
         generator.run(report=report, due=lambda: (pause.over(), bool(stop)))
     step = generator.state.visits // generator.rounds
@@ -255,17 +257,14 @@ def _finish(generator, identity: dict, metrics: Metrics, folder: pathlib.Path | 
     console.say(f"{config.num_images} images in {folder} after {seconds:.0f} s, mean statistics gap {mean:.3g}; see report.html")
 
 
-def _catch_signals() -> list[int]:
-    """A list that fills with the number of the first SIGTERM or SIGINT; a second one ends the process at once."""
-    received: list[int] = []
-
+def _catch_signals(received: list[int]) -> None:
+    """Fills the list with the number of the first SIGTERM or SIGINT; a second one ends the process at once."""
     def handler(number, _frame):
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
-    return received
 
 
 if __name__ == "__main__":
