@@ -72,7 +72,8 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
         ours.append(_timed_loop(generator, seconds))
         plain.append(_timed_limit(limit, batch_size, seconds))
     generator.store.close()
-    return {"batch_size": batch_size, "num_images": config.num_images, "streamed": generator.streamed, "image_steps_per_second": statistics.median(ours),
+    return {"batch_size": batch_size, "num_images": config.num_images, "streamed": generator.streamed,
+            "image_steps_per_second": statistics.median(ours),
             "limit_image_steps_per_second": statistics.median(plain),
             "efficiency": statistics.median(a / b for a, b in zip(ours, plain, strict=True)),
             "rates": ours, "limit_rates": plain, "trace_seconds": trace,

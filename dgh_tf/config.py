@@ -20,7 +20,7 @@ class GenerationConfig:
     batch_size: int = _setting(32, "Images on a replica at once. Memory grows with it; the result hardly depends on it.")
     steps: int = _setting(100, "Optimizer steps of every image.")
     seed: int = _setting(0, "Start images, flips, crops and batch order follow from it and the step alone.")
-    input_range: str = _setting("", "Valid input range LOW,HIGH of the model, or unit, byte, symmetric, imagenet, caffe; for "
+    input_range: str = _setting("", "Valid input range LOW,HIGH of the model, or a convention such as unit, byte, symmetric, imagenet; for "
                                     "several inputs also NAME:RANGE;NAME:RANGE, in quotes. Empty: read from the model's layers, "
                                     "else found from the first statistics.")
     image_size: str = _setting("", "HEIGHT,WIDTH for a model whose spatial size is dynamic.")
