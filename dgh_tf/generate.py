@@ -138,7 +138,7 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
     generator = Generator(_model(), config, strategy=strategy, store_file=folder / f".store-{worker}",
                           memory_bytes=_MEMORY_MIB.value * 2**20, real_hint=_REAL_HINT.value)
     _announce(generator)
-    with lost_peer(strategy):
+    with contextlib.closing(generator.store), lost_peer(strategy):
         with _said_warnings():
             visits = agreed_number(strategy, checkpoint.available(saved))
         if visits is None:
@@ -150,7 +150,6 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
         metrics = Metrics(folder if not worker else None, keep_until=first, tensorboard=_TENSORBOARD.value)
         _generate(generator, identity, metrics, saved, stop, first=first)
         _finish(generator, identity, metrics, folder if not worker else None, seconds=time.time() - began)
-    generator.store.close()
     shutil.rmtree(saved, ignore_errors=True)
     return 0
 

@@ -190,7 +190,7 @@ def dead_leaves(shape: tuple[int, ...], *, generator: np.random.Generator) -> np
         for radius, y, x, colour, (top, bottom, start, stop) in zip(radii.tolist(), ys.tolist(), xs.tolist(), colours, bounds, strict=True):
             window = free[top:bottom, start:stop]
             visible = window & ((vertical[top:bottom] - y) ** 2 + (horizontal[start:stop] - x) ** 2 <= radius**2)
-            covered = np.count_nonzero(visible)
+            covered = int(np.count_nonzero(visible))
             if covered:
                 image[top:bottom, start:stop][visible] = colour
                 window &= ~visible

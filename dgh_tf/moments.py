@@ -107,19 +107,19 @@ def normalize(x: tf.Tensor, *, scale: np.ndarray, offset: np.ndarray, shift: np.
     """
     repeat, channels = row_repeat(x), x.shape[-1]
     scales, offsets = (tf.constant(np.tile(v, repeat), tf.float32) for v in (scale, offset))
-    shift = shift if np.any(shift) else None
+    needed = shift if np.any(shift) else None
     large = (x.shape[1:].num_elements() or 0) >= LARGE
-    forward, backward = (fused(f) if large else f for f in (_affine, _affine_gradient))
+    forward, backward = (fused(_affine), fused(_affine_gradient)) if large else (_affine, _affine_gradient)
 
     @tf.custom_gradient
     def normalized(x):
         rows = tf.reshape(x, [-1, repeat * channels])
 
         def gradient(upstream, by_sum, by_square):
-            factor, constant = _slope(by_sum, by_square, shift, repeat)
+            factor, constant = _slope(by_sum, by_square, needed, repeat)
             return tf.reshape(backward(tf.reshape(upstream, [-1, repeat * channels]), rows, scales, factor, constant), tf.shape(x))
 
-        return (tf.reshape(forward(rows, scales, offsets), tf.shape(x)), *_shifted_sums(rows, shift, channels)), gradient
+        return (tf.reshape(forward(rows, scales, offsets), tf.shape(x)), *_shifted_sums(rows, needed, channels)), gradient
 
     y, sums, half_squares = normalized(x)
     return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))

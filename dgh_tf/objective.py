@@ -62,16 +62,17 @@ def make_targets(layers: Sequence[BatchNorm | PseudoStatistics], priors: Sequenc
     Layers count equally whatever their width; an input weighs as much as one BN layer.
     """
     real = len(layers) - len(priors)
-    bn = [1.0 / (real * len(layer.mean)) if i < real else 0.0 for i, layer in enumerate(layers)]
-    prior = [0.0] * real + [weight / (real * len(layer.mean)) for weight, layer in zip(priors, layers[real:], strict=True)]
+    bn_weights = [1.0 / (real * len(layer.mean)) if i < real else 0.0 for i, layer in enumerate(layers)]
+    prior_weights = [0.0] * real + [weight / (real * len(layer.mean)) for weight, layer in zip(priors, layers[real:], strict=True)]
     lengths = [len(layer.mean) for layer in layers]
     scale = np.concatenate([np.sqrt(layer.variance + layer.epsilon) for layer in layers]).astype(np.float32)
     epsilon = np.repeat([layer.epsilon for layer in layers], lengths) / scale**2
     shift = np.concatenate([safe_shift(layer.mean, variance=layer.variance, epsilon=layer.epsilon) for layer in layers])
+    bn, prior = np.asarray(bn_weights, np.float32), np.asarray(prior_weights, np.float32)
     numbers = np.repeat(np.arange(len(layers), dtype=np.int32), lengths)
     return Targets(
         np.concatenate([layer.mean for layer in layers]), scale, epsilon.astype(np.float32), shift,
-        np.repeat(np.float32(bn), lengths), np.repeat(np.float32(prior), lengths), numbers, [layer.name for layer in layers])
+        np.repeat(bn, lengths), np.repeat(prior, lengths), numbers, [layer.name for layer in layers])
 
 
 def _sums(calls: Sequence[tuple[int, tf.Tensor]], layers: Sequence[BatchNorm | PseudoStatistics],
