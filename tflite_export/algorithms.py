@@ -16,7 +16,9 @@ from tflite_export.converter import input_shapes, plain, to_float_tflite, to_tfl
 from tflite_export.worker import SCHEMES
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/algorithms.md)
-_MOST_IMAGES = 128  # the activations of all images are in memory at once where biases or roundings are learned
+# The activations of all images are in memory at once where biases or roundings are learned; a layer holds up to some sixteen
+# times what the input does, in float and quantized: about 4 GB at this many input values.
+_MOST_IMAGES, _LEAST_IMAGES, _MOST_VALUES = 128, 8, 2**25
 # what measured best of the algorithms that need nothing installed (docs/algorithms.md)
 _BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
 HEADS = ("model", "logits")
@@ -53,9 +55,10 @@ def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) 
 
 
 def _few(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """At most _MOST_IMAGES of the images, evenly spread."""
+    """Some of the images, evenly spread: at most _MOST_IMAGES, fewer where they are large."""
     count = len(next(iter(images.values())))
-    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES)).astype(int)
+    values = sum(array[0].size for array in images.values())
+    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))).astype(int)
     return {name: np.asarray(array[chosen]) for name, array in images.items()}
 
 
