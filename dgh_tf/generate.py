@@ -104,11 +104,15 @@ def _automatic(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, n
     return 0
 
 
-@functools.cache
 def _model():
+    return _loaded(_MODEL.value, _WEIGHTS.value, _UNSAFE.value)
+
+
+@functools.lru_cache(maxsize=1)  # attempts of auto share it
+def _loaded(model: str, weights: str, unsafe: bool):
     from dgh_tf.loading import load_model
 
-    return load_model(_MODEL.value, weights=_WEIGHTS.value, allow_unsafe_deserialization=_UNSAFE.value)
+    return load_model(model, weights=weights, allow_unsafe_deserialization=unsafe)
 
 
 def _command() -> str:
