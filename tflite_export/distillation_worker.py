@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from tflite_export.worker import main
+
 _LINES = 10  # of progress in a run
 
 
@@ -276,17 +278,6 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     return converter.convert()
 
 
-def main(argv: list[str]) -> int:
-    folder = pathlib.Path(argv[1])
-    try:
-        data = run(folder)
-    except Exception as error:
-        (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
-        raise
-    (folder / "model.tflite").write_bytes(data)
-    return 0
-
-
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv, run))

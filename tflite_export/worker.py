@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 import numpy as np
 
@@ -46,10 +47,11 @@ def convert(folder: pathlib.Path) -> bytes:
     return converter.convert()
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], make: Callable[[pathlib.Path], bytes]) -> int:
+    """Leaves FOLDER/model.tflite with what `make` gives for the folder, or FOLDER/error.txt with its exception's text."""
     folder = pathlib.Path(argv[1])
     try:
-        data = convert(folder)
+        data = make(folder)
     except Exception as error:
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
         raise
@@ -59,4 +61,4 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv, convert))
