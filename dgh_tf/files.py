@@ -94,11 +94,10 @@ def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     return path
 
 
-def remove_unused(folder: str | os.PathLike) -> None:
-    """Removes a folder that holds nothing but a lock: what a run that was refused would leave behind."""
-    folder = pathlib.Path(folder)
-    if folder.is_dir() and {item.name for item in folder.iterdir()} <= {".lock"}:
-        (folder / ".lock").unlink(missing_ok=True)
+def _remove_unused(folder: pathlib.Path, lock: pathlib.Path) -> None:
+    """Removes a folder that holds nothing but this lock: what a run that was refused would leave behind."""
+    if folder.is_dir() and set(folder.iterdir()) <= {lock}:
+        lock.unlink(missing_ok=True)
         folder.rmdir()
 
 
@@ -119,26 +118,27 @@ def require_reasonable_zip(path: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def locked_folder(path: str | os.PathLike, *, flag: str) -> Iterator[pathlib.Path]:
+def locked_folder(path: str | os.PathLike, *, flag: str, worker: int = 0) -> Iterator[pathlib.Path]:
     """The folder of a run, made where it is missing and locked against a second process; a lock ends with its process.
 
     A folder made here for a run that then fails before it writes anything is removed again.
 
-    Args: flag: the option that gave the path, for messages.
+    Args: flag: the option that gave the path, for messages. worker: of several that share the folder, each with a lock of its own.
     Raises: ValueError when another process holds it, OSError when it cannot be made or written to.
     """
     import filelock
 
     known = pathlib.Path(path).exists()
     folder = make_folder(path, flag=flag)
+    lock = folder / (f".lock-{worker}" if worker else ".lock")
     try:
-        with filelock.FileLock(folder / ".lock", timeout=0):
+        with filelock.FileLock(lock, timeout=0):
             yield folder
     except filelock.Timeout:
         raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --{flag}.") from None
     except BaseException:
         if not known:
-            remove_unused(folder)
+            _remove_unused(folder, lock)
         raise
 
 

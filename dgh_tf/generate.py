@@ -16,7 +16,7 @@ from absl import flags
 
 from dgh_tf import console, tensorboard
 from dgh_tf.config import GenerationConfig
-from dgh_tf.files import remove_unused
+from dgh_tf.files import locked_folder
 from dgh_tf.progress import Metrics, ProgressBar
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string}
@@ -38,8 +38,6 @@ _UNSAFE = flags.DEFINE_bool("allow_unsafe_deserialization", False, "Run Python c
 
 
 def main(argv: list[str]) -> int:
-    import filelock
-
     del argv
     numbers = {name: _number(name) for name in _AUTO}
     config = GenerationConfig(**{name: holder.value for name, holder in _CONFIG.items() if name not in _AUTO},
@@ -51,18 +49,10 @@ def main(argv: list[str]) -> int:
 
     worker = worker_number(config.strategy)
     sha256 = model_sha256(_MODEL.value, weights=_WEIGHTS.value)
-    folder = pathlib.Path(_OUTPUT_DIR.value)
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(folder / (".lock" if not worker else f".lock-{worker}"), timeout=0):
-            if None in numbers.values():
-                return _automatic(folder, config, sha256, **numbers)
-            return _run(folder, config, sha256, worker=worker)
-    except filelock.Timeout:
-        raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --output_dir.") from None
-    except BaseException:
-        remove_unused(folder)
-        raise
+    with locked_folder(_OUTPUT_DIR.value, flag="output_dir", worker=worker) as folder:
+        if None in numbers.values():
+            return _automatic(folder, config, sha256, **numbers)
+        return _run(folder, config, sha256, worker=worker)
 
 
 def _number(name: str) -> int | None:

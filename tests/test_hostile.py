@@ -382,6 +382,23 @@ def test_generation_refuses_settings_that_make_no_sense(work, name):
         assert not (work / "generated").exists()
 
 
+def test_a_refused_run_removes_only_a_folder_that_it_made(work):
+    (work / "kept").mkdir()
+    for name in ("kept", "new"):
+        refused(work, "dgh_tf.generate", f"--model={work}/good.keras", f"--output_dir={work}/{name}", "--input_range=wide")
+    assert (work / "kept").is_dir() and not (work / "new").exists()
+
+
+def test_each_worker_locks_a_shared_folder_for_itself(tmp_path):
+    from dgh_tf.files import locked_folder
+
+    with locked_folder(tmp_path, flag="f"), locked_folder(tmp_path, flag="f", worker=1):
+        with pytest.raises(ValueError, match="writing to"), locked_folder(tmp_path, flag="f", worker=1):
+            pass
+        with pytest.raises(ValueError, match="writing to"), locked_folder(tmp_path, flag="f"):
+            pass
+
+
 def test_generation_refuses_broken_models_and_folders_of_other_things(work, bad_models):
     for name in ("empty file", "half", "no config", "weights cut", "config bomb", "unknown layer", "lambda layer", "hdf5 cut"):
         path = written(work, f"bad {name}.keras", bad_models[name])
