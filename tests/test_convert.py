@@ -164,6 +164,29 @@ def test_subclassed_model_takes_its_shape_from_the_images():
         to_float_tflite(model)
 
 
+def in_policy(policy, build):
+    import keras
+
+    usual = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return build()
+    finally:
+        keras.config.set_dtype_policy(usual)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
+def test_models_in_half_precision_are_converted_in_float32(policy):
+    model, x = in_policy(policy, tiny_models.softmax_head), tiny_models.images(8)
+    got = Runner(to_float_tflite(model)).predict(x)
+    assert got.dtype == np.float32 and sqnr_db(np.float32(model(x, training=False)), got) > 20  # bfloat16 holds 8 bits
+
+
+def test_a_half_precision_model_that_cannot_be_rebuilt_is_refused():
+    with pytest.raises(ValueError, match="'subclassed' computes in half precision .* dtype policy float32"):
+        to_float_tflite(in_policy("mixed_bfloat16", tiny_models.subclassed), images=tiny_models.images(1))
+
+
 def test_a_loaded_sequential_model_converts_before_its_first_call(tmp_path):
     import keras
     import tensorflow as tf

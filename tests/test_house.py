@@ -87,7 +87,7 @@ def test_files_and_functions_can_be_read_in_one_sitting(path):
 
 
 def test_generation_and_export_do_not_import_each_other():
-    """Arrays pass between them. The export's commands may use the shared console, files and loading."""
+    """Arrays pass between them. The export may use the shared console, files and loading."""
     for path in FILES:
         text = path.read_text()
         tree = ast.parse(text)

@@ -170,6 +170,17 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
     raise ConversionError(f"The TFLite converter could not convert the model: {text}")
 
 
+def _in_float32(model: Any) -> Any:
+    """The model with float32 layers: the converter has no kernels for half precision. Raises ValueError where it cannot be rebuilt."""
+    from dgh_tf.loading import in_float32
+
+    try:
+        return in_float32(model)
+    except Exception as error:  # a subclass's from_config can fail in any way
+        raise ValueError(f"Model '{model.name}' computes in half precision and cannot be rebuilt in float32 ({type(error).__name__}). "
+                         "Build it with the dtype policy float32 and give it the same weights with set_weights.") from error
+
+
 def _convert(model: Any, shapes: Mapping[str, Sequence[int]], arrays: Mapping[str, np.ndarray], scheme: str | None,
              timeout: float | None) -> bytes:
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
@@ -177,7 +188,7 @@ def _convert(model: Any, shapes: Mapping[str, Sequence[int]], arrays: Mapping[st
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
-        save_frozen(model, folder / "model", shapes=shapes)
+        save_frozen(_in_float32(model), folder / "model", shapes=shapes)
         return run_worker(folder, timeout=timeout)
 
 
