@@ -55,8 +55,9 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
     made = to_tflite_with_ranges(tflite, ranges=ranges, constants=found.biases, weights=found.weights, weight_bits=bits)
     in_file, nearest = integer_weights(made), integer_constants(graph, weight_bits=bits, rule="mse")
     moved = 0
+    behind = {o.inputs[1]: graph.tensors[o.outputs[0]].name for o in graph.operators if o.inputs[1] in found.weights}
     for i, (integers, scales) in found.weights.items():
-        codes, file_scales = in_file[graph.tensors[i].name]
+        codes, file_scales = in_file[behind[i]]
         np.testing.assert_array_equal(codes, integers)
         np.testing.assert_array_equal(file_scales, scales)
         moved += np.sum(integers != nearest[i][0])

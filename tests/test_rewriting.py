@@ -39,9 +39,11 @@ def test_the_file_holds_the_chosen_integers_and_runs_like_the_simulator(small, w
               for i, (w, s) in chosen.items()}
     made = to_tflite_with_ranges(tflite, ranges=ranges, weights=chosen, weight_bits=weight_bits)
     back = integer_weights(made)
-    for i, (integers, scales) in chosen.items():
-        np.testing.assert_array_equal(back[graph.tensors[i].name][0], integers)
-        np.testing.assert_array_equal(back[graph.tensors[i].name][1], scales)
+    assert len(back) == len(chosen)
+    for o in graph.operators:
+        if o.inputs[1] in chosen:
+            for got, want in zip(back[graph.tensors[o.outputs[0]].name], chosen[o.inputs[1]], strict=True):
+                np.testing.assert_array_equal(got, want)
     check_integer(made, io_dtype="int8")
     simulated = predict(graph, images, ranges=ranges, constants=quantized_constants(graph, weights=chosen))
     assert sqnr_db(Runner(made).predict(images), simulated) > 30
@@ -77,6 +79,18 @@ def test_w4a8_packs_weights_and_shrinks_the_file():
     assert np.isfinite(Runner(four).predict(images)).all()
 
 
+def test_operators_that_share_weights_get_the_same_ones():
+    model, images = tiny_models.shared_bn(), tiny_models.images()
+    made = to_tflite(model, images, scheme="w4a8")
+    present = integer_weights(made)
+    first, second = [name for name, (w, _) in present.items() if w.shape[-1] == 8 and w.ndim == 4]
+    np.testing.assert_array_equal(present[first][0], present[second][0])
+    other = {first: present[first], second: (-present[second][0].clip(-7), present[second][1])}
+    for weights in (other, {first: present[first]}):
+        with pytest.raises(ValueError, match="the same weights in the file"):
+            with_integers(made, weights=weights, weight_bits=4)
+
+
 def test_w4a8_without_such_weights_is_refused():
     import keras
 
@@ -89,7 +103,7 @@ def test_w4a8_without_such_weights_is_refused():
 def test_what_does_not_fit_is_named(small):
     *_, made = small
     name, (integers, scales) = next(iter(integer_weights(made).items()))
-    with pytest.raises(ValueError, match="no weights called nothing"):
+    with pytest.raises(ValueError, match="no weights behind nothing"):
         with_integers(made, weights={"nothing": (integers, scales)})
     with pytest.raises(ValueError, match="positive scales"):
         with_integers(made, weights={name: (integers, scales[:-1])})

@@ -263,7 +263,7 @@ def to_tflite_with_ranges(
       ConversionError: the quantizer failed or crashed.
     """
     from tflite_export.graph import read_graph
-    from tflite_export.rewriting import FOUR_BIT_VERSION, with_constants, with_integers, with_ranges
+    from tflite_export.rewriting import CHANNEL_AXIS, FOUR_BIT_VERSION, with_constants, with_integers, with_ranges
 
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
         folder = pathlib.Path(name)
@@ -272,9 +272,9 @@ def to_tflite_with_ranges(
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
     graph, split = read_graph(float_tflite), {weight_bits: {}, 8: {}}
-    four = {o.inputs[1] for o in graph.operators if o.kind in FOUR_BIT_VERSION}
-    for i, chosen in (weights or {}).items():
-        split[weight_bits if i in four else 8][graph.tensors[i].name] = chosen
+    for o in graph.operators:
+        if o.kind in CHANNEL_AXIS and o.inputs[1] in (weights or {}):
+            split[weight_bits if o.kind in FOUR_BIT_VERSION else 8][graph.tensors[o.outputs[0]].name] = weights[o.inputs[1]]
     for bits, named in split.items():
         tflite = with_integers(tflite, weights=named, weight_bits=bits) if named else tflite
     return tflite

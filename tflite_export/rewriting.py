@@ -106,39 +106,36 @@ def unpack_int4(data: bytes, count: int) -> np.ndarray:
     return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
 
 
-def _users(tflite: bytes) -> dict[str, list[tuple[str, Any]]]:
-    """By name of a weight tensor: (kind, operator) of each operator it is the weights of."""
+def _weighted(model: Any, tflite: bytes) -> dict[str, tuple[str, Any, Any]]:
+    """(kind, operator, its weights' tensor) by name of the operator's output, of every operator with constant weights.
+
+    Outputs have the same names in float and integer files of all converters; weights do not.
+    """
     from tflite_export.integer_check import operator_table
 
-    users: dict[str, list] = {}
-    model = _open(tflite)
-    for row, operator in zip(operator_table(tflite), model.subgraphs[0].operators, strict=False):
+    found, graph = {}, model.subgraphs[0]
+    for row, operator in zip(operator_table(tflite), graph.operators, strict=False):
         if row["operator"] in CHANNEL_AXIS and row["subgraph"] == 0:
-            tensor = model.subgraphs[0].tensors[operator.inputs[1]]
+            tensor = graph.tensors[operator.inputs[1]]
             data = model.buffers[tensor.buffer].data
             if data is not None and len(data):
-                users.setdefault(tensor.name.decode(), []).append((row["operator"], operator))
-    return users
-
-
-def float_weights(tflite: bytes) -> dict[str, tuple[str, np.ndarray]]:
-    """(operator kind, float32 weights) by tensor name, of every operator quantized per output channel."""
-    model, users = _open(tflite), _users(tflite)
-    found = {}
-    for name, uses in users.items():
-        tensor = model.subgraphs[0].tensors[uses[0][1].inputs[1]]
-        data = bytes(model.buffers[tensor.buffer].data)
-        found[name] = (uses[0][0], np.frombuffer(data, np.float32).reshape(tuple(tensor.shape)))
+                found[graph.tensors[operator.outputs[0]].name.decode()] = row["operator"], operator, tensor
     return found
 
 
+def float_weights(tflite: bytes) -> dict[str, tuple[str, np.ndarray]]:
+    """(kind, float32 weights) of every operator quantized per output channel, by name of its output."""
+    model = _open(tflite)
+    return {name: (kind, np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32).reshape(tuple(tensor.shape)))
+            for name, (kind, _, tensor) in _weighted(model, tflite).items()}
+
+
 def integer_weights(tflite: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(int8 [shape of the weights], float32 scales [1 or channels]) by tensor name, of INT8 and INT4 weights."""
+    """(int8 [shape of the weights], float32 scales [1 or channels]) of operators with INT8 or INT4 weights, by name of the output."""
     from ai_edge_litert import schema_py_generated as schema
 
     model, found = _open(tflite), {}
-    for name, uses in _users(tflite).items():
-        tensor = model.subgraphs[0].tensors[uses[0][1].inputs[1]]
+    for name, (_, _, tensor) in _weighted(model, tflite).items():
         data, shape = bytes(model.buffers[tensor.buffer].data), tuple(tensor.shape)
         if tensor.type in (schema.TensorType.INT4, schema.TensorType.INT8):
             four = tensor.type == schema.TensorType.INT4
@@ -169,47 +166,46 @@ def with_integers(
 
     Args:
       tflite: a full-integer file with int8 activations.
-      weights: by name of the weight tensor (the float file has the same names): integers of the tensor's shape within
+      weights: by name of the operator's output (the float file has the same names): integers of the weights' shape within
         -2^(b-1)..2^(b-1)-1, and float scales [output channels].
       weight_bits: 8 leaves INT8 tensors; 4 makes packed INT4 tensors (convolutions, depthwise and dense only).
     Raises:
-      ValueError: no weight tensor of that name, another shape, integers out of range, scales that are not positive, or
-        an operator that has no 4-bit kernel.
+      ValueError: no such operator, another shape, integers out of range, scales that are not positive, different weights for
+        operators that share theirs, or an operator that has no 4-bit kernel.
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model, users, low = _open(tflite), _users(tflite), -(2 ** (weight_bits - 1))
-    graph, stored = model.subgraphs[0], {}
+    model = _open(tflite)
+    weighted = _weighted(model, tflite)
     for name, (integers, scales) in weights.items():
-        if name not in users:
-            raise ValueError(f"The file has no weights called {name}; it has {', '.join(sorted(users))}.")
-        axis, scales = CHANNEL_AXIS[users[name][0][0]], np.asarray(scales, np.float32)
-        tensor = graph.tensors[users[name][0][1].inputs[1]]
-        if np.shape(integers) != tuple(tensor.shape) or scales.shape != (tensor.shape[axis],) or not np.all(scales > 0):
-            raise ValueError(
-                f"Weights {name} need integers of shape {list(tensor.shape)} and {tensor.shape[axis]} positive scales; got "
-                f"{list(np.shape(integers))} and {list(scales.shape)}, smallest {scales.min() if scales.size else None}."
-            )
-        if np.min(integers) < low or np.max(integers) >= -low:
-            raise ValueError(
-                f"Weights {name} run from {np.min(integers)} to {np.max(integers)}; {weight_bits} bits hold {low} to {-low - 1}."
-            )
-        for kind, operator in users[name]:
-            if weight_bits == 4 and kind not in FOUR_BIT_VERSION:
-                raise ValueError(f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} have. Keep it at 8 bits.")
-            tensor = graph.tensors[operator.inputs[1]]
-            if operator.inputs[1] not in stored:
-                data = pack_int4(integers) if weight_bits == 4 else np.asarray(integers, np.int8).tobytes()
-                _fill(model, tensor, data)
-                tensor.type = schema.TensorType.INT4 if weight_bits == 4 else schema.TensorType.INT8
-                tensor.quantization.scale, tensor.quantization.quantizedDimension = scales, axis
-                tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
-                stored[operator.inputs[1]] = name
-            _rescale_bias(model, kind, operator, scales)
-            if weight_bits == 4:
-                code = model.operatorCodes[operator.opcodeIndex]
-                code.version = max(code.version, FOUR_BIT_VERSION[kind])
+        if name not in weighted:
+            raise ValueError(f"The file has no weights behind {name}; it has them behind {', '.join(sorted(weighted))}.")
+        (kind, operator, tensor), scales = weighted[name], np.asarray(scales, np.float32)
+        _require_fit(name, kind, tuple(tensor.shape), integers, scales, weight_bits)
+        for other, (_, _, used) in weighted.items():
+            if used is tensor and not (other in weights and all(map(np.array_equal, weights[name], weights[other]))):
+                raise ValueError(f"{name} and {other} have the same weights in the file. Give the same integers for both.")
+        _fill(model, tensor, pack_int4(integers) if weight_bits == 4 else np.asarray(integers, np.int8).tobytes())
+        tensor.type = schema.TensorType.INT4 if weight_bits == 4 else schema.TensorType.INT8
+        tensor.quantization.scale, tensor.quantization.quantizedDimension = scales, CHANNEL_AXIS[kind]
+        tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
+        _rescale_bias(model, kind, operator, scales)
+        if weight_bits == 4:
+            code = model.operatorCodes[operator.opcodeIndex]
+            code.version = max(code.version, FOUR_BIT_VERSION[kind])
     return _drop_unused_buffers(model)
+
+
+def _require_fit(name: str, kind: str, shape: tuple[int, ...], integers: np.ndarray, scales: np.ndarray, weight_bits: int) -> None:
+    channels, low = shape[CHANNEL_AXIS[kind]], -(2 ** (weight_bits - 1))
+    if np.shape(integers) != shape or scales.shape != (channels,) or not np.all(scales > 0):
+        raise ValueError(f"The weights behind {name} need integers of shape {list(shape)} and {channels} positive scales; got "
+                         f"{list(np.shape(integers))} and {list(scales.shape)}, smallest {scales.min() if scales.size else None}.")
+    if np.min(integers) < low or np.max(integers) >= -low:
+        raise ValueError(f"The weights behind {name} run from {np.min(integers)} to {np.max(integers)}; {weight_bits} bits hold {low} "
+                         f"to {-low - 1}.")
+    if weight_bits == 4 and kind not in FOUR_BIT_VERSION:
+        raise ValueError(f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} have. Keep it at 8 bits.")
 
 
 def _drop_unused_buffers(model: Any) -> bytes:
