@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import importlib
 
+import dgh_tf.interrupt  # noqa: F401
+
 __version__ = "0.1.0"
 _HOMES = {
     "GenerationConfig": "config", "generate_images": "generation", "Generator": "generation", "load_model": "loading",

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from absl import app, flags, logging
 
@@ -102,19 +101,6 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"{text}. Free some space and give the same command again; what was whole on disk before is untouched."
         return _report("error", text, 1)
-
-
-def _interrupted(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """sys.excepthook of a command: Ctrl-C while it is still importing is one line too."""
-    if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
-        return
-    _report("stopped", "interrupted before anything was done.", INTERRUPTED)
-
-
-_MAIN = getattr(getattr(sys.modules.get("__main__"), "__spec__", None), "name", None) or ""
-if _MAIN.split(".")[0] in ("dgh_tf", "tflite_export", "benchmarks"):  # not for those who only import these packages
-    sys.excepthook = _interrupted
 
 
 def _parsed(argv: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Commands print nothing of TensorFlow's own, start fast, and lose no message of a failure. Each in a real process."""
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,28 @@ def test_help_needs_no_tensorflow(command):
     assert "absl.app" in modules  # the list is read right
     assert not modules & {"tensorflow", "keras", "matplotlib", "sklearn", "keras_cv"}
     assert seconds < 6
+
+
+@pytest.mark.parametrize(("command", "module"), [
+    ("dgh_tf.generate", "dgh_tf.generate"), ("dgh_tf.generate", "absl"), ("dgh_tf.report", "dgh_tf.console"),
+    ("tflite_export.convert", "absl.flags"), ("benchmarks.calibration", "dgh_tf.files"), ("benchmarks.suite", "tempfile"),
+])
+def test_ctrl_c_during_the_first_imports_is_one_line(command, module, tmp_path, monkeypatch):
+    """The process gets a SIGINT when it looks for the module: whatever the machine's speed, always at that moment."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    done = python("-m", command)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "stopped: interrupted before anything was done.\n")
+
+
+def test_those_who_import_the_packages_keep_their_own_tracebacks():
+    done = python("-c", "import sys, dgh_tf.generate, tflite_export.convert; print(sys.excepthook is sys.__excepthook__)")
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_errors_are_one_line_and_verbose_shows_where():

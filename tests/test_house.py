@@ -98,7 +98,7 @@ def test_generation_and_export_do_not_import_each_other():
         if path.is_relative_to(ROOT / "tflite_export"):
             assert "benchmarks" not in {m.split(".")[0] for m in modules}, path
             used = {m for m in modules if m.split(".")[0] == "dgh_tf"}
-            assert used <= {"dgh_tf", "dgh_tf.console", "dgh_tf.files", "dgh_tf.loading"}, (path, used)
+            assert used <= {"dgh_tf", "dgh_tf.console", "dgh_tf.files", "dgh_tf.interrupt", "dgh_tf.loading"}, (path, used)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

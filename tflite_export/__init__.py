@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib
 
+import dgh_tf.interrupt  # noqa: F401
+
 _HOME = {
     "check_calibration": "calibration",
     "representative_dataset": "calibration",
