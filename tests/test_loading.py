@@ -101,8 +101,12 @@ def test_keras2_config_of_a_nested_model_by_hand():
 def test_published_keras2_models_load(shared_data, name, layers, shape):
     import tf_keras
 
+    try:
+        expected = tf_keras.models.load_model(shared_data / name, compile=False)
+    except TypeError as error:
+        pytest.skip(f"saved by a newer tf_keras than {tf_keras.__version__}: {str(error)[-60:]}")
     loaded = load_model(str(shared_data / name))
-    require_equal(loaded, tf_keras.models.load_model(shared_data / name, compile=False))
+    require_equal(loaded, expected)
     network = Network(loaded)
     assert (len(network.layers), network.input_shapes) == (layers, [shape])
 
