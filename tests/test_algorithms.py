@@ -10,7 +10,7 @@ from tflite_export.algorithms import ALGORITHMS, check_algorithm, quantize
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
 from tflite_export.reconstruction import find_blocks, reconstruct
-from tflite_export.rewriting import integer_weights
+from tflite_export.rewriting import CHANNEL_AXIS, integer_weights
 from tflite_export.simulator import integer_constants, predict
 
 IN_FILE = {"int8": "INT8", "int16x8": "INT8", "w4a8": "INT4"}  # type of the weights
@@ -55,7 +55,7 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
     made = to_tflite_with_ranges(tflite, ranges=ranges, constants=found.biases, weights=found.weights, weight_bits=bits)
     in_file, nearest = integer_weights(made), integer_constants(graph, weight_bits=bits, rule="mse")
     moved = 0
-    behind = {o.inputs[1]: graph.tensors[o.outputs[0]].name for o in graph.operators if o.inputs[1] in found.weights}
+    behind = {o.inputs[1]: graph.tensors[o.outputs[0]].name for o in graph.operators if o.kind in CHANNEL_AXIS}
     for i, (integers, scales) in found.weights.items():
         codes, file_scales = in_file[behind[i]]
         np.testing.assert_array_equal(codes, integers)
