@@ -20,8 +20,8 @@ setup(
     packages=find_namespace_packages(include=["dgh_tf*", "tflite_export*", "benchmarks*"]),
     package_data={"dgh_tf": ["py.typed"], "dgh_tf.demo": ["*.keras"], "benchmarks": ["suite.json"], "tflite_export": ["py.typed"]},
     install_requires=[
-        "tensorflow>=2.20,<2.22",  # both ends are tried by SLOW=1 .ci/run
-        "tf-keras>=2.20,<2.22",  # of the same version: each release needs its own TensorFlow
+        "tensorflow>=2.19,<2.22",  # both ends are tried by SLOW=1 .ci/run
+        "tf-keras>=2.19,<2.22",  # of the same version: each release needs its own TensorFlow
         "tensorflow-model-optimization>=0.8.1",  # unpinned, pip may go back to 0.7.3, which cannot work
         "keras-cv>=0.9",
         "numpy",
