@@ -11,6 +11,7 @@ from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
 from dgh_tf.files import locked_folder
+from tflite_export.warm import start_worker
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> int:
     settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
     configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        start_worker()
         task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
                          input_range=FLAGS.input_range, real_limit=_REAL_POOL * FLAGS.num_images,
                          evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)

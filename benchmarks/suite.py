@@ -14,6 +14,7 @@ from benchmarks.sources import SOURCES, check_sources
 from benchmarks.suite_plan import Entry, Key, Store, plan, read_models
 from dgh_tf.console import run, say
 from dgh_tf.files import locked_folder
+from tflite_export.warm import start_worker
 from tflite_export.worker import SCHEMES
 
 FLAGS = flags.FLAGS
@@ -126,6 +127,7 @@ def main(argv: list[str]) -> int:
     keys = _keys(entries)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         store = Store(folder)
+        start_worker()
         from benchmarks import suite_report
 
         try:

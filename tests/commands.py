@@ -2,6 +2,7 @@
 import contextlib
 import importlib
 import io
+import signal
 import sys
 
 from absl import flags
@@ -28,13 +29,27 @@ def ready(command):
     return module
 
 
+@contextlib.contextmanager
+def process_of_its_own(arguments):
+    """Gives back afterwards what a command takes for itself: the arguments of the process and its signals."""
+    before, numbers = sys.argv, (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    sys.argv = arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
+
+
 def call(command, *arguments):
     """(exit code, stdout, stderr) of the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err, arguments = io.StringIO(), io.StringIO(), [command, *map(str, arguments)]
     module = ready(command)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with process_of_its_own(arguments), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = console._guarded(module.main, console._parsed([command, *arguments]))
+            code = console._guarded(module.main, console._parsed(arguments))
         except SystemExit as stop:
             code = stop.code
     return code, out.getvalue(), err.getvalue()

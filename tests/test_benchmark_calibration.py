@@ -1,17 +1,13 @@
 """The calibration benchmark from its command line, resumed and refused, on a tiny model; and its parts by hand."""
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
+import commands
 import numpy as np
 import pytest
 
 from benchmarks import evaluation, sources
 from benchmarks.results import Results
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 ROW = {"source": "real", "seed": 0, "top1": 0.5}
 
 
@@ -41,23 +37,21 @@ def task_files(tmp_path_factory):
 def run(task_files, output_dir, *options):
     files = [f"--model={task_files}/m.keras", f"--real={task_files}/real.npz",
              f"--evaluation={task_files}/evaluation.npz", f"--output_dir={output_dir}"]
-    command = [sys.executable, "-m", "benchmarks.calibration", *files, "--num_images=16", "--seeds=1", "--steps=3",
-               "--batch_size=8", "--input_range=-1,1", *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240,
-                          env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    return commands.call("benchmarks.calibration", *files, "--num_images=16", "--seeds=1", "--steps=3", "--batch_size=8",
+                         "--input_range=-1,1", *options)
 
 
 def test_command_measures_and_a_second_run_adds_only_what_is_missing(task_files, tmp_path):
     import keras
 
-    done = run(task_files, tmp_path, "--sources=noise")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, err = run(task_files, tmp_path, "--sources=noise")
+    assert code == 0, err
     before = json.loads((tmp_path / "results.json").read_text())
     assert before[0]["range_ratio"] is None
-    done = run(task_files, tmp_path, "--sources=noise,real,synthetic")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, out, err = run(task_files, tmp_path, "--sources=noise,real,synthetic")
+    assert code == 0, err
     rows = {row["source"]: row for row in json.loads((tmp_path / "results.json").read_text())}
-    assert list(rows) == ["noise", "real", "synthetic"] and "1 of 3 rows are done already" in done.stdout
+    assert list(rows) == ["noise", "real", "synthetic"] and "1 of 3 rows are done already" in out
     assert {k: v for k, v in rows["noise"].items() if "range_" not in k} == \
         {k: v for k, v in before[0].items() if "range_" not in k}
     assert rows["noise"]["range_ratio"] > 0 and rows["real"]["range_ratio"] == 1.0
@@ -71,16 +65,16 @@ def test_command_measures_and_a_second_run_adds_only_what_is_missing(task_files,
     assert (tmp_path / "scores.png").stat().st_size > 5000 and (tmp_path / "ranges.png").stat().st_size > 5000
     report = (tmp_path / "results.md").read_text()
     assert "python -m benchmarks.calibration --model=" in report and "tensorflow 2." in report
-    refused = run(task_files, tmp_path, "--sources=noise", "--steps=4")
-    assert refused.returncode == 1 and "other arguments" in refused.stderr and "Traceback" not in refused.stderr
+    code, _, err = run(task_files, tmp_path, "--sources=noise", "--steps=4")
+    assert code == 1 and "other arguments" in err and err.count("\n") == 1
     assert len(json.loads((tmp_path / "results.json").read_text())) == 3
 
 
 @pytest.mark.slow
 def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files, tmp_path):
-    done = run(task_files, tmp_path, "--sources=real,synthetic", "--scheme=int8,w4a8", "--algorithm=minmax,bias_correction",
-               "--head=logits")
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, err = run(task_files, tmp_path, "--sources=real,synthetic", "--scheme=int8,w4a8", "--algorithm=minmax,bias_correction",
+                       "--head=logits")
+    assert code == 0, err
     rows = json.loads((tmp_path / "results.json").read_text())
     assert len(rows) == 8 and len({(row["source"], row["scheme"], row["algorithm"]) for row in rows}) == 8
     assert {row["used"] for row in rows} == {"minmax", "bias_correction"}

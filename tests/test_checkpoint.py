@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import numpy as np
 import pytest
 import tiny_models
@@ -40,11 +41,14 @@ def undisturbed(model_path):
     return sha256_array(generate_images(keras.models.load_model(model_path, compile=False), GenerationConfig(**SETTINGS)))
 
 
-def start(model_path, folder, **changes):
+def command(model_path, folder, **changes):
     flags = [f"--{name}={value}" for name, value in {**SETTINGS, **changes}.items()]
-    command = [sys.executable, "-m", "dgh_tf.generate", f"--model={model_path}", f"--output_dir={folder}", "--checkpoint_seconds=0", *flags]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return ["dgh_tf.generate", f"--model={model_path}", f"--output_dir={folder}", "--checkpoint_seconds=0", *flags]
+
+
+def start(model_path, folder):
+    return subprocess.Popen([sys.executable, "-m", *command(model_path, folder)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 def finish(process):
@@ -74,7 +78,7 @@ def stop_after(process, folder, *, delay, number):
 
 @pytest.fixture(scope="module")
 def survivor(model_path, tmp_path_factory):
-    """Folder of a run that was killed, gone on with, terminated, gone on with, and finished."""
+    """Folder of a run that was killed, gone on with, terminated, gone on with, and finished; the last in this process."""
     folder, moment = tmp_path_factory.mktemp("survivor"), random.Random(7)
     code, *_ = stop_after(start(model_path, folder), folder, delay=moment.uniform(0.0, 0.15), number=signal.SIGKILL)
     assert code == -signal.SIGKILL and not (folder / "manifest.json").exists()
@@ -85,7 +89,7 @@ def survivor(model_path, tmp_path_factory):
     assert f"going on from step {int(before)} of 700" in out and "stopped: saved at step" in err and "Traceback" not in err
     assert latest_step(folder) > before
 
-    code, out, err = finish(start(model_path, folder))
+    code, out, err = commands.call(*command(model_path, folder))
     assert code == 0, (out, err)
     return folder
 
@@ -99,13 +103,13 @@ def test_killed_and_terminated_run_ends_in_the_images_of_an_undisturbed_one(surv
 
 
 def test_finished_run_says_so_and_exits_0(model_path, survivor, undisturbed):
-    code, out, err = finish(start(model_path, survivor))
+    code, out, err = commands.call(*command(model_path, survivor))
     assert (code, err) == (0, "") and "is finished" in out and undisturbed in out
 
 
 def test_finished_folder_refuses_other_settings_and_names_them(model_path, survivor):
     written = (survivor / "images.npy").read_bytes()
-    code, _, err = finish(start(model_path, survivor, steps=701, seed=4))
+    code, _, err = commands.call(*command(model_path, survivor, steps=701, seed=4))
     assert code == 1 and "steps: 700 there, 701 now" in err and "seed: 3 there, 4 now" in err and "batch_size" not in err
     assert "Traceback" not in err and (survivor / "images.npy").read_bytes() == written
 

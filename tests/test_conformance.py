@@ -92,7 +92,7 @@ KINDS = {
     "YOLOV8, larger": Kind(large_yolo, tuple(f"{kind}_{i}" for kind in ("boxes", "classes") for i in range(3)), input_range="", steps=20),
     "RetinaNet, larger": Kind(large_retinanet, (), input_range="", steps=20),
 }
-CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default; a conversion takes 5 to 10 s
+CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default
 LONG = ["YOLOV8", "RetinaNet", "YOLOV8, larger", "RetinaNet, larger", "keras:MobileNetV2", "sequential", "softmax", "six channels",
         "mixed inputs", "recurrent"]
 

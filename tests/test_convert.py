@@ -1,9 +1,12 @@
 """Conversion gives integers only, keeps names, agrees with the float model, and a crash of it is an error message."""
+import concurrent.futures
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from tflite_export import (
     operator_table,
     to_float_tflite,
     to_tflite,
+    warm,
 )
 from tflite_export.runtime import dequantize, quantize
 
@@ -219,12 +223,59 @@ def test_bad_images_never_reach_the_converter(small, monkeypatch):
 
 def test_a_real_crash_of_the_converter_is_an_error(small):
     # Past the check on purpose: Inf in calibration data is a segmentation fault in TensorFlow 2.21's converter.
-    images = np.where(small[1] > 0.9, np.inf, small[1]).astype(np.float32)
+    images, server = np.where(small[1] > 0.9, np.inf, small[1]).astype(np.float32), warm._ready().pid
     with pytest.raises(ConversionError, match="crashed with SIG(SEGV|ABRT|FPE)"):
         converter._convert(small[0], {"image": (16, 16, 3)}, {"image": images}, "int8", None)
+    assert to_float_tflite(small[0]) == small[3] and warm._ready().pid == server  # only the fork of this conversion died
 
 
-def test_a_killed_or_endless_worker_is_an_error(tmp_path, monkeypatch):
+def test_a_warm_process_gives_the_bytes_of_a_cold_one_in_any_thread(small, monkeypatch):
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        assert set(threads.map(lambda _: to_tflite(small[0], small[1]), range(2))) == {small[2]}
+    monkeypatch.setattr(warm, "run", warm._run_cold)
+    assert to_tflite(small[0], small[1]) == small[2]
+
+
+def running(pid):
+    """Whether the process is there and no zombie."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="conversions start cold processes")
+def test_the_warm_process_ends_with_its_parent_though_a_fork_of_that_lives_on():
+    code = """import os, time
+from tflite_export import warm
+warm.start_worker()
+server, fork = warm._server.pid, os.fork()
+if fork:
+    print(server, fork, flush=True)
+time.sleep(600)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        server, fork = map(int, parent.stdout.readline().split())
+        assert running(server)
+        parent.kill()
+    try:
+        limit = time.monotonic() + 60  # it reads the end of its input when TensorFlow is imported
+        while running(server) and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert not running(server) and running(fork)
+    finally:
+        os.kill(fork, signal.SIGKILL)
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    """As if none had been started yet; the one that runs is there again afterwards."""
+    monkeypatch.setattr(warm, "_server", None)
+    monkeypatch.setattr(warm, "_log", None)
+    yield
+    warm.stop()
+
+
+def test_a_killed_or_endless_worker_is_an_error(tmp_path, monkeypatch, no_server):
     script, python = tmp_path / "python", sys.executable
     script.write_text(f"#!{python}\nimport os\nos.kill(os.getpid(), {int(signal.SIGKILL)})\n")
     script.chmod(0o755)

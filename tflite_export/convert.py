@@ -24,6 +24,7 @@ from tflite_export.quantizable import check_operators, explained
 from tflite_export.rewriting import without_softmax
 from tflite_export.sources import Calibration, load_calibration
 from tflite_export.targets import TARGETS, check_targets, judge, require_full_mapping
+from tflite_export.warm import start_worker
 from tflite_export.worker import SCHEMES
 
 __all__ = ["to_float_tflite", "to_tflite"]
@@ -168,6 +169,7 @@ def main(argv: list[str]) -> int:
     """Checks everything cheap first, converts, proves, asks the targets, and only then writes."""
     del argv
     path, proof_path, algorithm, targets = _check_flags()
+    start_worker()
     model, digest, calibration, images = _load(FLAGS.model)
     try:
         float_tflite = to_float_tflite(model, images=images, timeout=FLAGS.timeout)

@@ -10,14 +10,13 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from tflite_export import warm
 from tflite_export.calibration import Images, check_calibration
 from tflite_export.worker import SCHEMES
 
@@ -140,33 +139,27 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
     Raises:
       ConversionError: the worker failed, was killed by a signal or took too long; the text has its last lines.
     """
-    folder, home = pathlib.Path(folder), pathlib.Path(__file__).resolve().parents[1]
-    search = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-    # The worker needs no accelerator, and must not take the memory of the parent's.
-    environment = {**os.environ, "PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "tflite_export.worker", str(folder)]
+    folder = pathlib.Path(folder)
     try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, errors="replace", timeout=timeout
-        )
-    except subprocess.TimeoutExpired:
+        code, stderr = warm.run(folder, timeout=timeout)
+    except TimeoutError:
         raise ConversionError(
             f"The TFLite converter took more than {timeout:g} s and was stopped. Use fewer calibration images or a "
             "longer timeout."
         ) from None
-    if done.returncode == 0:
+    if code == 0:
         return (folder / "model.tflite").read_bytes()
     noise = ("I0000", "W0000", "WARNING: All log messages")  # of TensorFlow's start
-    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith(noise)][-_SHOWN_LINES:]
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith(noise)][-_SHOWN_LINES:]
     tail = "Its last lines were:\n  " + "\n  ".join(lines) if lines else "It printed nothing."
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
+    if code < 0:
+        name = signal.Signals(-code).name
         raise ConversionError(
             f"The TFLite converter crashed with {name}; expected a model. Bad calibration data, an operator it cannot "
             f"quantize or too little memory are the usual causes. {tail}"
         )
     error = folder / "error.txt"
-    text = error.read_text()[:2000] if error.exists() else f"exit code {done.returncode}. {tail}"
+    text = error.read_text()[:2000] if error.exists() else f"exit code {code}. {tail}"
     raise ConversionError(f"The TFLite converter could not convert the model: {text}")
 
 

@@ -3,13 +3,19 @@
 `python -m tflite_export.worker FOLDER`. FOLDER/request.json says what to do; it holds FOLDER/model (a SavedModel with
 the signature serving_default) and one FOLDER/<n>.npy of calibration images per input; or FOLDER/calibrated.tflite, a
 float file with the ranges of its activations. Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
+
+Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line, does each in a fork of
+itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's exit code, a signal as its negative number.
 """
 from __future__ import annotations
 
 import json
 import os
 import pathlib
+import select
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 import numpy as np
@@ -59,6 +65,46 @@ def main(argv: list[str], make: Callable[[pathlib.Path], bytes]) -> int:
     return 0
 
 
+def _in_fork(folder: str, answers: int) -> None:
+    """One conversion, in a process that has forked for it and never returns from here."""
+    code = 1
+    try:
+        os.close(answers)
+        held = os.open(os.path.join(folder, "stderr.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for old, new in ((held, 2), (held, 1), (os.open(os.devnull, os.O_RDONLY), 0)):
+            os.dup2(old, new)
+        code = main(["", folder], convert)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    """Converts folder after folder until stdin ends. Nothing here may run a TensorFlow operation: its threads would not be in a fork."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever an import prints is no answer
+    import tensorflow as tf
+    from tensorflow.lite.python import convert as _  # noqa: F401 - what is imported here no fork has to import
+
+    assert tf.lite.TFLiteConverter and tf.lite.OpsSet  # loaded at the first use
+    for line in iter(sys.stdin.buffer.readline, b""):
+        ended, held = os.pipe()  # only the fork holds its end: it closes when the fork ends, in whatever way
+        child = os.fork()
+        if child == 0:
+            _in_fork(json.loads(line), answers)
+        os.close(held)
+        if 0 in select.select([0, ended], [], [])[0]:  # the next line comes after the answer, so this is the parent's end
+            os.kill(child, signal.SIGKILL)
+            return
+        os.close(ended)
+        os.write(answers, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.exit(main(sys.argv, convert))
+    if len(sys.argv) > 1:
+        sys.exit(main(sys.argv, convert))
+    serve()
