@@ -14,14 +14,17 @@ from absl import flags
 from dgh_tf.console import run, say
 from dgh_tf.files import atomic_path, atomic_write
 
-# The references: RAdam at rate 16 for inputs of deviation 1 (about half of that in canvas units), halved on plateaus, from
-# white noise, outputs stretched without an end.
+# The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in canvas units), halved on
+# plateaus, from white noise, outputs stretched without an end. The variants of ours differ in one thing each.
 RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "reference": {"schedule": "plateau", "learning_rate": 8.0, "start": "white", "stretch_limit": 0.0},
+    "reference": {"schedule": "plateau", "learning_rate": 8.0, "beta1": 0.9, "beta2": 0.999, "output_weight": 0.1, "start": "white",
+                  "stretch_limit": 0.0},
     "ours, from noise": {"start": "noise"},
     "ours, from white noise": {"start": "white"},
     "ours, rate 0.2": {"learning_rate": 0.2},
+    "ours, longer memory": {"beta1": 0.9, "beta2": 0.99},
+    "ours, stretched harder": {"output_weight": 0.1},
 }
 FIGURES = {"gap": "mean gap of BN statistics", "sqnr_db": "SQNR of int8 outputs, dB", "agreement": "agreement with float"}
 

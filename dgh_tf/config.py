@@ -25,10 +25,12 @@ class GenerationConfig:
                                     "else found from the first statistics.")
     image_size: str = _setting("", "HEIGHT,WIDTH for a model whose spatial size is dynamic.")
     learning_rate: float = _setting(0.1, "Peak step size in canvas units.")
+    beta1: float = _setting(0.8, "Weight of the past in RAdam's mean of gradients.")
+    beta2: float = _setting(0.9, "The same for their squares; a run is 100 steps, and longer memories lag behind falling gradients.")
     schedule: str = _setting("cosine", "cosine (to zero) or plateau (halve when the loss stalls, as the references do).")
     bn_weight: float = _setting(1.0, "Weight of the BatchNorm statistics loss.")
     std_weight: float = _setting(1.0, "Weight of the standard deviations against the means in that loss.")
-    output_weight: float = _setting(0.1, "Weight of output stretching, relative to each head's own spread; 0 turns it off.")
+    output_weight: float = _setting(0.03, "Weight of output stretching, relative to each head's own spread; 0 turns it off.")
     stretch_limit: float = _setting(2.25, "Stretch outputs up to this times their spread under matched statistics; 0: no limit.")
     prior_weight: float = _setting(1.0, "Weight of the image's own pseudo-statistics; 0 turns them off.")
     pool_statistics: bool = _setting(True, "Match statistics of the whole set; off: of each batch alone.")
@@ -51,6 +53,9 @@ class GenerationConfig:
         if not self.bn_weight + self.output_weight + self.prior_weight:
             raise ValueError("--bn_weight, --output_weight and --prior_weight are all 0, so there is nothing to optimize. "
                              "Give at least one of them a weight.")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"--{name} must be at least 0 and below 1, got {getattr(self, name)}.")
         for name, choices in (("schedule", ("cosine", "plateau")), ("start", ("leaves", "noise", "white")),
                               ("flip", ("auto", "on", "off")), ("precision", ("float32", "bfloat16", "float16")),
                               ("strategy", ("one", "mirrored", "multi_worker"))):

@@ -5,12 +5,11 @@ import math
 
 import tensorflow as tf
 
-BETA1, BETA2 = 0.9, 0.99  # BETA2: a run is 100 steps, so a memory of 1000 would never fill
 EPSILON = 1e-12  # far below any pixel's gradient, which shrinks with the image area
 
 
 def radam(gradient: tf.Tensor, first: tf.Tensor, second: tf.Tensor, *, step: tf.Tensor, rate: tf.Tensor,
-          beta1: float = BETA1, beta2: float = BETA2) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+          beta1: float, beta2: float) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """One step of RAdam (Liu et al. 2020, "On the Variance of the Adaptive Learning Rate and Beyond", algorithm 2).
 
     While the variance of the adaptive rate is unbounded (its first few steps) only the slots fill: an unadapted step
@@ -19,6 +18,7 @@ def radam(gradient: tf.Tensor, first: tf.Tensor, second: tf.Tensor, *, step: tf.
     Args:
       gradient, first, second: float32, one shape. first and second start at 0.
       step: int32 scalar counted from 0. rate: float32 scalar.
+      beta1, beta2: weight of the past in the running means of the gradient and of its square, 0..1.
     Returns: the change to add to the variable, and the new first and second slots.
     """
     t = tf.cast(step + 1, tf.float32)
@@ -29,18 +29,18 @@ def radam(gradient: tf.Tensor, first: tf.Tensor, second: tf.Tensor, *, step: tf.
 
 
 def apply_radam(variable: tf.Variable, first: tf.Variable, second: tf.Variable, gradient: tf.Tensor, *, step: tf.Tensor,
-                rate: tf.Tensor) -> None:
+                rate: tf.Tensor, beta1: float, beta2: float) -> None:
     """`radam` in place, by TensorFlow's Adam kernel: one pass over memory instead of a dozen.
 
     The kernel's own bias corrections are turned off (powers 0); `adaptive_rate` holds them. No Keras optimizer: under
     tf.distribute those add up the gradients of different replicas' images.
     """
-    size = adaptive_rate(tf.cast(step + 1, tf.float32), beta1=BETA1, beta2=BETA2) * rate
+    size = adaptive_rate(tf.cast(step + 1, tf.float32), beta1=beta1, beta2=beta2) * rate
     tf.raw_ops.ResourceApplyAdam(var=variable.handle, m=first.handle, v=second.handle, beta1_power=0.0, beta2_power=0.0, lr=size,
-                                 beta1=BETA1, beta2=BETA2, epsilon=EPSILON, grad=gradient)
+                                 beta1=beta1, beta2=beta2, epsilon=EPSILON, grad=gradient)
 
 
-def adaptive_rate(t: tf.Tensor, *, beta1: float = BETA1, beta2: float = BETA2) -> tf.Tensor:
+def adaptive_rate(t: tf.Tensor, *, beta1: float, beta2: float) -> tf.Tensor:
     """RAdam's rectification times both bias corrections at step t (from 1); 0 while it is undefined (rho <= 5)."""
     power = tf.pow(beta2, t)
     longest = 2.0 / (1.0 - beta2) - 1.0

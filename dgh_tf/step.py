@@ -144,7 +144,8 @@ class Step:
 
         def move():
             for variable, first, second, gradient in zip(slots.canvases, slots.first, slots.second, gradients, strict=True):
-                apply_radam(variable, first, second, gradient, step=step, rate=rate)
+                apply_radam(variable, first, second, gradient, step=step, rate=rate, beta1=self.config.beta1,
+                            beta2=self.config.beta2)
             return True
 
         slots.row.assign(row)

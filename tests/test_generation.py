@@ -7,7 +7,6 @@ import tiny_models
 from dgh_tf.config import GenerationConfig
 from dgh_tf.files import sha256_array
 from dgh_tf.generation import Generator, generate_images
-from dgh_tf.optimizer import BETA1
 from dgh_tf.replicas import batch_sizes
 from dgh_tf.step import Carry
 
@@ -143,7 +142,7 @@ def test_gradient_of_one_batch_is_that_of_plain_autodiff(output_weight):
     generator.state = generator.state._replace(visits=1, carry=list(carry))
     generator.run(due=lambda: (False, True))
     wanted = plain_gradient(model, images, output_weight=output_weight, prior_std=generator.ranges[0].prior_std, limit=np.float32(limit))
-    np.testing.assert_allclose(slots(generator)[1][0] / (1 - BETA1), wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
+    np.testing.assert_allclose(slots(generator)[1][0] / (1 - generator.config.beta1), wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
 
 
 def test_an_images_gradient_does_not_depend_on_how_many_batches_or_replicas_share_the_set(strategy):

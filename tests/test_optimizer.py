@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgh_tf.optimizer import BETA1, BETA2, adaptive_rate, cosine, plateau, radam
+from dgh_tf.config import GenerationConfig
+from dgh_tf.optimizer import adaptive_rate, cosine, plateau, radam
+
+BETA1, BETA2 = GenerationConfig.beta1, GenerationConfig.beta2
+BETAS = {"beta1": BETA1, "beta2": BETA2}
 
 
 def numpy_radam(gradients, *, rate, beta1, beta2):
@@ -26,7 +30,7 @@ def numpy_radam(gradients, *, rate, beta1, beta2):
     return np.array(path)
 
 
-def run_radam(gradients, *, rate, **betas):
+def run_radam(gradients, *, rate, betas=BETAS):
     theta = first = second = tf.zeros(gradients[0].shape)
     path = []
     for step, gradient in enumerate(gradients):
@@ -42,7 +46,7 @@ def test_path_of_forty_steps_equals_the_paper_in_float64(beta1, beta2):
     gradients = np.random.default_rng(0).standard_normal((40, 5)) * np.array([1e-3, 0.1, 1.0, 10.0, 1e3])
     wanted = numpy_radam(gradients, rate=0.1, beta1=beta1, beta2=beta2)
     assert np.abs(wanted[-1]).max() > 0.01
-    np.testing.assert_allclose(run_radam(gradients, rate=0.1, beta1=beta1, beta2=beta2), wanted, rtol=2e-3, atol=1e-5)
+    np.testing.assert_allclose(run_radam(gradients, rate=0.1, betas={"beta1": beta1, "beta2": beta2}), wanted, rtol=2e-3, atol=1e-5)
 
 
 def test_steps_before_the_rectification_fill_the_slots_but_do_not_move():
@@ -51,7 +55,7 @@ def test_steps_before_the_rectification_fill_the_slots_but_do_not_move():
     longest = 2.0 / (1.0 - BETA2) - 1.0
     first = next(t for t in range(1, 20) if longest - 2.0 * t * BETA2**t / (1.0 - BETA2**t) > 5.0)
     assert moved[0] == first - 1 > 0
-    _, slot, square = radam(tf.constant([2.0]), tf.zeros(1), tf.zeros(1), step=tf.constant(0), rate=tf.constant(0.1))
+    _, slot, square = radam(tf.constant([2.0]), tf.zeros(1), tf.zeros(1), step=tf.constant(0), rate=tf.constant(0.1), **BETAS)
     np.testing.assert_allclose([slot[0], square[0]], [2.0 * (1 - BETA1), 4.0 * (1 - BETA2)], rtol=1e-5)
 
 
@@ -65,7 +69,7 @@ def test_zero_gradient_stays_put_and_finite():
 
 
 def test_rectification_tends_to_one():
-    assert float(adaptive_rate(tf.constant(5000.0))) == pytest.approx(1.0, abs=1e-3)
+    assert float(adaptive_rate(tf.constant(5000.0), **BETAS)) == pytest.approx(1.0, abs=1e-3)
 
 
 def test_cosine_goes_from_one_over_a_half_to_almost_zero():
