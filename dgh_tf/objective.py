@@ -119,7 +119,8 @@ def _channel_gaps(pooled: tf.Tensor, targets: Targets, *, std_weight: float) -> 
 
 
 def objective(pooled: tf.Tensor, tapped: Tapped, spreads: list[tf.Tensor], *, layers: Sequence[BatchNorm | PseudoStatistics],
-              targets: Targets, limits: tf.Tensor, size: tf.Tensor, config: GenerationConfig) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+              targets: Targets, limits: tf.Tensor, size: tf.Tensor, set_images: float,
+              config: GenerationConfig) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A batch's share of the set's objective.
 
     (images of the set) * statistics loss + (images of the batch) * output loss: so scaled, the gradient of an image
@@ -130,12 +131,12 @@ def objective(pooled: tf.Tensor, tapped: Tapped, spreads: list[tf.Tensor], *, la
         the batch alone where statistics are not pooled.
       spreads: every head's `losses.output_spread`.
       limits: the spread up to which each head is stretched, float32 [heads], in logit units; 0 before it is known.
-      size: images in the batch, float32.
+      size: images in the batch, float32. set_images: in the set, real ones included, since they too share the pooled moments.
     Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the loss per image).
     """
     gaps = _channel_gaps(pooled, targets, std_weight=config.std_weight)
     bn, prior = tf.reduce_sum(gaps * targets.bn_weight), tf.reduce_sum(gaps * targets.prior_weight)
-    images = float(config.num_images) if config.pool_statistics else size
+    images = set_images if config.pool_statistics else size
     value = images * (config.bn_weight * bn + config.prior_weight * prior)
     metrics = {"bn": bn, "prior": prior}
     for i, (head, spread) in enumerate(zip(tapped.heads, spreads, strict=True)):

@@ -109,7 +109,8 @@ class Step:
                 pooled = tf.cast(totals, tf.float32) - row + share * moments
             limit = config.stretch_limit * carry.spreads if config.stretch_limit else tf.fill(tf.shape(carry.spreads), math.inf)
             value, metrics = objective(pooled, tapped, spreads, layers=self.layers, targets=self.targets, config=config,
-                                       limits=tf.where(step < self.matching_steps, 0.0, limit), size=share * self.set_images)
+                                       limits=tf.where(step < self.matching_steps, 0.0, limit), size=share * self.set_images,
+                                       set_images=self.set_images)
             scaled = value * carry.scale if config.precision == "float16" else value
         gradients = tape.gradient(scaled, canvases)
         if config.precision == "float16":

@@ -145,6 +145,18 @@ def test_gradient_of_one_batch_is_that_of_plain_autodiff(output_weight):
     np.testing.assert_allclose(slots(generator)[1][0] / (1 - generator.config.beta1), wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
 
 
+def test_real_images_share_the_objective_and_leave_an_images_gradient_its_size():
+    """A set of six generated and three real images is one objective of nine, of which six move."""
+    model, real = tiny_models.conv_bn_relu(), tiny_models.images(3)
+    settings = {"num_images": 6, "batch_size": 6, "steps": 6, "input_range": "-1,1", "augment": False, "start": "white", "output_weight": 0.0}
+    generator = Generator(model, GenerationConfig(**settings), real_hint=real)
+    generator.start()
+    images = np.concatenate([np.clip(slots(generator)[0][0], -1, 1), real])
+    generator.run(due=lambda: (False, True))
+    wanted = plain_gradient(model, images, output_weight=0.0, prior_std=generator.ranges[0].prior_std, limit=np.float32(1))[:6]
+    np.testing.assert_allclose(slots(generator)[1][0] / (1 - generator.config.beta1), wanted, rtol=2e-3, atol=2e-4 * np.abs(wanted).max())
+
+
 def test_an_images_gradient_does_not_depend_on_how_many_batches_or_replicas_share_the_set(strategy):
     """The pooled objective is one function of all images: its gradient is the same in one batch of 8 and in two of 4."""
     model = tiny_models.conv_bn_relu()
