@@ -28,6 +28,7 @@ BRIGHTNESSES = {0.1: 1.25, 0.2: 1.1, 0.35: 1.0, 0.5: 1.0, 0.65: 1.5, 0.8: 2.0}
 CONTRASTS = (0.35, 0.5, 0.65)  # standard deviations tried for each convention, as a share of half its range
 LARGEST_GAP = 0.5  # a fit worse than this explains nothing
 PROBE_STEPS = 60
+PROBE_BETAS = {"beta1": 0.9, "beta2": 0.99}
 
 
 def range_from_statistics(network: Network) -> InputRange:
@@ -72,7 +73,7 @@ def _probe(network: Network, start: np.ndarray, std: float, gaps: str) -> InputR
     first = second = tf.zeros_like(x)
     for step in range(PROBE_STEPS):
         rate = 0.5 * std * cosine(tf.constant(step), steps=PROBE_STEPS)
-        change, first, second = radam(value_and_gradient(x)[1], first, second, step=tf.constant(step), rate=rate)
+        change, first, second = radam(value_and_gradient(x)[1], first, second, step=tf.constant(step), rate=rate, **PROBE_BETAS)
         x += change
     low, high = float(np.min(x)), float(np.max(x))
     low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)  # a few samples never show the tails

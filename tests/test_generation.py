@@ -148,8 +148,8 @@ def test_gradient_of_one_batch_is_that_of_plain_autodiff(output_weight):
 def test_real_images_share_the_objective_and_leave_an_images_gradient_its_size():
     """A set of six generated and three real images is one objective of nine, of which six move."""
     model, real = tiny_models.conv_bn_relu(), tiny_models.images(3)
-    settings = {"num_images": 6, "batch_size": 6, "steps": 6, "input_range": "-1,1", "augment": False, "start": "white", "output_weight": 0.0}
-    generator = Generator(model, GenerationConfig(**settings), real_hint=real)
+    config = GenerationConfig(num_images=6, batch_size=6, steps=6, input_range="-1,1", augment=False, start="white", output_weight=0.0)
+    generator = Generator(model, config, real_hint=real)
     generator.start()
     images = np.concatenate([np.clip(slots(generator)[0][0], -1, 1), real])
     generator.run(due=lambda: (False, True))
