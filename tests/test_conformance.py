@@ -94,7 +94,7 @@ KINDS = {
 }
 CONVERTED = ["nested", "two inputs", "sliced heads", "three raw heads, SiLU"]  # by default
 LONG = ["YOLOV8", "RetinaNet", "YOLOV8, larger", "RetinaNet, larger", "keras:MobileNetV2", "sequential", "softmax", "six channels",
-        "mixed inputs", "recurrent"]
+        "mixed inputs", "recurrent", "functional", "one output", "spectrogram", "segmentation"]
 
 
 def snapshot(model) -> tuple:

@@ -271,7 +271,7 @@ def stopped_after(generator, visits):
     return reports[-1].losses
 
 
-@pytest.mark.parametrize("kind", ["float32", "float16", "plateau"])
+@pytest.mark.parametrize("kind", ["float32", pytest.param("float16", marks=pytest.mark.slow), "plateau"])
 def test_run_stopped_in_the_middle_of_a_step_and_gone_on_with_gives_the_same_bits(kind):
     """Another generator takes over the state and the records of the stopped one."""
     settings = {"steps": 12, **({"schedule": "plateau"} if kind == "plateau" else {"precision": kind})}
@@ -299,7 +299,7 @@ def test_plateau_schedule_runs_and_lowers_the_gap():
     assert np.mean(list(generator.layer_gaps().values())) < np.mean(list(generator.state.gap_start.values()))
 
 
-@pytest.mark.parametrize("strategy_name", ["one", "mirrored"])
+@pytest.mark.parametrize("strategy_name", ["one", pytest.param("mirrored", marks=pytest.mark.slow)])
 def test_records_streamed_through_a_file_give_the_bits_of_those_in_memory(tmp_path, strategy_name):
     strategy = None if strategy_name == "one" else tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     settings = {"num_images": 11, "batch_size": 2, "steps": 15}
@@ -316,7 +316,7 @@ def test_records_streamed_through_a_file_give_the_bits_of_those_in_memory(tmp_pa
     assert not (tmp_path / "records").exists()
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_matches_the_statistics_as_float32_does(precision):
     """The network computes in another type, so images differ; the gap that float32 sees at the end must not."""
     gaps = {}
@@ -375,6 +375,7 @@ def test_spread_to_stretch_from_is_that_of_the_images_however_short_the_run():
 # ---- every form of model -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # test_conformance has the same of more kinds
 @pytest.mark.parametrize("build", [tiny_models.two_heads, tiny_models.one_dimensional, tiny_models.shared_bn, tiny_models.nested_backbone,
                                    tiny_models.subclassed], ids=lambda build: build.__name__)
 def test_every_form_of_model_moves_towards_its_statistics(build):

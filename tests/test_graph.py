@@ -33,13 +33,14 @@ def test_tiny_models_run_as_in_litert(name):
     assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))
 
 
-@pytest.mark.parametrize("spec", ["demo", "demo_detector"])
+@pytest.mark.parametrize("spec", [pytest.param("demo", marks=pytest.mark.slow), "demo_detector"])
 def test_demos_run_as_in_litert(spec):
     model = load_model(spec)
     assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))
 
 
-@pytest.mark.parametrize("file", ["resnet8_cifar10", "mobilenet_v1_025_224", "kws_dscnn"])
+@pytest.mark.parametrize("file", ["resnet8_cifar10", pytest.param("mobilenet_v1_025_224", marks=pytest.mark.slow),
+                                  pytest.param("kws_dscnn", marks=pytest.mark.slow)])
 def test_real_models_run_as_in_litert(file, shared_data):
     model = load_model(str(shared_data / f"{file}.keras"))
     assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))

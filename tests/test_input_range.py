@@ -22,7 +22,8 @@ def fed_in(model, scale, offset):
 
 
 @pytest.mark.parametrize(("name", "scale", "offset"), [("symmetric", 1.0, 0.0), ("unit", 2.0, -1.0), ("byte", 1 / 127.5, -1.0),
-                                                       ("half", 2.0, 0.0), ("signed", 1 / 127.5, 1 / 255)])
+                                                       pytest.param("half", 2.0, 0.0, marks=pytest.mark.slow),
+                                                       pytest.param("signed", 1 / 127.5, 1 / 255, marks=pytest.mark.slow)])
 def test_statistics_tell_the_convention_a_model_was_trained_in(demo, name, scale, offset):
     found = find_input_range(Network(fed_in(demo, scale, offset)))[0]
     chosen = [other for other in CONVENTIONS if f": {other}," in found.source]  # caffe does for signed: they hardly differ
@@ -30,7 +31,8 @@ def test_statistics_tell_the_convention_a_model_was_trained_in(demo, name, scale
     np.testing.assert_allclose((found.low, found.high), [np.atleast_1d(bound) for bound in CONVENTIONS[chosen[0]]])
 
 
-@pytest.mark.parametrize(("file", "low", "high"), [("resnet8_cifar10.keras", 0.0, 255.0), ("mobilenet_v1_025_224.keras", -1.0, 1.0)])
+@pytest.mark.parametrize(("file", "low", "high"), [("resnet8_cifar10.keras", 0.0, 255.0),
+                                                   pytest.param("mobilenet_v1_025_224.keras", -1.0, 1.0, marks=pytest.mark.slow)])
 def test_real_models_get_the_range_their_authors_used(shared_data, file, low, high):
     found = find_input_range(Network(load_model(str(shared_data / file))))[0]
     assert (found.low, found.high) == ((low,), (high,))

@@ -96,8 +96,8 @@ def test_keras2_config_of_a_nested_model_by_hand():
 
 
 @pytest.mark.parametrize(("name", "layers", "shape"), [
-    ("vww_mobilenetv1_025_keras2.h5", 27, (96, 96, 3)), ("kws_dscnn_tfkeras.h5", 9, (49, 10, 1)),
-    ("resnet8_cifar10_keras2.h5", 7, (32, 32, 3))])
+    pytest.param("vww_mobilenetv1_025_keras2.h5", 27, (96, 96, 3), marks=pytest.mark.slow),
+    pytest.param("kws_dscnn_tfkeras.h5", 9, (49, 10, 1), marks=pytest.mark.slow), ("resnet8_cifar10_keras2.h5", 7, (32, 32, 3))])
 def test_published_keras2_models_load(shared_data, name, layers, shape):
     import tf_keras
 

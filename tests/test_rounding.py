@@ -53,12 +53,18 @@ def test_learned_rounding_finds_what_nearest_misses():
 
     choices = [error(floors + np.float32(choice)) for choice in itertools.product((0, 1), repeat=6)]
     v, optimizer, steps = tf.Variable(rounding.initial_choice(weights, scale)), keras.optimizers.Adam(0.02), 500
-    for step in range(steps):
-        beta, on = rounding.annealed_beta(step / steps)
+    optimizer.build([v])
+
+    @tf.function(autograph=False)
+    def move(progress):
+        beta, on = rounding.annealed_beta(progress)
         with tf.GradientTape() as tape:
             soft = rounding.soft_weights(v, floors=floors, scales=scale, limit=7)
             loss = tf.reduce_mean(tf.linalg.matvec(x, weights - soft) ** 2) + 0.1 * on * rounding.rounding_penalty(v, beta)
         optimizer.apply([tape.gradient(loss, v)], [v])
+
+    for step in range(steps):
+        move(tf.constant(step / steps))
     learned = error(rounding.hard_integers(v.numpy(), floors=floors, limit=7))
     assert min(choices) < 0.25 and error(np.rint(weights)) > 5  # 2 or 3 of 6 go up: 0.45^2 or 0.55^2; none: 2.45^2
     assert learned < 0.5
