@@ -119,6 +119,7 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker:
     from dgh_tf.replicas import agreed_number, lost_peer, make_strategy
 
     strategy = make_strategy(config.strategy)
+    _catch_signals(stop)  # again: with several workers TensorFlow takes SIGTERM for itself when they first meet
     identity = output.run_identity(sha256, config, replicas=strategy.num_replicas_in_sync, real_hint=_REAL_HINT.value)
     manifest = output.read_manifest(folder)
     if manifest:
@@ -185,7 +186,7 @@ def _generate(generator, identity: dict, metrics: Metrics, saved: pathlib.Path, 
             with pause.measured():
                 checkpoint.save(saved, generator, identity=identity)
 
-    _catch_signals(stop)  # again: with several workers TensorFlow takes SIGTERM for itself when they first meet
+    _catch_signals(stop)  # and once more, should they have met only now
     with bar:
         generator.run(report=report, due=lambda: (pause.over(), bool(stop)))
     step = generator.state.visits // generator.rounds

@@ -1,4 +1,5 @@
 """Two workers on loopback: they finish as one job, and one that is killed ends the other with a clear error, to be gone on with."""
+import contextlib
 import json
 import os
 import pathlib
@@ -26,22 +27,44 @@ def free_ports(count):
     return ports
 
 
-def start_job(model_path, folder, *, steps):
-    """Two processes of one command, each with its own TF_CONFIG."""
+class Worker:
+    """One process of a job. What it prints goes to a file: waiting for a line of it can then never last for ever."""
+
+    def __init__(self, command, number, cluster, log):
+        self.log = log
+        config = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": number}})
+        with open(log, "w") as held:
+            self.process = subprocess.Popen(command, cwd=ROOT, stdout=held, stderr=subprocess.STDOUT,
+                                            env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": config})
+
+    def wait_for(self, told, *, seconds=60):
+        """Until `told()` is true. A process that ends before, or takes longer, is an error with its last words."""
+        limit = time.monotonic() + seconds
+        while not told():
+            assert self.process.poll() is None and time.monotonic() < limit, self.log.read_text()[-2000:]
+            time.sleep(0.05)
+
+    def finish(self, *, seconds=60):
+        """(exit code, all that it printed)."""
+        try:
+            return self.process.wait(seconds), self.log.read_text()
+        finally:
+            self.process.kill()
+
+
+@contextlib.contextmanager
+def job(model_path, folder, *, steps):
+    """Two processes of one command, each with its own TF_CONFIG; none is left behind."""
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     command = [sys.executable, "-m", "dgh_tf.generate", f"--model={model_path}", f"--output_dir={folder}", "--input_range=-1,1",
                "--num_images=12", "--batch_size=3", f"--steps={steps}", "--strategy=multi_worker", "--checkpoint_seconds=1"]
-    return [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
-        **os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}})})
-        for i in range(2)]
-
-
-def finish(process, *, timeout=180):
+    workers = [Worker(command, i, cluster, folder.with_name(f"{folder.name}-{i}.txt")) for i in range(2)]
     try:
-        out, err = process.communicate(timeout=timeout)
+        yield workers
     finally:
-        process.kill()
-    return process.returncode, out, err
+        for worker in workers:
+            worker.process.kill()
+            worker.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +75,9 @@ def model_path(tmp_path_factory):
 
 
 def test_two_workers_match_the_statistics_as_one_process_does(model_path, tmp_path):
-    ended = [finish(process) for process in start_job(model_path, tmp_path / "two", steps=60)]
-    assert [code for code, *_ in ended] == [0, 0], ended
+    with job(model_path, tmp_path / "two", steps=60) as workers:
+        ended = [worker.finish(seconds=120) for worker in workers]
+    assert [code for code, _ in ended] == [0, 0], ended
     subprocess.run([sys.executable, "-m", "dgh_tf.generate", f"--model={model_path}", f"--output_dir={tmp_path / 'one'}",
                     "--input_range=-1,1", "--num_images=12", "--batch_size=6", "--steps=60"], cwd=ROOT, check=True, capture_output=True)
     two, one = (json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("two", "one"))
@@ -65,21 +89,17 @@ def test_two_workers_match_the_statistics_as_one_process_does(model_path, tmp_pa
 
 
 def test_a_killed_worker_ends_the_other_which_says_so_and_both_go_on_from_their_last_common_checkpoint(model_path, tmp_path):
-    chief, other = start_job(model_path, tmp_path, steps=4000)
-    limit = time.monotonic() + 120
-    while len(list(tmp_path.glob("checkpoint*/visit-*.json"))) < 4:
-        assert chief.poll() is None and time.monotonic() < limit
-        time.sleep(0.1)
-    other.send_signal(signal.SIGKILL)
-    began = time.monotonic()
-    code, _, err = finish(chief)
-    assert time.monotonic() - began < 90
-    assert code == 1 and "Another worker" in err and "Traceback" not in err
-    finish(other)
-    again = start_job(model_path, tmp_path, steps=4000)
-    line = next(line for line in again[0].stdout if "going on from step" in line or "images in" in line)
-    assert "going on from step" in line
-    for process in again:
-        process.send_signal(signal.SIGTERM)
-    codes = [finish(process)[0] for process in again]
-    assert codes[0] == 128 + signal.SIGTERM and set(codes) <= {1, 128 + signal.SIGTERM}
+    folder, steps = tmp_path / "job", 4000  # more than are ever made: both jobs are stopped long before
+    with job(model_path, folder, steps=steps) as (chief, other):
+        chief.wait_for(lambda: len(list(folder.glob("checkpoint*/visit-*.json"))) == 4)
+        other.process.kill()
+        code, text = chief.finish()
+        assert code == 1 and text.splitlines()[-1].startswith("error: Another worker") and "Traceback" not in text, text
+    with job(model_path, folder, steps=steps) as again:
+        for worker in again:  # they have met, and do not run yet: TensorFlow must not swallow the signal
+            worker.wait_for(lambda log=worker.log: "BatchNorm layers" in log.read_text())
+        for worker in again:
+            worker.process.send_signal(signal.SIGTERM)
+        ended = [worker.finish() for worker in again]
+    assert [code for code, _ in ended] == [128 + signal.SIGTERM] * 2, ended
+    assert all("going on from step" in text and "stopped: saved at step" in text for _, text in ended), ended
