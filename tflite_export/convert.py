@@ -190,8 +190,9 @@ def main(argv: list[str]) -> int:
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])
     if FLAGS.verdict:
-        report["verdict"] = calibration_verdict(float_tflite, tflite, images, generated=calibration.model_sha256 is not None,
-                                                same_inside=notes["algorithm"] != "equalization")
+        with console.held_stderr():  # LiteRT announces its delegate
+            report["verdict"] = calibration_verdict(float_tflite, tflite, images, generated=calibration.model_sha256 is not None,
+                                                    same_inside=notes["algorithm"] != "equalization")
     write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")
     console.say(_summary(path, report))
     told = [notes.get("fallback"), *(each["summary"] for each in report["targets"].values())]
