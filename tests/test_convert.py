@@ -341,3 +341,12 @@ def test_resnet8_int8_keeps_its_answers(shared_data):
     got = Runner(to_tflite(model, real)).predict(evaluation)
     agreement = np.mean(got.argmax(-1) == model.predict(evaluation, verbose=0).argmax(-1))
     assert 0.94 < agreement < 0.975
+
+
+def test_inputs_that_would_share_a_name_in_the_file_are_refused():
+    import keras
+
+    inputs = [keras.Input((8,), name=name) for name in ("a.b", "a_b")]
+    model = keras.Model(inputs, keras.layers.Add()(inputs))
+    with pytest.raises(ValueError, match=r"a\.b, a_b .* same name"):
+        to_tflite(model, {"a.b": np.zeros((2, 8), np.float32), "a_b": np.zeros((2, 8), np.float32)})

@@ -50,7 +50,7 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
       model: a Keras 3 or tf_keras model.
       images: read for the names and shapes of a subclassed model, which declares none.
     Raises:
-      ValueError: an input that is not float, or a subclassed model without images.
+      ValueError: an input that is not float, inputs of one name in the file, or a subclassed model without images.
     """
     import tensorflow as tf
 
@@ -62,7 +62,11 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
                     f"Input '{tensor.name}' of model '{model.name}' takes {tf.as_dtype(tensor.dtype).name}; expected a "
                     "float input, such as an image. Export the part of the model behind that input."
                 )
-        return {plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
+        shapes = {plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
+        if len(shapes) < len(tensors):
+            raise ValueError(f"Inputs {', '.join(t.name for t in tensors)} of model '{model.name}' would have the same name in the file. "
+                             "Rename them so that they differ in letters or digits.")
+        return shapes
     if images is None:
         raise ValueError(
             f"Model '{model.name}' is subclassed and declares no inputs, so their shapes are unknown. Pass images."
