@@ -50,8 +50,8 @@ def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], 
     slack = _SLACK * (high - low)
     if not np.isfinite(images).all() or (images < low - slack).any() or (images > high + slack).any():
         raise ValueError(f"--real_hint={path} holds values from {images.min():.4g} to {images.max():.4g}, outside the model's valid range "
-                         f"{low.min():.4g} to {high.max():.4g}. Give them in model input units or as uint8 pixels; if they are right and that "
-                         "range was found, not given, give the range of real inputs with --input_range=LOW,HIGH.")
+                         f"{low.min():.4g} to {high.max():.4g}. Give them in model input units or as uint8 pixels; if they are right and "
+                         "that range was found, not given, give the range of real inputs with --input_range=LOW,HIGH.")
     return images
 
 
