@@ -20,15 +20,28 @@ ALIKE = 0.75  # share of their union that two ranges have in common when either 
 
 @dataclasses.dataclass(frozen=True)
 class InputRange:
-    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural inputs, canvas units."""
+    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural inputs, canvas units.
+
+    fitted: no convention stands behind it, so that real images may show it to be wider.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     source: str  # how it was found, for people and the manifest
     prior_std: float = 0.5  # photographs: about a quarter of the range (ImageNet: 0.226 of 1)
+    fitted: bool = False
 
     def as_dict(self) -> dict:
         return {"low": list(self.low), "high": list(self.high), "found": self.source}
+
+
+def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange:
+    """A range that holds `images`, [n, ..., channels] in model units, too; their spread in model units stays what it was."""
+    low, high = min(*valid.low, float(images.min())), max(*valid.high, float(images.max()))
+    if (low, high) == (min(valid.low), max(valid.high)):
+        return valid
+    std = valid.prior_std * (max(valid.high) - min(valid.low)) / (high - low)
+    return dataclasses.replace(valid, low=(low,), high=(high,), prior_std=std, source=f"{valid.source}; widened to hold {source}")
 
 
 def parse_input_range(text: str, *, channels: int) -> InputRange:

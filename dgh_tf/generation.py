@@ -57,11 +57,11 @@ class Generator:
         self.config = config
         self.strategy = strategy or make_strategy(config.strategy)
         self.network = Network(model, image_size=parse_image_size(config.image_size) if config.image_size else None)
-        self.ranges = find_input_range(self.network, text=config.input_range)
+        self.real, self.ranges = real_images(real_hint, network=self.network,
+                                             ranges=find_input_range(self.network, text=config.input_range))
         self.layouts = [image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in self.network.input_shapes]
         self.replicas = self.strategy.num_replicas_in_sync
         self.sizes = batch_sizes(config, self.replicas)
-        self.real = real_images(real_hint, network=self.network, ranges=self.ranges)
         layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, self.network.input_shapes)]
         self.targets = make_targets(layers, [float(image_ops.is_image(shape)) for shape in self.network.input_shapes])
         self.head_names = self.network.head_names(precision=config.precision)

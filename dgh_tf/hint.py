@@ -9,20 +9,37 @@ import numpy as np
 
 MOST = 32
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
+LARGEST_GAP = 0.7  # single spectrograms of DS-CNN reach 0.69, sets of 4 have 0.05; at twice or a hundredth of their values 0.71 and 0.79
 _SLACK = 0.05  # of the valid range: what resizing and rounding may add
 
 
-def real_images(source: str | pathlib.Path | np.ndarray | None, *, network: Any, ranges: Sequence[Any]) -> np.ndarray:
-    """`load_hint` for a dgh_tf.network.Network and the ranges found for it; no images where source is None."""
-    shape = network.input_shapes[0]
+def real_images(source: str | pathlib.Path | np.ndarray | None, *, network: Any, ranges: Sequence[Any]) -> tuple[np.ndarray, list[Any]]:
+    """`load_hint` for a dgh_tf.network.Network and the ranges found for it: (images, none where source is None; the ranges).
+
+    A range that was fitted to statistics, with no convention behind it, is widened to hold images whose own statistics say that
+    their units are right.
+    """
+    shape, valid = network.input_shapes[0], ranges[0]
     if source is None:
-        return np.zeros((0, *shape), np.float32)
+        return np.zeros((0, *shape), np.float32), list(ranges)
     if len(network.input_shapes) > 1:
         raise ValueError(f"--real_hint takes models with one input; this one has {len(network.input_shapes)}.")
-    return load_hint(source, shape=shape, low=ranges[0].low, high=ranges[0].high)
+    images = load_hint(source, shape=shape, low=valid.low, high=valid.high, bounded=not valid.fitted)
+    if valid.fitted:
+        from dgh_tf.conventions import widened
+        from dgh_tf.range_search import first_gap
+
+        gap = first_gap(network)(images)
+        if gap > LARGEST_GAP:
+            raise ValueError(f"--real_hint: the model's first BatchNorm layers do not know such values ({images.min():.4g} to "
+                             f"{images.max():.4g}, gap {gap:.3g}, expected at most {LARGEST_GAP}). Give them in model input units; if they "
+                             "are, say so with --input_range=LOW,HIGH.")
+        return images, [widened(valid, images, source="the real images")]
+    return images, list(ranges)
 
 
-def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], low: Sequence[float], high: Sequence[float],
+              bounded: bool = True) -> np.ndarray:
     """1 to 32 real images.
 
     Args:
@@ -30,6 +47,7 @@ def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], 
         which stand for `low` to `high`; other arrays are in model input units already.
       shape: (height, width, channels) of the input, or any other shape for arrays.
       low, high: the valid input range in model units, one value or one per channel.
+      bounded: refuse values outside it.
     Returns: float32 [images, *shape] in model input units, channels last.
     Raises: FileNotFoundError; ValueError for another number, another shape, values outside the range or not finite.
     """
@@ -47,7 +65,7 @@ def load_hint(source: str | pathlib.Path | np.ndarray, *, shape: Sequence[int], 
     if images.dtype == np.uint8:
         return low + (high - low) * images.astype(np.float32) / 255
     images = images.astype(np.float32)
-    slack = _SLACK * (high - low)
+    slack = _SLACK * (high - low) if bounded else np.inf
     if not np.isfinite(images).all() or (images < low - slack).any() or (images > high + slack).any():
         raise ValueError(f"--real_hint={path} holds values from {images.min():.4g} to {images.max():.4g}, outside the model's valid range "
                          f"{low.min():.4g} to {high.max():.4g}. Give them in model input units or as uint8 pixels; if they are right and "

@@ -34,7 +34,7 @@ PROBE_BETAS = {"beta1": 0.9, "beta2": 0.99}
 def range_from_statistics(network: Network) -> InputRange:
     """The valid range of a model's only input. Raises ValueError, asking for --input_range, where the statistics leave it open."""
     shape = network.input_shapes[0]
-    gap = _gap_function(network, layers=FIRST_LAYERS)
+    gap = first_gap(network)
     image = len(shape) == 3 and min(shape[:2]) >= LEAST_IMAGE_SIDE  # of any number of bands
     probes = min(PROBES, max(LEAST_PROBES, PROBE_PIXELS // int(np.prod(shape[:2])))) if image else PROBES
     noise = np.stack([start_canvas(shape, index=i, seed=0, std=1.0, start="noise") for i in range(probes)])
@@ -78,7 +78,12 @@ def _probe(network: Network, start: np.ndarray, std: float, gaps: str) -> InputR
     low, high = float(np.min(x)), float(np.max(x))
     low, high = low - 0.5 * (high - low), high + 0.5 * (high - low)  # a few samples never show the tails
     source = f"first BatchNorm statistics, then samples matched to all of them without bounds (gaps: {gaps})"
-    return InputRange((low,), (high,), source, prior_std=float(2 * np.std(x) / (high - low)))
+    return InputRange((low,), (high,), source, prior_std=float(2 * np.std(x) / (high - low)), fitted=True)
+
+
+def first_gap(network: Network) -> Callable[[np.ndarray], float]:
+    """Images of the only input, in model units, channels last -> mean gap of the first BN layers' statistics."""
+    return _gap_function(network, layers=FIRST_LAYERS)
 
 
 def _gap_function(network: Network, *, layers: int, gradient: bool = False):

@@ -1,12 +1,16 @@
 """Few real images: files to model units by hand, and what is refused before anything runs."""
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny_models
 from PIL import Image
 
 from dgh_tf import GenerationConfig
+from dgh_tf.conventions import InputRange
 from dgh_tf.generation import Generator
-from dgh_tf.hint import load_hint
+from dgh_tf.hint import load_hint, real_images
+from dgh_tf.network import Network
 
 SHAPE = (4, 6, 3)
 
@@ -89,3 +93,32 @@ def test_real_images_count_in_the_pooled_statistics_and_end_the_set():
 def test_models_with_several_inputs_take_no_hint():
     with pytest.raises(ValueError, match="one input"):
         Generator(tiny_models.two_inputs(), GenerationConfig(num_images=2, steps=1, input_range="-1,1"), real_hint=tiny_models.images(2))
+
+
+def fitted_model():
+    """Spectrogram-shaped inputs of mean -50 and deviation 20 by the first BN layer's running statistics."""
+    import keras
+
+    inputs = keras.Input((49, 10, 1))
+    first = keras.layers.BatchNormalization(name="first")
+    x = keras.layers.Conv2D(4, 3)(first(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.BatchNormalization()(x))))
+    first.moving_mean.assign([-50.0])
+    first.moving_variance.assign([400.0])
+    return model
+
+
+def test_real_images_widen_a_range_that_no_convention_stands_behind():
+    """The widened ends are the images' own, the start's deviation in model units is kept, and a convention's range still refuses."""
+    network = Network(fitted_model())
+    images = np.random.default_rng(0).normal(-50, 20, (4, 49, 10, 1)).astype(np.float32)
+    fitted = InputRange((-70.0,), (-20.0,), "fit", prior_std=0.4, fitted=True)
+    real, (valid,) = real_images(images, network=network, ranges=[fitted])
+    assert np.array_equal(real, images) and (valid.low, valid.high) == ((images.min(),), (images.max(),))
+    assert valid.prior_std * (valid.high[0] - valid.low[0]) == pytest.approx(0.4 * 50) and "widened" in valid.source
+    wide = dataclasses.replace(fitted, low=(-200.0,), high=(100.0,))
+    assert real_images(images, network=network, ranges=[wide])[1] == [wide]
+    with pytest.raises(ValueError, match="do not know such values"):
+        real_images(images / 100, network=network, ranges=[fitted])
+    with pytest.raises(ValueError, match="outside the model's valid range"):
+        real_images(images, network=network, ranges=[dataclasses.replace(fitted, fitted=False)])
