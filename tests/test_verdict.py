@@ -88,6 +88,20 @@ def test_seeds_of_a_kind_share_its_weight():
     assert result["predicted_agreement"] == pytest.approx((means[0] + means[1]) / 4 + means[2] / 2)
 
 
+def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
+    """By hand: of 100 classes the three highest logits are cut to one value. They still correlate to 0.93, and the class is lost."""
+    rows = np.tile(np.linspace(-1.0, 1.0, 100), (10, 1))
+    rows[:, -3:] = [[3.0, 4.0, 5.0]]
+    cut = np.minimum(rows, 3.0)  # argmax takes the first of equal ones
+    wide = evidence(classes=100)._replace(**{name: {"y": side} for name, side in (
+        ("reference", rows), ("outputs", cut), ("float_logits", rows), ("logits", cut))})
+    narrow = wide._replace(**{name: {"y": np.minimum(rows, 3.0)[:, ::-1]} for name in ("reference", "outputs", "float_logits", "logits")})
+    assert verdict.correlations(wide).mean() > 0.93 and verdict.expected_agreements(wide).mean() > 0.75
+    result = judge({"stretched": wide, "unstretched": narrow})
+    assert result["predicted_agreement"] == 0.0 and result["level"] == verdict.NO
+    assert judge({"unstretched": narrow})["predicted_agreement"] == 1.0
+
+
 @pytest.mark.parametrize(("same", "level"), [(100, verdict.FINE), (80, verdict.DOUBTFUL), (30, verdict.NO)])
 def test_levels_follow_the_agreement(same, level):
     result = judge({"stretched": evidence(same=same, of=100)})

@@ -169,8 +169,10 @@ def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any
 def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
     """The verdict on one file.
 
-    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`. Its band reaches from the
-    lowest to the highest bound of any kind's and seed's bootstrap interval, of expected or counted agreement.
+    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`, but no more than what was counted on
+    the kind with the widest logits: a model is surer there than of real inputs, and where the file cuts the highest logits off, the
+    correlation of all of them hardly shows it. The band reaches from the lowest to the highest bound of any kind's and seed's
+    bootstrap interval, of expected or counted agreement.
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the kind is what stands before
@@ -188,12 +190,12 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
         if found is not None and expected is not None:
             bounds = (*interval(found), *interval(expected))
             kinds[name] |= {"agreement": float(found.mean()), "expected": float(expected.mean()), "interval": [min(bounds), max(bounds)],
-                            "correlation": float(correlations(each).mean())}
+                            "correlation": float(correlations(each).mean()), "logits_std": _logits_std(each)}
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
-    predicted = _mean_of_kinds(kinds) if told else None
+    predicted = _predicted(kinds) if told else None
     band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
@@ -205,12 +207,23 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 
-def _mean_of_kinds(kinds: Mapping[str, Mapping[str, Any]]) -> float:
-    """Of expected agreements, over kinds and of each over its seeds: three seeds of one kind weigh as much as one of the other."""
-    groups: dict[str, list[float]] = {}
+def _logits_std(evidence: Evidence) -> float:
+    """Standard deviation of the float logits over the classes, logit units, mean over images."""
+    logits = next(iter(evidence.float_logits.values()))
+    return float(np.mean(np.std(np.reshape(logits, (len(logits), -1)), axis=1)))
+
+
+def _predicted(kinds: Mapping[str, Mapping[str, Any]]) -> float:
+    """The prediction of `judge`. Three seeds of one kind weigh as much as one of the other."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
     for name, figures in kinds.items():
-        groups.setdefault(name.split(",")[0], []).append(figures["expected"])
-    return float(np.mean([np.mean(group) for group in groups.values()]))
+        groups.setdefault(name.split(",")[0], []).append(figures)
+
+    def mean(group: list[Mapping[str, Any]], figure: str) -> float:
+        return float(np.mean([seed[figure] for seed in group]))
+
+    widest = max(groups.values(), key=lambda group: mean(group, "logits_std"))
+    return min(float(np.mean([mean(group, "expected") for group in groups.values()])), mean(widest, "agreement"))
 
 
 def _pooled(parts: list[Evidence]) -> Evidence:
