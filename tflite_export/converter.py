@@ -5,19 +5,21 @@ leaves no Keras in the worker. The converter is C++ that can crash; there it tak
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tflite_export import warm
 from tflite_export.calibration import Images, check_calibration
+from tflite_export.rewriting import in_order
 from tflite_export.worker import SCHEMES
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
@@ -104,22 +106,41 @@ def _as_called(names: list[str], tensors: Sequence[Any]) -> Any:
     return list(tensors) if names == [f"input_{i}" for i in range(len(names))] else dict(zip(names, tensors, strict=True))
 
 
+@contextlib.contextmanager
+def _unrolled(model: Any) -> Iterator[None]:
+    """Recurrent layers written out step by step while the model is traced: TensorFlow's converter crashes on their loops."""
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "unroll", None) is False]
+    settings = {"unroll": True, "_could_use_gpu_kernel": False}  # the latter is tf_keras's: true, it calls a loop whatever unroll says
+    before = [(layer, name, getattr(layer, name)) for layer in layers for name in settings if hasattr(layer, name)]
+    for layer, name, _ in before:
+        setattr(layer, name, settings[name])
+    try:
+        yield
+    finally:
+        for layer, name, value in before:
+            setattr(layer, name, value)
+
+
 def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-    """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output names, sorted.
+    """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output names in the model's order.
 
     The signature serving_default takes float32 [1, ...shape] by input name and gives a dict by output name.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+    order: list[str] = []
+
     def named(*tensors):
         functional = _is_functional(model)
         packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors) if functional else _as_called(list(shapes), tensors)
         outputs = named_outputs(model, model(packed, training=False))
+        order[:] = outputs
         return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
 
     specs = [tf.TensorSpec((1, *shape), tf.float32, name=name) for name, shape in shapes.items()]
-    traced = tf.function(named, autograph=False).get_concrete_function(*specs)
+    with _unrolled(model):
+        traced = tf.function(named, autograph=False).get_concrete_function(*specs)
     names = sorted(traced.structured_outputs)  # the frozen function's outputs are flat, in this order
     frozen = convert_variables_to_constants_v2(traced)
 
@@ -132,7 +153,7 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
     # SiLU's custom gradient captures tensors that a frozen graph does not hold; inference needs no gradient
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(module, str(folder), signatures=module.signature, options=options)
-    return names
+    return order
 
 
 def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> bytes:
@@ -185,8 +206,8 @@ def _convert(model: Any, shapes: Mapping[str, Sequence[int]], arrays: Mapping[st
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
-        save_frozen(_in_float32(model), folder / "model", shapes=shapes)
-        return run_worker(folder, timeout=timeout)
+        outputs = save_frozen(_in_float32(model), folder / "model", shapes=shapes)
+        return in_order(run_worker(folder, timeout=timeout), inputs=list(shapes), outputs=outputs)
 
 
 def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: float | None = None) -> bytes:
@@ -201,7 +222,7 @@ def to_tflite(model: Any, images: Images, *, scheme: str = "int8", timeout: floa
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs; a character that
-      is not an ASCII letter, digit or underscore becomes an underscore.
+      is not an ASCII letter, digit or underscore becomes an underscore. Inputs and outputs stand in the model's order.
     Raises:
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
       ConversionError: the converter failed or crashed.

@@ -267,6 +267,7 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     import tf_keras
 
     from tflite_export.converter import save_frozen
+    from tflite_export.rewriting import in_order
 
     ends = logits_model(student).outputs if request.head == "logits" else student.outputs
     deployed = tf_keras.Model(student.inputs, dict(zip(request.outputs, ends, strict=True)))
@@ -275,7 +276,7 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "trained"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    return converter.convert()
+    return in_order(converter.convert(), inputs=request.inputs, outputs=request.outputs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer weights of 8 or 4 bits; cuts softmax off."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,20 @@ def _fill(model: Any, tensor: Any, data: bytes) -> None:
     buffer.data = np.frombuffer(data, np.uint8)
     tensor.buffer = len(model.buffers)
     model.buffers.append(buffer)
+
+
+def in_order(tflite: bytes, *, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+    """The file with its inputs and outputs in the order of these names of its signature; the converter's own order has no meaning."""
+    model = _open(tflite)
+    signature, changed = model.signatureDefs[0], False
+    graph = model.subgraphs[signature.subgraphIndex]
+    for side, names in (("inputs", inputs), ("outputs", outputs)):
+        by_name = {entry.name.decode(): entry for entry in getattr(signature, side)}
+        setattr(signature, side, [by_name[name] for name in names])
+        wanted = [by_name[name].tensorIndex for name in names]
+        changed |= wanted != list(getattr(graph, side))
+        setattr(graph, side, np.int32(wanted))
+    return _pack(model) if changed else tflite
 
 
 def with_constants(tflite: bytes, *, constants: Mapping[int, np.ndarray]) -> bytes:

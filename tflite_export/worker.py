@@ -16,6 +16,7 @@ import select
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -33,6 +34,8 @@ SCHEMES = {
 def convert(folder: pathlib.Path) -> bytes:
     """Returns the .tflite bytes for the request in `folder`; scheme null means a float model."""
     request = json.loads((folder / "request.json").read_text())
+    # of no use to a reader, and the last lines of a crash are shown
+    warnings.filterwarnings("ignore", message=r"\s*Warning: tf\.lite\.Interpreter is deprecated")
     import tensorflow as tf
 
     if (folder / "calibrated.tflite").exists():
