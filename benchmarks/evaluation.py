@@ -19,7 +19,7 @@ def float_outputs(model: Any, x: np.ndarray, *, batch_size: int = 64) -> dict[st
     import tensorflow as tf
 
     from dgh_tf.network import call_model
-    from tflite_export.converter import named_outputs
+    from tflite_export.freezing import named_outputs
 
     traced = tf.function(lambda images: named_outputs(model, call_model(model, [images])), autograph=False, reduce_retracing=True)
     parts = [traced(tf.constant(x[i:i + batch_size])) for i in range(0, len(x), batch_size)]

@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
             load_calibration(path)  # raises
     from dgh_tf import load_model
     from tflite_export.calibration import check_calibration
-    from tflite_export.converter import input_shapes
+    from tflite_export.freezing import input_shapes
 
     model = load_model(values.model)
     shape = next(iter(input_shapes(model).values()))

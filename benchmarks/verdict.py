@@ -124,8 +124,8 @@ def main(argv: list[str]) -> int:
     from dgh_tf import GenerationConfig, load_model
     from dgh_tf.network import Network
     from tflite_export import to_float_tflite
-    from tflite_export.converter import input_shapes
     from tflite_export.evidence import gather, require_same_ends
+    from tflite_export.freezing import input_shapes
     from tflite_export.verdict import judge
 
     model = load_model(values.model)

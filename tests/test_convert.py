@@ -19,6 +19,7 @@ from tflite_export import (
     Runner,
     check_integer,
     converter,
+    freezing,
     operator_table,
     to_float_tflite,
     to_tflite,
@@ -161,6 +162,7 @@ def test_recurrent_layers_convert_as_they_were_built(package):
     import importlib
 
     keras = importlib.import_module(package)
+    keras.utils.set_random_seed(0)
     inputs = keras.layers.Input((12, 4), name="sound")
     x = keras.layers.Bidirectional(keras.layers.LSTM(4, return_sequences=True))(inputs)
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GRU(5)(x)))
@@ -169,6 +171,20 @@ def test_recurrent_layers_convert_as_they_were_built(package):
     np.testing.assert_allclose(Runner(to_float_tflite(model)).predict(sounds), wanted, atol=1e-5)
     assert np.mean((got - wanted) ** 2) < 0.05 * np.mean(wanted**2)  # 13 dB; 16 and more when this was written
     assert model.layers[-2].unroll is False and np.array_equal(model.predict(sounds, verbose=0), wanted)
+
+
+def test_layer_normalization_is_integer_and_equals_keras():
+    """Its negation has no integer kernel and is written as a product; the float file against the model's own outputs."""
+    import keras
+
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.LayerNormalization()(keras.layers.Conv2D(6, 3)(inputs))
+    model = keras.Model(inputs, -keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))))
+    images = tiny_models.images(16, shape=(8, 8, 3))
+    wanted, tflite = model.predict(images, verbose=0), to_tflite(model, images)
+    check_integer(tflite, io_dtype="int8")
+    np.testing.assert_allclose(Runner(to_float_tflite(model)).predict(images), wanted, atol=1e-5)
+    assert np.mean((Runner(tflite).predict(images) - wanted) ** 2) < 0.01 * np.mean(wanted**2)  # 20 dB
 
 
 def test_inputs_and_outputs_stand_in_the_models_order():
@@ -188,9 +204,9 @@ def test_inputs_and_outputs_stand_in_the_models_order():
 
 
 def test_subclassed_models_of_several_inputs_are_called_as_they_were():
-    assert converter._as_called(["input"], "x") == "x"
-    assert converter._as_called(["input_0", "input_1"], ("x", "y")) == ["x", "y"]
-    assert converter._as_called(["left", "right"], ("x", "y")) == {"left": "x", "right": "y"}
+    assert freezing._as_called(["input"], "x") == "x"
+    assert freezing._as_called(["input_0", "input_1"], ("x", "y")) == ["x", "y"]
+    assert freezing._as_called(["left", "right"], ("x", "y")) == {"left": "x", "right": "y"}
 
 
 def test_subclassed_model_takes_its_shape_from_the_images():
@@ -233,7 +249,7 @@ def test_a_loaded_sequential_model_converts_before_its_first_call(tmp_path):
     model = keras.models.load_model(tmp_path / "m.keras", compile=False)
     x = tiny_models.images(1, shape=(4, 4, 1))
     # what the converter is given; running it as well would take ten times as long and prove no more
-    assert converter.save_frozen(model, tmp_path / "frozen", shapes=converter.input_shapes(model)) == ["output"]
+    assert freezing.save_frozen(model, tmp_path / "frozen", shapes=freezing.input_shapes(model)) == ["output"]
     got = tf.saved_model.load(str(tmp_path / "frozen")).signatures["serving_default"](image=tf.constant(x))["output"]
     weights, bias = (w.astype(np.float64) for w in model.get_weights())
     np.testing.assert_allclose(got, x.reshape(len(x), -1) @ weights + bias, atol=1e-5)  # the layers by hand, in float64

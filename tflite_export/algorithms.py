@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export.calibration import Images, check_calibration
-from tflite_export.converter import input_shapes, plain, to_float_tflite, to_tflite, to_tflite_with_ranges
+from tflite_export.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
+from tflite_export.freezing import input_shapes, plain
 from tflite_export.worker import SCHEMES
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/algorithms.md)

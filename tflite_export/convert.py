@@ -17,8 +17,9 @@ from dgh_tf import console
 from dgh_tf.files import atomic_path, require_writable
 from tflite_export.algorithms import HEADS, NAMES, check_algorithm, quantize
 from tflite_export.calibration import Range, check_calibration
-from tflite_export.converter import ConversionError, input_shapes, to_float_tflite, to_tflite
+from tflite_export.converter import ConversionError, to_float_tflite, to_tflite
 from tflite_export.evidence import calibration_verdict
+from tflite_export.freezing import input_shapes
 from tflite_export.integer_check import IntegerError, check_integer
 from tflite_export.quantizable import check_operators, explained
 from tflite_export.rewriting import without_softmax

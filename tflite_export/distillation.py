@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from tflite_export.calibration import Images, check_calibration
-from tflite_export.converter import ConversionError, input_shapes, named_outputs, plain
+from tflite_export.converter import ConversionError
+from tflite_export.freezing import input_shapes, named_outputs, plain
 
 WEIGHT_BITS = {"int8": 8, "w4a8": 4}
 _RATE = 0.01  # of Adam, in steps of the integer grid; at five times this the weights of a small net no longer settle

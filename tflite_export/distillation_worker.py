@@ -266,7 +266,7 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     import tensorflow as tf
     import tf_keras
 
-    from tflite_export.converter import save_frozen
+    from tflite_export.freezing import save_frozen
     from tflite_export.rewriting import in_order
 
     ends = logits_model(student).outputs if request.head == "logits" else student.outputs

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tflite_export.calibration import Images
-from tflite_export.converter import plain
+from tflite_export.freezing import plain
 from tflite_export.integer_check import graph_io, operator_table
 from tflite_export.runtime import dequantize, quantize
 from tflite_export.verdict import Evidence

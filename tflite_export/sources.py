@@ -13,7 +13,7 @@ import numpy as np
 
 from dgh_tf.files import require_reasonable_zip, sha256_array, sha256_file
 from tflite_export.calibration import Images, Range
-from tflite_export.converter import plain
+from tflite_export.freezing import plain
 
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
 
