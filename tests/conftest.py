@@ -1,8 +1,12 @@
 """Shared by all tests: two logical CPUs before TensorFlow starts, and the folder of real models where it exists."""
 import os
 import pathlib
+import signal
 
 import pytest
+
+# a run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
