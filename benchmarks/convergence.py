@@ -1,30 +1,31 @@
 """cli: quality against optimizer steps, for the defaults and for the references' recipe: python -m benchmarks.convergence."""
 from __future__ import annotations
 
-import json
+import itertools
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from dgh_tf.console import run, say
-from dgh_tf.files import atomic_path, atomic_write
+from dgh_tf.files import atomic_path, atomic_write, locked_folder
 
 # The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in canvas units), halved on
-# plateaus, from white noise, outputs stretched without an end. The variants of ours differ in one thing each.
+# plateaus, from white noise, outputs stretched without an end. The others differ from ours in one thing each.
 RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
     "reference": {"schedule": "plateau", "learning_rate": 8.0, "beta1": 0.9, "beta2": 0.999, "output_weight": 0.1, "start": "white",
                   "stretch_limit": 0.0},
-    "ours, from noise": {"start": "noise"},
-    "ours, from white noise": {"start": "white"},
-    "ours, rate 0.2": {"learning_rate": 0.2},
-    "ours, longer memory": {"beta1": 0.9, "beta2": 0.99},
-    "ours, stretched harder": {"output_weight": 0.1},
+    "from_noise": {"start": "noise"},
+    "from_white_noise": {"start": "white"},
+    "rate_0.2": {"learning_rate": 0.2},
+    "longer_memory": {"beta1": 0.9, "beta2": 0.99},
+    "stretched_harder": {"output_weight": 0.1},
 }
 FIGURES = {"gap": "mean gap of BN statistics", "sqnr_db": "SQNR of int8 outputs, dB", "agreement": "agreement with float"}
 
@@ -32,9 +33,9 @@ FIGURES = {"gap": "mean gap of BN statistics", "sqnr_db": "SQNR of int8 outputs,
 def define_flags() -> None:
     """Only when this runs as a command."""
     flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
-    flags.DEFINE_string("evaluation", "demo", "Evaluation set: .npz with x and y, a folder by class, tfds:NAME or demo.")
-    flags.DEFINE_string("output_dir", None, "Folder of convergence.json, convergence.md and convergence.png.", required=True)
-    flags.DEFINE_list("recipes", ["ours", "reference"], f"Some of {'; '.join(RECIPES)}.")
+    flags.DEFINE_string("evaluation", "demo", "Evaluation set, as in benchmarks.calibration.")
+    flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md and convergence.png.", required=True)
+    flags.DEFINE_list("recipes", ["ours", "reference"], f"Some of {', '.join(RECIPES)}.")
     flags.DEFINE_list("steps", ["25", "50", "100"], "Lengths of runs; a recipe with a schedule is run anew for each.")
     flags.DEFINE_list("reference_steps", ["100", "300", "1000"], "Steps at which the reference's one run is looked at.")
     flags.DEFINE_integer("num_images", 32, "Images.", lower_bound=1)
@@ -44,16 +45,19 @@ def define_flags() -> None:
     flags.DEFINE_string("preprocess", "none", "Stored values to model input, as in benchmarks.calibration.")
 
 
-def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: int, batch_size: int) -> list[dict[str, Any]]:
-    """One row for each number of steps, of one seed. A cosine ends where its run ends, so each length is a run of its own;
-    a plateau schedule does not know its length: one run is looked at on its way."""
+def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """One row of one seed for each number of steps (ascending), as soon as it is measured.
+
+    A cosine ends where its run ends, so each length is a run of its own; a plateau schedule does not know its length: one run
+    is looked at on its way.
+    """
     from dgh_tf import GenerationConfig
     from dgh_tf.generation import Generator
 
-    settings, rows = RECIPES[recipe], []
+    settings = RECIPES[recipe]
     once = settings.get("schedule") == "plateau"
     generator = None
-    for count in sorted(steps):
+    for count in steps:
         if not (once and generator):
             config = GenerationConfig(num_images=num_images, batch_size=batch_size, seed=seed, steps=max(steps) if once else count,
                                       **settings)
@@ -66,8 +70,7 @@ def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: in
             left = iter(range(last - generator.state.visits, 0, -1))
             generator.run(due=lambda left=left: (False, next(left) == 1))
         spent += time.perf_counter() - began
-        rows.append({"recipe": recipe, "seed": seed, "steps": count, "seconds": round(spent, 2), **quality(task, generator)})
-    return rows
+        yield {"source": recipe, "seed": seed, "steps": count, "seconds": round(spent, 2), **quality(task, generator)}
 
 
 def quality(task: Any, generator: Any) -> dict[str, float]:
@@ -86,8 +89,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     from tabulate import tabulate
 
     lines = []
-    for recipe, steps in dict.fromkeys((row["recipe"], row["steps"]) for row in rows):
-        mine = [row for row in rows if (row["recipe"], row["steps"]) == (recipe, steps)]
+    for recipe, steps in dict.fromkeys((row["source"], row["steps"]) for row in rows):
+        mine = [row for row in rows if (row["source"], row["steps"]) == (recipe, steps)]
         figures = [f"{np.mean([r[name] for r in mine]):.3f} ± {np.std([r[name] for r in mine]):.3f}" if name in mine[0] else ""
                    for name in FIGURES]
         lines.append([recipe, steps, *figures, f"{np.median([r['seconds'] for r in mine]):.1f}", len(mine)])
@@ -104,9 +107,9 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure = Figure(figsize=(4.5 * len(names), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
-        for recipe in dict.fromkeys(row["recipe"] for row in rows):
-            steps = sorted({row["steps"] for row in rows if row["recipe"] == recipe})
-            values = [[row[name] for row in rows if row["recipe"] == recipe and row["steps"] == s] for s in steps]
+        for recipe in dict.fromkeys(row["source"] for row in rows):
+            steps = sorted({row["steps"] for row in rows if row["source"] == recipe})
+            values = [[row[name] for row in rows if row["source"] == recipe and row["steps"] == s] for s in steps]
             axes.plot(steps, list(map(np.mean, values)), "o-", label=recipe)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
         axes.set(xlabel="steps", ylabel=FIGURES[name], xscale="log", yscale="log" if name == "gap" else "linear")
@@ -115,35 +118,43 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
         figure.savefig(temporary, dpi=120)
 
 
-def main(argv: list[str]) -> int:
-    """Measures what is missing, row by row, then writes table and plot."""
-    from benchmarks.comparison import environment, load_task
+def counts(flag: str) -> list[int]:
+    """The numbers of steps that a flag lists, ascending. Raises ValueError where one is none, or none is given."""
+    listed = flags.FLAGS[flag].value
+    if not listed or not all(text.isdecimal() and int(text) for text in listed):
+        raise ValueError(f"--{flag}={','.join(listed)}: expected numbers of steps from 1 on, as in --{flag}=25,50,100.")
+    return sorted({int(text) for text in listed})
 
-    del argv
+
+def check_recipes(names: list[str]) -> list[str]:
+    """Raises ValueError where a name is no recipe, or none is given."""
+    if not names or not set(names) <= set(RECIPES):
+        raise ValueError(f"--recipes={','.join(names)}: expected some of {', '.join(RECIPES)}.")
+    return names
+
+
+def main(argv: list[str]) -> int:
+    """Measures what is missing, one run of a recipe after the other, then writes table and plot."""
+    from benchmarks.comparison import environment, fingerprint, load_task
+    from benchmarks.results import Results
+
     values = flags.FLAGS
-    unknown = [name for name in values.recipes if name not in RECIPES]
-    if unknown:
-        raise ValueError(f"--recipes={','.join(values.recipes)}: unknown {', '.join(unknown)}; expected some of {'; '.join(RECIPES)}.")
-    steps, reference_steps = ([int(s) for s in listed] for listed in (values.steps, values.reference_steps))
-    folder = pathlib.Path(values.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    task = load_task(values.model, real=values.evaluation, evaluation=values.evaluation, preprocess=values.preprocess, real_limit=1,
-                     evaluation_limit=values.num_evaluation or None)
-    path = folder / "convergence.json"
-    rows = json.loads(path.read_text()) if path.exists() else []
-    for seed in range(values.seeds):
-        for recipe in values.recipes:
+    recipes, steps, reference_steps = check_recipes(values.recipes), counts("steps"), counts("reference_steps")
+    sizes = {name: values[name].value for name in ("num_images", "batch_size")}
+    with locked_folder(values.output_dir, flag="output_dir") as folder:
+        task = load_task(values.model, real=values.evaluation, evaluation=values.evaluation, preprocess=values.preprocess, real_limit=1,
+                         evaluation_limit=values.num_evaluation or None)
+        results = Results(folder, run=fingerprint(task, sizes), key=("source", "steps", "seed"))
+        for seed, recipe in itertools.product(range(values.seeds), recipes):
             wanted = reference_steps if RECIPES[recipe].get("schedule") == "plateau" else steps
-            if all(any(r["recipe"] == recipe and r["seed"] == seed and r["steps"] == s for r in rows) for s in wanted):
-                continue
-            rows += curve(task, recipe, seed=seed, steps=wanted, num_images=values.num_images, batch_size=values.batch_size)
-            atomic_write(path, json.dumps(rows, indent=1) + "\n")
-            say(f"seed {seed}, {recipe}: " + "; ".join(f"{r['steps']} steps gap {r['gap']:.4f}" for r in rows[-len(wanted):]))
-    command = shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]])
-    text = summary(rows)
-    atomic_write(folder / "convergence.md", f"# Quality against steps\n\n{text}\n\n```\n{command}\n```\n\n{environment()}\n")
-    plot(rows, folder / "convergence.png")
-    say(text)
+            missing = [count for count in wanted if not results.done(recipe, count, seed)]
+            for row in curve(task, recipe, seed=seed, steps=missing, **sizes) if missing else ():
+                results.add(row, {})
+                say(f"seed {seed}, {recipe}, {row['steps']} steps: gap {row['gap']:.4f} after {row['seconds']:.1f} s")
+        command, text = shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]]), summary(results.rows)
+        atomic_write(folder / "results.md", f"# Quality against steps\n\n{text}\n\n```\n{command}\n```\n\n{environment()}\n")
+        plot(results.rows, folder / "convergence.png")
+        say(text)
     return 0
 
 
