@@ -52,4 +52,6 @@ def call(command, *arguments):
             code = console._guarded(module.main, console._parsed(arguments))
         except SystemExit as stop:
             code = stop.code
+        finally:
+            forget()
     return code, out.getvalue(), err.getvalue()

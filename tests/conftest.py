@@ -37,3 +37,30 @@ def strategy(request):
     if request.param == "one_device":
         return tf.distribute.OneDeviceStrategy("CPU:0")
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a small good model (8x8x3) and good data: good.keras, good.npy, good.npz."""
+    import hostile_files
+    import keras
+    import numpy as np
+    import tiny_models
+
+    folder = tmp_path_factory.mktemp("hostile")
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    tiny_models.settle(model).save(folder / "good.keras")
+    np.save(folder / "good.npy", hostile_files.GOOD)
+    np.savez(folder / "good.npz", x=hostile_files.GOOD, y=np.arange(4) % 3)
+    (folder / "trap").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bad_models(work):
+    """{what is wrong: bytes of a .keras file}."""
+    import hostile_files
+
+    return hostile_files.models((work / "good.keras").read_bytes(), b"\x1c\0\0\0TFL3" + bytes(64))

@@ -176,3 +176,17 @@ def manifests(sha256: str) -> dict[str, bytes]:
         "range a number": made(input_range=3), "other model": made(model_sha256="0" * 64), "model a list": made(model_sha256=[1]),
         "deep": b"[" * 100000,
     }
+
+
+# lists of models for the suite
+LISTS = {
+    "empty": b"", "no json": b"{", "a number": b"5", "no models": b"{}", "models a number": b'{"models": 3}',
+    "models empty": b'{"models": []}',
+    "entries of text": b'{"models": ["a"]}', "an entry without anything": b'{"models": [{}]}', "binary": bytes(range(256)),
+    "unknown field": b'{"models": [{"name": "a", "model": "m", "real": "r", "evaluation": "e", "task": "classification", "colour": 1}]}',
+    "bad name": b'{"models": [{"name": "../a", "model": "m", "real": "r", "evaluation": "e", "task": "classification"}]}',
+    "bad task": b'{"models": [{"name": "a", "model": "m", "real": "r", "evaluation": "e", "task": "juggling"}]}',
+    "twice": b'{"models": [%s, %s]}' % ((b'{"name": "a", "model": "m", "real": "r", "evaluation": "e", "task": "detection"}',) * 2),
+    "numbers": b'{"models": [{"name": 1, "model": 2, "real": 3, "evaluation": 4, "task": "classification"}]}',
+    "steps of text": b'{"models": [{"name": "a", "model": "m", "real": "r", "evaluation": "e", "task": "detection", "steps": "many"}]}',
+}

@@ -77,7 +77,7 @@ def test_public_functions_of_math_files_have_docstrings_and_types(path):
             assert all(p.annotation is not inspect.Parameter.empty for p in tree.parameters.values()), name
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", FILES + sorted((ROOT / "tests").glob("*.py")), ids=name_of)
 def test_files_and_functions_can_be_read_in_one_sitting(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 300

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import tiny_models
+from measures import sqnr_db
 
 from tflite_export import Runner, check_integer, operator_table, to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.graph import read_graph
@@ -18,10 +19,6 @@ def small():
     graph = read_graph(tflite)
     ranges = collect_ranges(graph, images)
     return tflite, graph, images, ranges, to_tflite_with_ranges(tflite, ranges=ranges)
-
-
-def sqnr_db(reference, value):
-    return 10 * np.log10(np.var(reference, dtype=np.float64) / np.mean((np.float64(reference) - value) ** 2))
 
 
 def test_int4_puts_the_first_value_in_the_low_nibble():

@@ -2,19 +2,13 @@
 import numpy as np
 import pytest
 import tiny_models
+from measures import sqnr_db
 
 from dgh_tf.loading import load_model
 from tflite_export import Runner, to_float_tflite, to_tflite_with_ranges
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
 from tflite_export.simulator import channel_axes, nudged, predict, quantize_weights, quantized_constants
-
-
-def sqnr_db(reference, value):
-    """Over all outputs, flattened: signal (variance of the reference) over squared error, in dB."""
-    reference, value = (np.concatenate([np.ravel(v[k]) for k in sorted(v)]) if isinstance(v, dict) else np.ravel(v)
-                        for v in (reference, value))
-    return 10 * np.log10(np.var(reference, dtype=np.float64) / np.mean((np.float64(reference) - value) ** 2))
 
 
 def off_by(tflite, images):
