@@ -1,5 +1,7 @@
-"""cli: Ctrl-C while a command is still importing is one line. Every package imports this file before anything else."""
+"""cli: Ctrl-C while a command is still importing is one line, and is never lost. Every package imports this file before anything else."""
+import _thread
 import sys
+import threading
 
 _PACKAGES = ("dgh_tf", "tflite_export", "benchmarks")
 
@@ -12,5 +14,16 @@ def _said(kind, error, trace) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
+def _again(dropped) -> None:
+    """sys.unraisablehook of a command: an interrupt in a callback, whose exceptions Python drops, comes again right after it."""
+    if issubclass(dropped.exc_type, KeyboardInterrupt):
+        later = threading.Timer(0.02, _thread.interrupt_main)
+        later.daemon = True
+        later.start()
+    else:
+        sys.__unraisablehook__(dropped)
+
+
 if any(flag == "-m" and name.split(".")[0] in _PACKAGES for flag, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)):
-    sys.excepthook = _said  # not for those who only import these packages
+    # not for those who only import these packages
+    sys.excepthook, sys.unraisablehook = _said, _again

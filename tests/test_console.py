@@ -6,6 +6,7 @@ import sys
 import time
 
 import commands
+import numpy as np
 import pytest
 from absl import flags
 
@@ -60,6 +61,23 @@ def test_ctrl_c_during_the_first_imports_is_one_line(command, module, tmp_path, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
     done = python("-m", command)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "stopped: interrupted before anything was done.\n")
+
+
+def test_ctrl_c_in_a_callback_is_not_lost(tmp_path, monkeypatch):
+    """Python drops what a weak reference's callback raises, and imports have such callbacks: the command would run to its end."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, weakref\n"
+        "class Object: pass\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'tflite_export.sources':\n"
+        "            weak = weakref.ref(Object(), lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "sys.meta_path.insert(0, Finder)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    np.save(tmp_path / "c.npy", np.zeros((4, 5, 5, 1), np.float32))  # refused for its shape, seconds later
+    done = python("-m", "tflite_export.convert", "--model=demo", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/demo.tflite")
+    assert (done.stdout, done.stderr.count("\n"), done.stderr[:8]) == ("", 1, "stopped:"), done.stderr
+    assert done.returncode in (130, -signal.SIGINT)
 
 
 def test_those_who_import_the_packages_keep_their_own_tracebacks():

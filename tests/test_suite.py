@@ -1,5 +1,6 @@
 """The suite: its list, its plan, rows that survive a kill, tables against means by hand, correlations against scipy's definition."""
 import importlib.resources
+import itertools
 import json
 import os
 import pathlib
@@ -167,4 +168,7 @@ def test_a_killed_suite_goes_on_and_repeats_nothing(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
-    assert len(json.loads((tmp_path / "results.json").read_text())) == 4 and "rows were done already" in done.stdout
+    keys = [tuple(row[name] for name in ("source", "num_images", "seed", "scheme")) for row in
+            json.loads((tmp_path / "results.json").read_text())]
+    assert {(source, seed) for source, _, seed, *_ in keys} == set(itertools.product(("noise", "gaussian"), (0, 1)))
+    assert len(set(keys)) == len(keys) and f"{len(first)} of {len(keys)} rows were done already" in done.stdout
