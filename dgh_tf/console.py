@@ -8,6 +8,7 @@ import importlib.util
 import logging as python_logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -117,4 +118,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     quiet_tensorflow()
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)  # ... and warns of every trace of a second model
-    app.run(lambda argv: sys.exit(_guarded(main, argv)), flags_parser=_parsed)
+
+    def ended(argv: list[str]) -> None:
+        code = _guarded(main, argv)
+        if code == INTERRUPTED:  # another one could now only spoil the exit code
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(code)
+
+    app.run(ended, flags_parser=_parsed)
