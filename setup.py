@@ -7,8 +7,9 @@ from setuptools import find_namespace_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dgh_tf" / "__init__.py").read_text(), re.MULTILINE).group(1)
 
-# tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does not always bring.
-BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "pyyaml", "importlib_resources"]
+# tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does not always bring,
+# and tensorflow-metadata's later releases need protobuf 6, which TensorFlow 2.19 does not take; they do not say so to pip.
+BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "pyyaml", "importlib_resources", "tensorflow-metadata<1.18"]
 
 setup(
     name="dgh-tf",

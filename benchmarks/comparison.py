@@ -17,8 +17,8 @@ from benchmarks import datasets, table
 from benchmarks.results import Results
 from benchmarks.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.sources import GENERATED, calibration_images, kept
-from dgh_tf.console import held_stderr
 from dgh_tf.files import atomic_write, sha256_array
+from dgh_tf.quiet import held_stderr
 
 COLUMNS = {"top1": ("top-1", 3), "map": ("mAP", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
            "range_coverage": ("range coverage", 3), "range_ratio": ("range ratio", 2),

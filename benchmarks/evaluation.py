@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import metrics
 from benchmarks.scoring import Outputs
-from dgh_tf.console import held_stderr
+from dgh_tf.quiet import held_stderr
 
 Ranges = dict[str, tuple[float, float]]
 

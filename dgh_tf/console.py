@@ -1,20 +1,17 @@
-"""cli: what every command shares: a quiet TensorFlow, one-line errors, exit codes."""
+"""cli: what every command shares: one-line errors, exit codes, --verbose."""
 from __future__ import annotations
 
-import contextlib
 import errno
-import importlib.abc
-import importlib.util
 import logging as python_logging
-import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import app, flags, logging
+
+from dgh_tf.quiet import quiet_tensorflow
 
 _VERBOSE = flags.DEFINE_bool("verbose", False, "Show the traceback behind an error.")
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
@@ -26,51 +23,6 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
     def __init__(self, message: str, *, exit_code: int = INTERRUPTED):
         super().__init__(message)
         self.exit_code = exit_code
-
-
-@contextlib.contextmanager
-def held_stderr() -> Iterator[None]:
-    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when the block fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except Exception:  # Ctrl-C is no failure: nobody needs the lines then
-            sys.stderr.flush()
-            held.seek(0)
-            os.write(kept, held.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-class _QuietStart(importlib.abc.MetaPathFinder):
-    """Holds stderr while TensorFlow is imported, whoever imports it (Keras does too). Serves one import, then is gone."""
-
-    def find_spec(self, name, path=None, target=None):
-        if name != "tensorflow":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec and not (flags.FLAGS.is_parsed() and _VERBOSE.value):
-            execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: held_stderr()(execute)(module)
-        return spec
-
-
-def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's start-up lines off the terminal. Works only before TensorFlow is imported.
-
-    TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes before absl's InitializeLog, hence the hook.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    if not any(isinstance(finder, _QuietStart) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _QuietStart())
 
 
 def say(text: str) -> None:
@@ -115,7 +67,7 @@ def _parsed(argv: list[str]) -> list[str]:
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
-    quiet_tensorflow()
+    quiet_tensorflow(lambda: flags.FLAGS.is_parsed() and _VERBOSE.value)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     python_logging.getLogger("tensorflow").setLevel(python_logging.ERROR)  # ... and warns of every trace of a second model
 

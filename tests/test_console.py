@@ -17,14 +17,14 @@ def python(*arguments):
 
 
 def test_importing_tensorflow_prints_nothing_and_stderr_works_after_it():
-    done = python("-c", "import os; from dgh_tf.console import quiet_tensorflow; quiet_tensorflow(); quiet_tensorflow(); "
+    done = python("-c", "import os; from dgh_tf.quiet import quiet_tensorflow; quiet_tensorflow(); quiet_tensorflow(); "
                         "import keras, tensorflow; tensorflow.constant(1); os.write(2, b'after')")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "after")
 
 
 def test_held_lines_are_shown_when_the_block_fails_but_not_after_an_interrupt():
     # os.write goes past Python's sys.stderr, as C++ code does
-    done = python("-c", "import os; from dgh_tf.console import held_stderr\n"
+    done = python("-c", "import os; from dgh_tf.quiet import held_stderr\n"
                         "with held_stderr(): os.write(2, b'lost ')\n"
                         "try:\n"
                         "    with held_stderr(): os.write(2, b'lost '); raise KeyboardInterrupt\n"

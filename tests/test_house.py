@@ -87,7 +87,7 @@ def test_files_and_functions_can_be_read_in_one_sitting(path):
 
 
 def test_generation_and_export_do_not_import_each_other():
-    """Arrays pass between them. The export may use the shared console, files and loading."""
+    """Arrays pass between them. The export may use the shared console, quiet, files and loading."""
     for path in FILES:
         text = path.read_text()
         tree = ast.parse(text)
@@ -98,7 +98,7 @@ def test_generation_and_export_do_not_import_each_other():
         if path.is_relative_to(ROOT / "tflite_export"):
             assert "benchmarks" not in {m.split(".")[0] for m in modules}, path
             used = {m for m in modules if m.split(".")[0] == "dgh_tf"}
-            assert used <= {"dgh_tf", "dgh_tf.console", "dgh_tf.files", "dgh_tf.interrupt", "dgh_tf.loading"}, (path, used)
+            assert used <= {"dgh_tf", "dgh_tf.console", "dgh_tf.files", "dgh_tf.interrupt", "dgh_tf.loading", "dgh_tf.quiet"}, (path, used)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -107,6 +107,16 @@ def test_importing_a_package_starts_no_tensorflow(package):
     code = f"import sys, {package}; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
     assert package in loaded and not {"tensorflow", "keras", "tf_keras", "keras_cv", "matplotlib"} & set(loaded)
+
+
+def test_what_a_program_imports_defines_no_flags_of_its_own():
+    """absl refuses a flag that is defined twice, and a program may well have a --verbose or --seed of its own."""
+    code = ("import dgh_tf, tflite_export\nfrom absl import flags\n"
+            "for package in (dgh_tf, tflite_export):\n    for name in package.__all__: getattr(package, name)\n"
+            "import tflite_export.algorithms, tflite_export.targets, tflite_export.verdict, benchmarks.evaluation\n"
+            "print(*flags.FLAGS.flags_by_module_dict())")
+    homes = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout.split()
+    assert "absl.logging" in homes and not [home for home in homes if home.split(".")[0] in PACKAGES]
 
 
 def test_public_names_of_the_package_exist():

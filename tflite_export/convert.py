@@ -15,6 +15,7 @@ from absl import flags
 
 from dgh_tf import console
 from dgh_tf.files import atomic_path, require_writable
+from dgh_tf.quiet import held_stderr
 from tflite_export.algorithms import HEADS, NAMES, check_algorithm, quantize
 from tflite_export.calibration import Range, check_calibration
 from tflite_export.converter import ConversionError, to_float_tflite, to_tflite
@@ -191,7 +192,7 @@ def main(argv: list[str]) -> int:
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])
     if FLAGS.verdict:
-        with console.held_stderr():  # LiteRT announces its delegate
+        with held_stderr():  # LiteRT announces its delegate
             report["verdict"] = calibration_verdict(float_tflite, tflite, images, generated=calibration.model_sha256 is not None,
                                                     same_inside=notes["algorithm"] != "equalization")
     write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.quiet import held_stderr
 from tflite_export.calibration import Images
 
 
@@ -146,7 +147,8 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
     with _unrolled(model):
         traced = tf.function(named, autograph=False).get_concrete_function(*specs)
     names = sorted(traced.structured_outputs)  # the frozen function's outputs are flat, in this order
-    frozen = _without_negation(convert_variables_to_constants_v2(traced))
+    with held_stderr():  # TensorFlow 2.19 counts GPUs aloud whenever it optimizes a graph
+        frozen = _without_negation(convert_variables_to_constants_v2(traced))
 
     def signature(*tensors):
         # identity: a name of its own for every output, also when two outputs are one tensor

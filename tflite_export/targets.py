@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dgh_tf.console import held_stderr
+from dgh_tf.quiet import held_stderr
 from tflite_export import targets_vela
 from tflite_export.targets_static import EDGETPU_SOURCE, edgetpu_fallback, read_file
 from tflite_export.targets_tflm import report as tflm_report

@@ -9,8 +9,9 @@ import time
 
 from absl import flags
 
-from dgh_tf.console import quiet_tensorflow, run, say
+from dgh_tf.console import run, say
 from dgh_tf.demo import detector_data
+from dgh_tf.quiet import quiet_tensorflow
 
 _OUTPUT = flags.DEFINE_string("output", "demo_detector.keras", "Where to write the trained detector (.keras).")
 _EPOCHS = flags.DEFINE_integer("epochs", 60, "Passes, each over 1024 scenes composed anew.", lower_bound=1)
