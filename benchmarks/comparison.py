@@ -191,8 +191,8 @@ def write_report(results: Results, *, command: str) -> str:
                columns={name: label for name, label in panels.items() if name in first})
     rest = (first["scheme"], first["algorithm"], first["head"], 0)
     real = results.ranges("real", *rest)
-    if real:
-        names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
+    names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
+    if real and names:
         others = {name: results.ranges(name, *rest) for name in names}
         plots.ranges_scatter(real, others, folder / "ranges.png")
     return text

@@ -65,9 +65,9 @@ def ranges_scatter(real: Mapping[str, Sequence[float]], others: Mapping[str, Map
             axis.plot(*zip(*pairs, strict=True), ".", markersize=6, alpha=0.7, label=source, color=f"C{place}")
     widths = [high - low for low, high in real.values()]
     if widths:
-        axis.plot([min(widths), max(widths)], [min(widths), max(widths)], color="gray", linewidth=1)
+        axis.plot([min(widths), max(widths)], [min(widths), max(widths)], color="gray", linewidth=1, label="as real images")
+        axis.legend(fontsize=8)
     axis.set(xscale="log", yscale="log", xlabel="range width, real images", ylabel="range width, other images")
-    axis.legend(fontsize=8)
     _save(figure, pathlib.Path(path))
 
 
@@ -144,7 +144,8 @@ def grouped(rows: Sequence[Row], path: str | pathlib.Path, *, field: str, label:
             values = [row[field] for row in rows if row["source"] == source and row["group"] == group and row.get(field) is not None]
             if values:
                 x = at + (place - (len(sources) - 1) / 2) * width
-                axis.bar(x, np.mean(values), width, color=f"C{place}", alpha=0.6, label=source if at == 0 else None)
+                known = source in axis.get_legend_handles_labels()[1]
+                axis.bar(x, np.mean(values), width, color=f"C{place}", alpha=0.6, label=None if known else source)
                 axis.plot([x] * len(values), values, ".", color="black", markersize=3)
     if line is not None:
         axis.axhline(line, color="gray", linestyle="--", linewidth=1)

@@ -71,6 +71,11 @@ def test_command_measures_and_a_second_run_adds_only_what_is_missing(task_files,
 
 
 @pytest.mark.slow
+def test_real_images_alone_have_nothing_to_be_plotted_against(task_files, tmp_path):
+    code, _, err = run(task_files, tmp_path, "--sources=real")
+    assert (code, err) == (0, "") and (tmp_path / "scores.png").exists() and not (tmp_path / "ranges.png").exists()
+
+
 def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files, tmp_path):
     code, _, err = run(task_files, tmp_path, "--sources=real,synthetic", "--scheme=int8,w4a8", "--algorithm=minmax,bias_correction",
                        "--head=logits")
@@ -155,3 +160,15 @@ def test_damaged_results_are_not_overwritten(tmp_path):
         with pytest.raises(ValueError, match="Remove it"):
             Results(tmp_path, run="a")
         assert (tmp_path / "results.json").read_text() == text
+
+
+def test_every_source_is_in_the_legend_also_one_that_the_first_group_lacks(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from benchmarks import plots
+
+    legends = []
+    monkeypatch.setattr(Axes, "legend", lambda axis, **_: legends.append(axis.get_legend_handles_labels()[1]))
+    rows = [{"group": group, "source": source, "v": 1.0} for group, source in [("a", "real"), ("b", "real"), ("b", "noise")]]
+    plots.grouped(rows, tmp_path / "g.png", field="v", label="v", line=None)
+    assert legends == [["real", "noise"]]
