@@ -9,7 +9,7 @@ import concurrent.futures
 import math
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -157,12 +157,19 @@ class FileStore:
 
     def _read(self, batch: int) -> list[np.ndarray]:
         arrays = [np.empty(shape, np.float32) for shape in self._shapes[batch]]
-        wanted, got = sum(a.nbytes for a in arrays), os.preadv(self._file, arrays, batch * self._stride)
-        if got != wanted:
-            raise OSError(f"{self._path} gave {got} of {wanted} bytes. The same command goes on from the last checkpoint.")
+        self._pass(os.preadv, batch, arrays)
         return arrays
 
     def _write(self, batch: int, record: Sequence[np.ndarray]) -> None:
-        data = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in record]
-        if os.pwritev(self._file, data, batch * self._stride) != sum(map(len, data)):
-            raise OSError(f"{self._path} could not be written in full. Free disk space; the same command goes on from the last checkpoint.")
+        self._pass(os.pwritev, batch, [np.ascontiguousarray(a, np.float32) for a in record])
+
+    def _pass(self, call: Callable[..., int], batch: int, arrays: Sequence[np.ndarray]) -> None:
+        """One call moves 2 GiB at most, and may move less."""
+        place = batch * self._stride
+        for array in arrays:
+            rest = memoryview(array.reshape(-1)).cast("B")
+            while rest:
+                moved = call(self._file, [rest], place)
+                if not moved:
+                    raise OSError(f"{self._path} is shorter than it was laid out. The same command goes on from the last checkpoint.")
+                rest, place = rest[moved:], place + moved
