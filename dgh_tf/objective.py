@@ -107,10 +107,13 @@ def batch_moments(tapped: Tapped, units: Sequence[tf.Tensor], layers: Sequence[B
 
 
 def layer_gaps(pooled: np.ndarray, targets: Targets) -> dict[str, float]:
-    """`losses.moment_gap` of every layer by name, for pooled moments [2, channels of all layers]."""
+    """`losses.moment_gap` of every layer by name, for pooled moments [2, channels of all layers].
+
+    Pseudo-statistics of weight 0 (of an input that is no image) are nobody's aim and left out.
+    """
     gaps = _channel_gaps(tf.constant(pooled, tf.float32), targets, std_weight=1.0).numpy()
-    sums, sizes = np.bincount(targets.layer, weights=gaps), np.bincount(targets.layer)
-    return dict(zip(targets.names, map(float, sums / sizes), strict=True))
+    sums, sizes, aims = (np.bincount(targets.layer, weights=w) for w in (gaps, None, targets.bn_weight + targets.prior_weight))
+    return {name: float(total / size) for name, total, size, aim in zip(targets.names, sums, sizes, aims, strict=True) if aim}
 
 
 def _channel_gaps(pooled: tf.Tensor, targets: Targets, *, std_weight: float) -> tf.Tensor:

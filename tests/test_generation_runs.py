@@ -1,4 +1,6 @@
 """Whole runs: the same bits however they are stopped, streamed or split; half precision; stretching; every form of model."""
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +11,7 @@ from dgh_tf.config import GenerationConfig
 from dgh_tf.files import sha256_array
 from dgh_tf.generation import Generator, generate_images
 from dgh_tf.step import Carry
+from dgh_tf.store import FileStore, record_shapes
 
 FINISHED, FINISHED_CONFIG = {}, {**BASE, "num_images": 10, "steps": 60}
 
@@ -99,6 +102,22 @@ def test_records_streamed_through_a_file_give_the_bits_of_those_in_memory(tmp_pa
         generator.store.close()
     assert len(images[0]) == 11 and sha256_array(images[0]) == sha256_array(images[1])
     assert not (tmp_path / "records").exists()
+
+
+def test_records_that_take_several_system_calls_are_whole(tmp_path, monkeypatch):
+    """Linux moves 2 GiB a call at most; here a call moves 100 bytes, as any system may."""
+    for name in ("preadv", "pwritev"):
+        whole = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda file, buffers, place, whole=whole: whole(file, [buffers[0][:100]], place))
+    store = FileStore(tmp_path / "records", [(4, 4, 3)], [2, 1], channels=5, devices=["CPU:0"])
+    records = [[np.random.default_rng(size).normal(size=shape).astype(np.float32) for shape in record_shapes([(4, 4, 3)], size, channels=5)]
+               for size in (2, 1)]
+    for place, record in enumerate(records):
+        store.write(place, record)
+    for place, record in enumerate(records):
+        for got, expected in zip(store.read(place), record, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    store.close()
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
