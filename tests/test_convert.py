@@ -227,7 +227,7 @@ def test_command_writes_the_file_and_its_proof(tmp_path, small):
     model.save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", images)
     done = command(f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/o.tflite",
-                   "--target=edgetpu,tflm", "--algorithm=minmax")
+                   "--target=edgetpu,tflm,cpu", "--algorithm=minmax")
     assert (done.returncode, done.stderr) == (0, "")  # not a line of the libraries beneath
     assert "edgetpu: 7 of 7 operators mapped" in done.stdout and "tflm: 7 of 7" in done.stdout
     assert "7 operators, all integer; int8 in and out" in done.stdout

@@ -41,8 +41,9 @@ def _invoke_seconds(*files: bytes) -> list[float]:
 
     with held_stderr():  # LiteRT tells of its XNNPACK delegate
         interpreters = [Interpreter(model_content=data, num_threads=1) for data in files]
+        for interpreter in interpreters:
+            interpreter.allocate_tensors()
     for interpreter in interpreters:
-        interpreter.allocate_tensors()
         for detail in interpreter.get_input_details():
             interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
         interpreter.invoke()
