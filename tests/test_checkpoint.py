@@ -89,7 +89,7 @@ def survivor(model_path, tmp_path_factory):
     assert f"going on from step {int(before)} of 700" in out and "stopped: saved at step" in err and "Traceback" not in err
     assert latest_step(folder) > before
 
-    code, out, err = commands.call(*command(model_path, folder))
+    code, out, err = commands.call(*command(model_path, folder), "--checkpoint_seconds=30")
     assert code == 0, (out, err)
     return folder
 

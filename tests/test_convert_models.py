@@ -34,7 +34,7 @@ def test_tf_keras_and_16_bit_activations():
     assert sqnr_db(expected, Runner(tflite).predict(images)) > 30
 
 
-@pytest.mark.parametrize("package", ["keras", "tf_keras"])
+@pytest.mark.parametrize("package", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_recurrent_layers_convert_as_they_were_built(package):
     """Loops crash the converter. Against the model's own outputs; its layers are left as they were."""
     keras = importlib.import_module(package)
