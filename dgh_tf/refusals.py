@@ -51,8 +51,8 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
     except tf.errors.UnimplementedError as error:
         reason = next((line for line in str(error).splitlines() if "only supports" in line or "NHWC" in line), str(error).splitlines()[0])
         raise ValueError(f"Model {model.name!r} does not run on this device: {reason[:200]} Convolutions and pooling with "
-                         "data_format='channels_first' run on GPUs only; rebuild it with channels_last and the same weights, behind a "
-                         "Permute((2, 3, 1)) layer where the input must stay.") from error
+                         "data_format='channels_first' run on GPUs and on few CPUs; rebuild it with channels_last and the same weights, "
+                         "behind a Permute((2, 3, 1)) layer where the input must stay.") from error
     for name, values in found.items():
         values = values.numpy()
         if (values == values[:1]).all():

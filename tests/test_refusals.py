@@ -1,6 +1,7 @@
 """What cannot work is refused by the commands themselves: one line that teaches, exit code 1, nothing half-written left behind."""
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -123,4 +124,15 @@ def test_the_same_from_a_process_of_its_own(folder, tmp_path):
     command = [sys.executable, "-m", "dgh_tf.generate", f"--model={folder / 'untrained.keras'}", f"--output_dir={tmp_path / 'out'}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "initial statistics" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_convolutions_with_channels_first_are_refused_where_they_cannot_run(tmp_path):
+    """TensorFlow's own CPU kernel has none; oneDNN's, on some CPUs, and GPUs have."""
+    tiny.channels_first_convolution().save(tmp_path / "first.keras")
+    command = [sys.executable, "-m", "dgh_tf.generate", f"--model={tmp_path / 'first.keras'}", f"--output_dir={tmp_path / 'out'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": "-1"})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert all(text in done.stderr for text in ("does not run on this device", "channels_last", "Permute"))
     assert not (tmp_path / "out").exists()

@@ -41,12 +41,9 @@ def images(count: int = 32, *, shape=(16, 16, 3), low: float = -1.0, high: float
 def _block(keras, x, filters, *, stride=1, depthwise=False, name=None):
     layers = keras.layers
     if depthwise:
-        x = layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
-        x = layers.ReLU(6.0)(x)
+        x = layers.ReLU(6.0)(layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x)))
     x = layers.Conv2D(filters, 3, strides=stride, padding="same", use_bias=False, name=name)(x)
-    x = layers.BatchNormalization()(x)
-    return layers.ReLU()(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
 
 
 def conv_bn_relu(*, keras=keras3, shape=(16, 16, 3), classes=5, activation=None):
@@ -207,6 +204,12 @@ def vector(*, keras=keras3):
 def many_channels(*, keras=keras3):
     """conv_bn_relu on six channels, such as a satellite's bands."""
     return conv_bn_relu(keras=keras, shape=(16, 16, 6))
+
+
+def channels_first_convolution():
+    """Runs on GPUs, and on CPUs for which oneDNN brings the kernel."""
+    first = keras3.layers.Conv2D(4, 3, data_format="channels_first")
+    return settle(keras3.Sequential([keras3.Input((3, 16, 16)), first, keras3.layers.BatchNormalization(axis=1), keras3.layers.Flatten()]))
 
 
 def channels_first(*, keras=keras3):
