@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from tflite_export import Runner, algorithms, check_integer, to_float_tflite, to_tflite_with_ranges
+from tflite_export import Runner, calibration, check_integer, to_float_tflite, to_tflite_with_ranges
 from tflite_export.algorithms import ALGORITHMS, check_algorithm, quantize
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
@@ -127,5 +127,5 @@ def test_few_images_of_a_large_input_are_held_in_memory_at_once():
     """128 of 224 x 224 x 3, 27 of 640 x 640 x 3 (2^25 / 1 228 800), and never fewer than 8; the first and the last are among them."""
     for side, wanted in ((224, 128), (640, 27), (1200, 8)):
         numbers = np.arange(500, dtype=np.float32)[:, None, None, None]
-        few = algorithms._few({"image": np.broadcast_to(numbers, (500, side, side, 3))})["image"]
+        few = calibration.few_images({"image": np.broadcast_to(numbers, (500, side, side, 3))})["image"]
         assert len(few) == wanted and few[0, 0, 0, 0] == 0 and few[-1, 0, 0, 0] == 499

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 import tiny_models
 
-from tflite_export import ConversionError, Runner, check_integer
+from tflite_export import ConversionError, Runner, check_integer, to_float_tflite
 from tflite_export.distillation import distill
+from tflite_export.graph import read_graph
+from tflite_export.legacy import to_tf_keras
+from tflite_export.reconstruction import learn_rounding
+from tflite_export.rewriting import integer_weights
+from tflite_export.simulator import integer_constants
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -45,6 +50,34 @@ def test_outputs_keep_their_names_and_the_seed_decides():
     assert files[0] == files[1] != files[2]
     assert set(Runner(files[0]).outputs) == {"boxes", "classes"}
     assert any("step 5/5" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_four_bits_start_from_learned_roundings():
+    """Without training the file holds reconstruction's integers, not the nearest ones; the dense layer, with one scale, has its own."""
+    model, images = tiny_models.conv_bn_relu(), tiny_models.images(16)
+    folded = to_tf_keras(model, fold_batchnorm=True, split_heads=True)
+    graph = read_graph(to_float_tflite(folded, images=images))
+    _, found = learn_rounding(graph, {graph.input_names[0]: images}, weight_bits=4)
+    nearest, moved = integer_constants(graph, weight_bits=4, rule="mse"), 0
+    in_file = [integers for integers, _ in integer_weights(distill(model, images, steps=0)).values()]
+    wanted = {o.inputs[1] for o in graph.operators if o.kind in ("CONV_2D", "DEPTHWISE_CONV_2D")}
+    for i in wanted:
+        assert any(np.array_equal(found.weights[i][0], integers) for integers in in_file), graph.tensors[i].name
+        moved += np.sum(found.weights[i][0] != nearest[i][0])
+    assert moved > 0 and len(wanted) == 4 and len(in_file) == 5
+
+
+@pytest.mark.slow
+def test_where_roundings_cannot_be_learned_distillation_says_so_and_starts_from_the_nearest(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("no kernel for this operator")
+
+    monkeypatch.setattr("tflite_export.reconstruction.learn_rounding", refuse)
+    lines = []
+    made = distill(tiny_models.conv_bn_relu(), tiny_models.images(16), steps=1, say=lines.append)
+    assert "INT4" in check_integer(made, io_dtype="int8")["tensor_dtypes"]
+    assert "from rounding to nearest: no kernel for this operator" in lines[0]
 
 
 @pytest.mark.slow

@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_export.calibration import Images, check_calibration
+from tflite_export.calibration import Images, check_calibration, few_images
 from tflite_export.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.freezing import input_shapes, plain
 from tflite_export.worker import SCHEMES
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/algorithms.md)
-# The activations of all images are in memory at once where biases or roundings are learned; a layer holds up to some sixteen
-# times what the input does, in float and quantized: about 4 GB at this many input values.
-_MOST_IMAGES, _LEAST_IMAGES, _MOST_VALUES = 128, 8, 2**25
 # what measured best of the algorithms that need nothing installed (docs/algorithms.md)
 _BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
 HEADS = ("model", "logits")
@@ -55,14 +52,6 @@ def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) 
     return model if isinstance(model, bytes) else to_float_tflite(model, images=images, timeout=timeout)
 
 
-def _few(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Some of the images, evenly spread: at most _MOST_IMAGES, fewer where they are large."""
-    count = len(next(iter(images.values())))
-    values = sum(array[0].size for array in images.values())
-    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))).astype(int)
-    return {name: np.asarray(array[chosen]) for name, array in images.items()}
-
-
 def _minmax(model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None) -> bytes:
     if isinstance(model, bytes):
         return _ranges(model, images, scheme=scheme, seed=seed, say=say, timeout=timeout, rule="minmax")
@@ -80,12 +69,12 @@ def _ranges(model: Any, images: Images, *, scheme: str, seed: int, say: Any, tim
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)
     graph = read_graph(tflite)
-    constants = equalize(graph, images=_few(arrays)) if equalized else {}
+    constants = equalize(graph, images=few_images(arrays)) if equalized else {}
     ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
     weights = integer_constants(graph, weight_bits=bits, rule="mse" if bits == 4 else "minmax", constants=constants)
     if corrected:
         quantized = quantized_constants(graph, constants=constants, weights=weights)
-        biases = correct_biases(graph, _few(arrays), ranges=ranges, constants=quantized, float_constants=constants)
+        biases = correct_biases(graph, few_images(arrays), ranges=ranges, constants=quantized, float_constants=constants)
         constants = {**constants, **biases}
     return to_tflite_with_ranges(tflite, ranges=ranges, constants=constants, weights=weights if bits == 4 else None,
                                  weight_bits=bits, timeout=timeout)
@@ -95,14 +84,11 @@ def _reconstruction(model: Any, images: Images, *, scheme: str, seed: int, say: 
                     timeout: float | None, steps: int = _STEPS) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `reconstruction.reconstruct`."""
     from tflite_export.graph import read_graph
-    from tflite_export.ranges import collect_ranges
-    from tflite_export.reconstruction import reconstruct
+    from tflite_export.reconstruction import learn_rounding
 
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)
-    graph = read_graph(tflite)
-    ranges = collect_ranges(graph, arrays, rule="mse")
-    found = reconstruct(graph, _few(arrays), ranges=ranges, weight_bits=bits, steps=steps, seed=seed, say=say)
+    ranges, found = learn_rounding(read_graph(tflite), arrays, weight_bits=bits, steps=steps, seed=seed, say=say)
     made = to_tflite_with_ranges(tflite, ranges=ranges, constants=found.biases, weights=found.weights, weight_bits=bits, timeout=timeout)
     blocks = [{"operators": [span.start, span.stop], "error_nearest": before, "error_learned": after}
               for span, before, after in found.errors]

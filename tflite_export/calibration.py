@@ -15,6 +15,9 @@ Range = tuple[float | Sequence[float], float | Sequence[float]]
 
 _ROUNDING = 1e-3  # share of the range's width by which values may leave it: float32 rounding of clipped images
 _NARROWEST = 0.25  # natural images fill most of the range; [0, 1] data for a [0, 255] model fills 0.004 of it
+# The activations of all images are in memory at once where biases or roundings are learned; a layer holds up to some sixteen
+# times what the input does, in float and quantized: about 4 GB at this many input values.
+_MOST_IMAGES, _LEAST_IMAGES, _MOST_VALUES = 128, 8, 2**25
 _CHUNK = 2**22  # values looked at together, so that a memory-mapped array is never copied whole
 
 
@@ -155,6 +158,14 @@ def check_calibration(
         if limits is not None:
             _check_range(low, high, limits, name)
     return checked
+
+
+def few_images(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Some of the images, evenly spread: at most _MOST_IMAGES, fewer where they are large."""
+    count = len(next(iter(images.values())))
+    values = sum(array[0].size for array in images.values())
+    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))).astype(int)
+    return {name: np.asarray(array[chosen]) for name, array in images.items()}
 
 
 def representative_dataset(images: Images) -> Callable[[], Iterator[list[np.ndarray] | dict[str, np.ndarray]]]:

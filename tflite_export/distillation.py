@@ -4,6 +4,9 @@ The images may be generated: what is learned is the float model's own answer. Th
 tf_keras models and turns its whole process to Keras 2: the model is rebuilt (see `legacy`) and trained in a process of
 its own (see `distillation_worker`). BatchNorm is folded into the weights before training, so no running statistics are
 left that generated images could move; those that cannot be folded are frozen.
+
+Four bits start from learned roundings (see `reconstruction`): rounding to nearest destroys a depthwise network, and
+training then finds no way back.
 """
 from __future__ import annotations
 
@@ -48,11 +51,13 @@ def distill(
       model: Keras 3 or tf_keras, functional or sequential. It is not changed.
       images: [number, ...input shape] in the model's input units, or a dict by input name. No labels are used.
       scheme: "int8", or "w4a8": packed 4-bit weights of convolution, depthwise and dense layers, 8-bit activations.
-      seed: of the order of images and their augmentation. The same seed gives the same bytes on the same machine.
-      steps, batch_size: of the training. rate: of Adam at its start, in steps of the integer grid.
+      seed: of the order of images, their augmentation, and the roundings that "w4a8" starts from. The same seed gives the
+        same bytes on the same machine.
+      steps, batch_size: of the training, not of the roundings. rate: of Adam at its start, in steps of the integer grid.
       augment: flip and shift images of at least 16 pixels a side.
       head: "logits" leaves out a softmax or sigmoid at the outputs, which keep their names.
-      say: gets a line of progress now and then, with the seconds left. timeout: seconds for all of it; None waits for ever.
+      say: gets a line of progress now and then, with the seconds left. timeout: seconds of the conversion to float
+        and of the training; None waits for ever.
     Returns:
       The .tflite file's bytes, names of inputs and outputs as `to_tflite` gives them.
     Raises:
@@ -82,8 +87,50 @@ def distill(
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         flat.save(folder / "model.keras")
+        if scheme == "w4a8" and _round(flat, list(arrays.values()), seed=seed, say=say, timeout=timeout):
+            flat.save(folder / "start.keras")
         (folder / "request.json").write_text(json.dumps(request))
         return _run_worker(folder, say=say, timeout=timeout)
+
+
+def _round(model: Any, arrays: list[np.ndarray], *, seed: int, say: Callable[[str], None] | None,
+           timeout: float | None) -> bool:
+    """Puts learned 4-bit roundings and biases into the model, in place; says so and returns False where they cannot be learned.
+
+    arrays: images of every input. A kernel is known in the graph by its values. Dense kernels stay: TFMOT gives them one scale,
+    learned roundings one per output.
+    """
+    from tflite_export.converter import to_float_tflite
+    from tflite_export.graph import read_graph
+    from tflite_export.reconstruction import learn_rounding
+
+    images = dict(zip(input_shapes(model), arrays, strict=True))
+    try:
+        graph = read_graph(to_float_tflite(model, images=images, timeout=timeout))
+        _, found = learn_rounding(graph, images, weight_bits=4, seed=seed, say=say)
+    except ValueError as error:
+        if say:
+            say(f"distillation starts from rounding to nearest: {error}")
+        return False
+    for operator in graph.operators:
+        index, bias = (*operator.inputs, -1, -1)[1:3]
+        if index not in found.weights or operator.kind == "FULLY_CONNECTED":
+            continue
+        value, (integers, scales) = graph.tensors[index].value, found.weights[index]
+        chosen = np.float32(integers) * (scales if operator.kind == "DEPTHWISE_CONV_2D" else scales.reshape(-1, 1, 1, 1))
+        for layer in model.layers:
+            kernel, *old = layer.get_weights() or [np.zeros(0)]
+            if kernel.size == value.size and np.array_equal(_as_kernel(value, kernel.shape, kind=operator.kind), kernel):
+                new = [found.biases[bias]] if old and bias in found.biases else old
+                layer.set_weights([_as_kernel(chosen, kernel.shape, kind=operator.kind), *new])
+    return True
+
+
+def _as_kernel(weights: np.ndarray, shape: tuple[int, ...], *, kind: str) -> np.ndarray:
+    """Weights of an operator [out, height, width, in], or depthwise [1, height, width, out], as Keras holds them: channels last."""
+    if kind == "DEPTHWISE_CONV_2D":
+        return weights.reshape(shape)
+    return np.moveaxis(weights.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
 def _run_worker(folder: pathlib.Path, *, say: Callable[[str], None] | None, timeout: float | None) -> bytes:

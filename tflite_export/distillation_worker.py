@@ -1,8 +1,9 @@
 """cli: the process in which tensorflow-model-optimization trains a fake-quantized copy of a model to answer as the model does.
 
 `python -m tflite_export.distillation_worker FOLDER`. FOLDER/request.json says what to do (see `Request`); it holds
-FOLDER/model.keras (tf_keras, BatchNorm folded) and one FOLDER/<n>.npy of images per input. Progress goes to standard
-output, a line at a time. Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
+FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where training starts from other weights than the
+model's, and one FOLDER/<n>.npy of images per input. Progress goes to standard output, a line at a time. Leaves
+FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
 
 A process of its own because importing TFMOT turns tf.keras to Keras 2 for good.
 """
@@ -240,9 +241,10 @@ def run(folder: pathlib.Path) -> bytes:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    model = tf_keras.models.load_model(folder / "model.keras", compile=False)
+    model, start = (tf_keras.models.load_model(folder / name, compile=False) if (folder / name).exists() else None
+                    for name in ("model.keras", "start.keras"))
     arrays = [np.load(folder / f"{i}.npy", mmap_mode="r", allow_pickle=False) for i in range(len(request.inputs))]
-    student = quantized(model, weight_bits=request.weight_bits)
+    student = quantized(start or model, weight_bits=request.weight_bits)
     student.trainable = True
     _freeze_batchnorm(student)
     size = request.batch_size

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export import rounding
+from tflite_export.calibration import few_images
 from tflite_export.equalization import correct_span
 from tflite_export.graph import Graph, feeds_of, run
-from tflite_export.ranges import Ranges
+from tflite_export.ranges import Ranges, collect_ranges
 from tflite_export.rewriting import CHANNEL_AXIS
 from tflite_export.simulator import bits_of_weights, channel_axes, fake_quantizer, integer_constants, quantized_constants
 
@@ -276,3 +277,9 @@ def reconstruct(
             say(f"block {place + 1}/{len(spans)}: error {errors[0]:.2e} with rounding to nearest, {errors[1]:.2e} learned; "
                 f"about {left:.0f} s left")
     return found
+
+
+def learn_rounding(graph: Graph, images: Mapping[str, np.ndarray], **options: Any) -> tuple[Ranges, Reconstruction]:
+    """Ranges of least squared error over all images, and `reconstruct` within them on as many as memory holds."""
+    ranges = collect_ranges(graph, images, rule="mse")
+    return ranges, reconstruct(graph, few_images(images), ranges=ranges, **options)
