@@ -83,7 +83,8 @@ def distill(
     flat = tf_keras.Model(rebuilt.inputs, tf.nest.flatten(rebuilt.output), name=rebuilt.name)
     request = {
         "weight_bits": WEIGHT_BITS[scheme], "steps": steps, "batch_size": batch_size, "seed": seed, "augment": augment,
-        "rate": _RATES[scheme] if rate is None else rate, "head": head, "inputs": list(arrays), "outputs": list(named_outputs(model, model.output)),
+        "rate": _RATES[scheme] if rate is None else rate, "head": head, "inputs": list(arrays),
+        "outputs": list(named_outputs(model, model.output)),
     }
     with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
         folder = pathlib.Path(name)
