@@ -1,4 +1,6 @@
 """A Keras 3 model rebuilt in tf_keras gives the same outputs; what cannot be rebuilt is named, never approximated."""
+import warnings
+
 import numpy as np
 import pytest
 import tiny_models
@@ -113,3 +115,14 @@ def test_a_rebuilt_model_that_differs_is_refused(monkeypatch):
     monkeypatch.setattr(legacy, "TOLERANCE", -1.0)
     with pytest.raises(LegacyError, match="differ by"):
         to_tf_keras(tiny_models.conv_bn_relu())
+
+
+def test_a_list_of_one_input_is_compared_without_a_warning():
+    """Models that Keras 2 saved are built so; Keras 3 warns when such a model is called on the bare tensor."""
+    import keras
+
+    inputs = keras.Input((8, 8, 3))
+    model = tiny_models.settle(keras.Model([inputs], keras.layers.Dense(2)(keras.layers.Flatten()(inputs))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_tf_keras(model)
