@@ -124,7 +124,8 @@ def _round(model: Any, arrays: list[np.ndarray], *, seed: int, say: Callable[[st
         chosen = np.float32(integers) * (scales if operator.kind == "DEPTHWISE_CONV_2D" else scales.reshape(-1, 1, 1, 1))
         for layer in model.layers:
             kernel, *old = layer.get_weights() or [np.zeros(0)]
-            if kernel.size == value.size and np.array_equal(_as_kernel(value, kernel.shape, kind=operator.kind), kernel):
+            alike = kernel.ndim > 1 and kernel.size == value.size
+            if alike and np.array_equal(_as_kernel(value, kernel.shape, kind=operator.kind), kernel):
                 new = [found.biases[bias]] if old and bias in found.biases else old
                 layer.set_weights([_as_kernel(chosen, kernel.shape, kind=operator.kind), *new])
     return True
