@@ -1,9 +1,11 @@
 """Distillation by TFMOT, in its own process: integer files of both widths, closer to float than without training, errors by name."""
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 import tiny_models
@@ -78,6 +80,17 @@ def test_where_roundings_cannot_be_learned_distillation_says_so_and_starts_from_
     made = distill(tiny_models.conv_bn_relu(), tiny_models.images(16), steps=1, say=lines.append)
     assert "INT4" in check_integer(made, io_dtype="int8")["tensor_dtypes"]
     assert "from rounding to nearest: no kernel for this operator" in lines[0]
+
+
+@pytest.mark.slow
+def test_the_command_judges_the_file_though_its_tensors_have_other_names(tmp_path):
+    tiny_models.softmax_head().save(tmp_path / "m.keras")
+    np.save(tmp_path / "x.npy", tiny_models.images(16))
+    code, out, err = commands.call("tflite_export.convert", f"--model={tmp_path / 'm.keras'}", f"--calibration={tmp_path / 'x.npy'}",
+                                   f"--output={tmp_path / 'm.tflite'}", "--algorithm=distillation", "--scheme=int8")
+    assert code == 0 and err == "", err
+    layers = json.loads((tmp_path / "m.json").read_text())["verdict"]["layers"]
+    assert {row["operator"] for row in layers} == {"INPUT", "FULLY_CONNECTED", "SOFTMAX"}
 
 
 @pytest.mark.slow

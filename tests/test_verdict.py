@@ -175,6 +175,22 @@ def test_dark_calibration_is_seen_from_good_images_and_hidden_from_dark_ones(fil
     assert blind["worst_head_sqnr_db"] > 20  # why a file is never judged by the images that may be at fault
 
 
+def test_a_file_with_other_names_inside_is_known_by_its_ends_and_logits(files):
+    """Such as distillation makes: here the model's rebuilt in tf_keras, whose layers the converter names otherwise."""
+    from tflite_export import to_tflite
+    from tflite_export.evidence import gather
+    from tflite_export.legacy import to_tf_keras
+
+    model, images, float_tflite, tflite, _ = files
+    renamed = gather(float_tflite, to_tflite(to_tf_keras(model), images[:16]), images)
+    same = gather(float_tflite, tflite, images)
+    assert renamed.kinds == ["INPUT", "FULLY_CONNECTED", "SOFTMAX"] and len(same.kinds) > 6
+    for name, logits in same.float_logits.items():
+        np.testing.assert_array_equal(renamed.float_logits[name], logits)
+        np.testing.assert_allclose(renamed.logits[name], same.logits[name], atol=0.05 * np.ptp(logits))
+    assert judge({"stretched": renamed})["level"] == judge({"stretched": same})["level"]
+
+
 def test_files_of_other_models_are_refused(files):
     from tflite_export import to_tflite
     from tflite_export.evidence import gather, require_same_ends

@@ -1,7 +1,8 @@
 """state: runs a float and an integer .tflite file side by side in LiteRT and measures every activation tensor.
 
-Both files come from the same frozen graph, so their tensors have the same names. Intermediate tensors are kept, which
-needs the built-in kernels: XNNPACK computes them in places of its own.
+Files made from one frozen graph have the same names for their tensors; one that was trained (distillation) is known by
+its inputs, outputs and logits alone. Intermediate tensors are kept, which needs the built-in kernels: XNNPACK computes
+them in places of its own.
 """
 from __future__ import annotations
 
@@ -53,28 +54,40 @@ class _Traced:
         return float(scale) * (codes.min - zero_point), float(scale) * (codes.max - zero_point)
 
 
-def _activations(float_tflite: bytes, tflite: bytes) -> dict[str, str]:
+def _activations(float_tflite: bytes, tflite: bytes, ends: Mapping[str, str]) -> dict[str, str]:
     """Operator by tensor name, in order, for the inputs (as INPUT) and every float activation that both files hold."""
     table = operator_table(tflite)
     if any(row["subgraph"] for row in table + operator_table(float_tflite)):
         raise ValueError("The model has control flow (several subgraphs), whose tensors cannot be followed. There is no verdict for it.")
-    kept = {out["name"] for row in table for out in row["outputs"]}
+    kept = {out["name"] for row in table for out in row["outputs"]} | set(ends)
     found = {row["tensor"]: "INPUT" for row in graph_io(float_tflite)["inputs"]}
     for row in operator_table(float_tflite):
         found |= {out["name"]: row["operator"] for out in row["outputs"] if out["dtype"] == "FLOAT32" and out["name"] in kept}
     return found
 
 
-def _logits(float_tflite: bytes, output: str, kept: Mapping[str, str]) -> str:
+def _logits(tflite: bytes, output: str) -> str:
     """The tensor behind a softmax or logistic output (through a reshape); the output itself where there is none."""
-    makers = {out["name"]: row for row in operator_table(float_tflite) for out in row["outputs"]}
+    makers = {out["name"]: row for row in operator_table(tflite) for out in row["outputs"]}
     tensor = output
     while tensor in makers and makers[tensor]["operator"] in ("RESHAPE", "SQUEEZE"):
         tensor = makers[tensor]["inputs"][0]["name"]
-    if tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC"):
-        source = makers[tensor]["inputs"][0]["name"]
-        return source if source in kept else output
-    return output
+    return makers[tensor]["inputs"][0]["name"] if tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC") else output
+
+
+def _ends(float_tflite: bytes, tflite: bytes) -> tuple[dict[str, str], dict[str, str]]:
+    """(the integer file's tensor by the float file's, for inputs, outputs and logits; the float file's logits by its output)."""
+    found, logits = {}, {}
+    for end in ("inputs", "outputs"):
+        theirs = {row["name"]: row["tensor"] for row in graph_io(tflite)[end]}
+        found |= {row["tensor"]: theirs[row["name"]] for row in graph_io(float_tflite)[end]}
+        if end == "outputs":
+            for output in [row["tensor"] for row in graph_io(float_tflite)[end]]:
+                ours, other = _logits(float_tflite, output), _logits(tflite, found[output])
+                both = ours != output and other != found[output]
+                logits[output] = ours if both else output
+                found |= {ours: other} if both else {}
+    return found, logits
 
 
 def require_same_ends(float_tflite: bytes, tflite: bytes) -> None:
@@ -102,8 +115,9 @@ def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
     require_same_ends(float_tflite, tflite)
     if given != wanted:
         raise ValueError(f"The images have the shapes {given}, the model takes {wanted}. Give images made for this model.")
-    kinds = _activations(float_tflite, tflite)
-    logits = {tensor: _logits(float_tflite, tensor, kinds) for tensor in reference.outputs.values()}
+    ends, logits = _ends(float_tflite, tflite)
+    kinds = _activations(float_tflite, tflite, ends)
+    integer.tensors |= {ours: integer.tensors[other] for ours, other in ends.items()}
     return _measured(reference, integer, arrays, kinds, logits)
 
 

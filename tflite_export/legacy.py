@@ -274,12 +274,11 @@ def _require_equal(model: Any, rebuilt: Any) -> None:
     """Raises LegacyError where outputs on noise differ by more than rounding."""
     import tensorflow as tf
 
-    from dgh_tf.network import call_model
-
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(2, *(side or _DYNAMIC_SIDE for side in t.shape[1:]))).astype(np.float32) for t in rebuilt.inputs]
-    answers = call_model(model, list(map(tf.constant, noise))), rebuilt(tf.nest.pack_sequence_as(rebuilt.input, noise), training=False)
-    expected, actual = map(tf.nest.flatten, answers)
+    structures = getattr(_functional(model), "_inputs_struct", rebuilt.input), rebuilt.input  # a list of one input is a tensor in `input`
+    expected, actual = (tf.nest.flatten(m(tf.nest.pack_sequence_as(structure, noise), training=False))
+                        for m, structure in zip((model, rebuilt), structures, strict=True))
     for a, b in zip(expected, actual, strict=True):
         gap = float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / max(float(np.max(np.abs(a))), 1e-6))
         if not gap <= TOLERANCE:
