@@ -7,7 +7,7 @@ from measures import sqnr_db
 from tflite_export import Runner, check_integer, operator_table, to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
-from tflite_export.rewriting import CHANNEL_AXIS, integer_weights, pack_int4, unpack_int4, with_constants, with_integers
+from tflite_export.rewriting import CHANNEL_AXIS, integer_weights, pack_int4, unpack_int4, with_constants, with_integers, without_softmax
 from tflite_export.simulator import integer_constants, predict, quantized_constants
 
 
@@ -106,3 +106,17 @@ def test_what_does_not_fit_is_named(small):
         with_integers(made, weights={name: (integers, scales[:-1])})
     with pytest.raises(ValueError, match="4 bits hold -8 to 7"):
         with_integers(made, weights={name: (np.full_like(integers, 8), scales)}, weight_bits=4)
+
+
+@pytest.mark.parametrize("build", ["softmax_head", "single_output"])
+def test_a_file_without_its_softmax_gives_the_logits_and_holds_no_tensor_that_nothing_makes(build):
+    """Softmax and sigmoid of the logits in float64 are the whole file's outputs; ai-edge-quantizer reads every tensor there is."""
+    model, images = getattr(tiny_models, build)(), tiny_models.images(4)
+    whole = to_float_tflite(model)
+    bare = without_softmax(whole)
+    z = Runner(bare).predict(images).astype(np.float64)
+    expected = np.exp(z) / np.exp(z).sum(-1, keepdims=True) if build == "softmax_head" else 1 / (1 + np.exp(-z))
+    np.testing.assert_allclose(Runner(whole).predict(images), expected, atol=1e-6)
+    graph = read_graph(bare)
+    used = {i for o in graph.operators for i in (*o.inputs, *o.outputs) if i >= 0} | set(graph.inputs)
+    assert used == set(range(len(graph.tensors)))

@@ -1,11 +1,15 @@
 """keras: the same calibration images for ai-edge-quantizer, Google's quantizer of .tflite files, an optional extra."""
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from dgh_tf.quiet import held_stderr
 
 # its static recipes, by scheme; it has no 4-bit depthwise layers, so w4a8 is left to the other algorithms
 RECIPES = {"int8": "static_wi8_ai8", "int16x8": "static_wi8_ai16"}
@@ -35,4 +39,5 @@ def quantize_with_ai_edge(float_tflite: bytes, images: Mapping[str, np.ndarray],
     samples = [{name: np.asarray(array[i:i + 1], np.float32) for name, array in images.items()} for i in range(count)]
     made: Any = quantizer.Quantizer(float_tflite)
     made.load_quantization_recipe(getattr(recipe, RECIPES[scheme])())
-    return bytes(made.quantize(made.calibrate({"serving_default": samples})).quantized_model)
+    with held_stderr(), contextlib.redirect_stdout(io.StringIO()):  # LiteRT announces its delegate, a bar runs, sizes are printed
+        return bytes(made.quantize(made.calibrate({"serving_default": samples})).quantized_model)

@@ -97,12 +97,20 @@ def without_softmax(tflite: bytes) -> bytes:
     if not dropped:
         raise ValueError("The model does not end in a softmax or sigmoid, so its outputs are the logits already. Use --head=model.")
     graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in dropped]
+    kept = [i for i in range(len(graph.tensors)) if i not in dropped]  # a tensor that nothing makes is an error to some readers
+    place = {-1: -1, **{old: new for new, old in enumerate(kept)}}
+
+    def moved(indices: Any) -> np.ndarray | None:
+        return None if indices is None else np.int32([place[dropped.get(int(i), int(i))] for i in indices])
+
+    graph.tensors = [graph.tensors[i] for i in kept]
     for operator in graph.operators:
-        operator.inputs = np.int32([dropped.get(int(i), i) for i in operator.inputs])
-    graph.outputs = np.int32([dropped.get(int(i), i) for i in graph.outputs])
+        operator.inputs, operator.outputs, operator.intermediates = map(
+            moved, (operator.inputs, operator.outputs, operator.intermediates))
+    graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
     for signature in model.signatureDefs or []:
-        for entry in signature.outputs:
-            entry.tensorIndex = dropped.get(entry.tensorIndex, entry.tensorIndex)
+        for entry in [*signature.inputs, *signature.outputs]:
+            entry.tensorIndex = place[dropped.get(entry.tensorIndex, entry.tensorIndex)]
     return _pack(model)
 
 
