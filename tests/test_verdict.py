@@ -191,6 +191,19 @@ def test_a_file_with_other_names_inside_is_known_by_its_ends_and_logits(files):
     assert judge({"stretched": renamed})["level"] == judge({"stretched": same})["level"]
 
 
+def test_a_file_that_ends_at_the_logits_is_compared_with_the_float_logits(files):
+    from tflite_export.algorithms import quantize
+    from tflite_export.evidence import gather
+
+    model, images, float_tflite, tflite, _ = files
+    cut = gather(float_tflite, quantize(model, images[:16], head="logits", algorithm="minmax").tflite, images)
+    whole = gather(float_tflite, tflite, images)
+    for name, logits in whole.float_logits.items():
+        np.testing.assert_array_equal(cut.reference[name], logits)
+        np.testing.assert_allclose(cut.outputs[name], logits, atol=0.05 * np.ptp(logits))
+    assert judge({"stretched": cut})["level"] == judge({"stretched": whole})["level"] == "fine"
+
+
 def test_files_of_other_models_are_refused(files):
     from tflite_export import to_tflite
     from tflite_export.evidence import gather, require_same_ends

@@ -14,6 +14,7 @@ import numpy as np
 from tflite_export.calibration import Images
 from tflite_export.freezing import plain
 from tflite_export.integer_check import graph_io, operator_table
+from tflite_export.rewriting import without_softmax
 from tflite_export.runtime import dequantize, quantize
 from tflite_export.verdict import Evidence
 
@@ -90,6 +91,14 @@ def _ends(float_tflite: bytes, tflite: bytes) -> tuple[dict[str, str], dict[str,
     return found, logits
 
 
+def _with_same_heads(float_tflite: bytes, tflite: bytes) -> bytes:
+    """The float file, without its softmax and sigmoid where the integer file ends at the logits."""
+    ends = {row["name"]: row["tensor"] for row in graph_io(tflite)["outputs"]}
+    cut = [row for row in graph_io(float_tflite)["outputs"] if _logits(float_tflite, row["tensor"]) != row["tensor"]
+           and _logits(tflite, ends[row["name"]]) == ends[row["name"]]]
+    return without_softmax(float_tflite) if cut else float_tflite
+
+
 def require_same_ends(float_tflite: bytes, tflite: bytes) -> None:
     """Raises ValueError where the two files' inputs and outputs have other names: they are of different models, or made elsewhere."""
     reference, integer = ({end: [row["name"] for row in rows] for end, rows in graph_io(file).items()} for file in (float_tflite, tflite))
@@ -103,16 +112,18 @@ def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
     """Runs both files on every image and compares all their activation tensors.
 
     Args:
-      float_tflite: of `to_float_tflite`. tflite: the integer file of the same model.
+      float_tflite: of `to_float_tflite`. tflite: the integer file of the same model; one that ends at the logits is compared
+        with the float file's logits.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
     Raises:
       ValueError: the files are of different models, or the images do not fit them.
     """
+    require_same_ends(float_tflite, tflite)
+    float_tflite = _with_same_heads(float_tflite, tflite)
     reference, integer = _Traced(float_tflite), _Traced(tflite)
     arrays = {plain(k): v for k, v in images.items()} if isinstance(images, Mapping) else {next(iter(reference.inputs)): images}
     wanted = {name: tuple(map(int, detail["shape"][1:])) for name, detail in reference.inputs.items()}
     given = {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
-    require_same_ends(float_tflite, tflite)
     if given != wanted:
         raise ValueError(f"The images have the shapes {given}, the model takes {wanted}. Give images made for this model.")
     ends, logits = _ends(float_tflite, tflite)
