@@ -128,8 +128,13 @@ def test_ctrl_c_at_any_time_is_one_line_at_most(names, seconds):
     time.sleep(seconds)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
-    assert running.returncode in (130, -signal.SIGINT) and "Traceback" not in err and err.count("\n") <= 1, err
-    assert not list(names.glob("*late*"))
+    assert "Traceback" not in err and err.count("\n") <= 1, err
+    left = {path.name: path.read_bytes() for path in names.glob("*late*")}
+    for name in left:
+        (names / name).unlink()
+    # nothing, or on a fast machine the pair as it was replaced together
+    assert not left or set(left) == {"late.tflite", "late.json"} and json.loads(left["late.json"])["fully_integer"], set(left)
+    assert running.returncode in (130, -signal.SIGINT, *([0] if left else [])) and (not left or seconds > 1)
 
 
 @contextlib.contextmanager
