@@ -75,6 +75,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         code = _guarded(main, argv)
         if code == INTERRUPTED:  # another one could now only spoil the exit code
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # CPython keeps in mind that one passed through an exec of text (making a namedtuple, say), and then ends by the signal,
+            # whatever caught it and whatever the exit code; the next exec of text makes it forget
+            exec("")
         sys.exit(code)
 
     app.run(ended, flags_parser=_parsed)

@@ -34,6 +34,14 @@ def test_held_lines_are_shown_when_the_block_fails_but_not_after_an_interrupt():
     assert done.stderr.startswith("kept Traceback") and "OSError: broken" in done.stderr and "lost" not in done.stderr
 
 
+def test_an_interrupt_inside_an_exec_of_text_ends_with_the_exit_code_too(tmp_path, monkeypatch):
+    """CPython would end the process by the signal, although it was caught: namedtuple, dataclass and others execute text."""
+    (tmp_path / "program.py").write_text("from dgh_tf import console\nconsole.run(lambda argv: exec('raise KeyboardInterrupt'))\n")
+    monkeypatch.chdir(tmp_path)
+    done = python("-m", "program")
+    assert (done.returncode, done.stderr) == (130, "stopped: interrupted; nothing half-written was left behind.\n")
+
+
 @pytest.mark.parametrize("command", ["dgh_tf.generate", "tflite_export.convert", "benchmarks.calibration"])
 def test_help_needs_no_tensorflow(command):
     start = time.monotonic()
