@@ -14,7 +14,7 @@ import numpy as np
 from tflite_export.calibration import Images
 from tflite_export.freezing import plain
 from tflite_export.integer_check import graph_io, operator_table
-from tflite_export.rewriting import without_softmax
+from tflite_export.rewriting import SHAPE_ONLY, without_softmax
 from tflite_export.runtime import dequantize, quantize
 from tflite_export.verdict import Evidence
 
@@ -67,36 +67,26 @@ def _activations(float_tflite: bytes, tflite: bytes, ends: Mapping[str, str]) ->
     return found
 
 
-def _logits(tflite: bytes, output: str) -> str:
-    """The tensor behind a softmax or logistic output (through a reshape); the output itself where there is none."""
-    makers = {out["name"]: row for row in operator_table(tflite) for out in row["outputs"]}
-    tensor = output
-    while tensor in makers and makers[tensor]["operator"] in ("RESHAPE", "SQUEEZE"):
-        tensor = makers[tensor]["inputs"][0]["name"]
-    return makers[tensor]["inputs"][0]["name"] if tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC") else output
+def _heads(tflite: bytes) -> dict[str, tuple[str, str]]:
+    """(output, logits) tensors by the output's name. The logits stand behind a softmax or logistic output (through a reshape);
+    without one they are the output itself."""
+    makers, found = {out["name"]: row for row in operator_table(tflite) for out in row["outputs"]}, {}
+    for row in graph_io(tflite)["outputs"]:
+        tensor = row["tensor"]
+        while tensor in makers and makers[tensor]["operator"] in SHAPE_ONLY:
+            tensor = makers[tensor]["inputs"][0]["name"]
+        ending = tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC")
+        found[row["name"]] = (row["tensor"], makers[tensor]["inputs"][0]["name"] if ending else row["tensor"])
+    return found
 
 
-def _ends(float_tflite: bytes, tflite: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """(the integer file's tensor by the float file's, for inputs, outputs and logits; the float file's logits by its output)."""
-    found, logits = {}, {}
-    for end in ("inputs", "outputs"):
-        theirs = {row["name"]: row["tensor"] for row in graph_io(tflite)[end]}
-        found |= {row["tensor"]: theirs[row["name"]] for row in graph_io(float_tflite)[end]}
-        if end == "outputs":
-            for output in [row["tensor"] for row in graph_io(float_tflite)[end]]:
-                ours, other = _logits(float_tflite, output), _logits(tflite, found[output])
-                both = ours != output and other != found[output]
-                logits[output] = ours if both else output
-                found |= {ours: other} if both else {}
-    return found, logits
-
-
-def _with_same_heads(float_tflite: bytes, tflite: bytes) -> bytes:
-    """The float file, without its softmax and sigmoid where the integer file ends at the logits."""
-    ends = {row["name"]: row["tensor"] for row in graph_io(tflite)["outputs"]}
-    cut = [row for row in graph_io(float_tflite)["outputs"] if _logits(float_tflite, row["tensor"]) != row["tensor"]
-           and _logits(tflite, ends[row["name"]]) == ends[row["name"]]]
-    return without_softmax(float_tflite) if cut else float_tflite
+def _same_heads(float_tflite: bytes, tflite: bytes) -> tuple[bytes, list[tuple[tuple[str, str], tuple[str, str]]]]:
+    """The float file, without its softmax and sigmoid where the integer file ends at the logits; and `_heads` of both, side by side."""
+    ours, theirs = _heads(float_tflite), _heads(tflite)
+    if any(ours[name][0] != ours[name][1] and theirs[name][0] == theirs[name][1] for name in ours):
+        float_tflite = without_softmax(float_tflite)
+        ours = _heads(float_tflite)
+    return float_tflite, [(ours[name], theirs[name]) for name in ours]
 
 
 def require_same_ends(float_tflite: bytes, tflite: bytes) -> None:
@@ -119,17 +109,20 @@ def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
       ValueError: the files are of different models, or the images do not fit them.
     """
     require_same_ends(float_tflite, tflite)
-    float_tflite = _with_same_heads(float_tflite, tflite)
+    float_tflite, heads = _same_heads(float_tflite, tflite)
     reference, integer = _Traced(float_tflite), _Traced(tflite)
     arrays = {plain(k): v for k, v in images.items()} if isinstance(images, Mapping) else {next(iter(reference.inputs)): images}
     wanted = {name: tuple(map(int, detail["shape"][1:])) for name, detail in reference.inputs.items()}
     given = {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
     if given != wanted:
         raise ValueError(f"The images have the shapes {given}, the model takes {wanted}. Give images made for this model.")
-    ends, logits = _ends(float_tflite, tflite)
-    kinds = _activations(float_tflite, tflite, ends)
+    theirs = {row["name"]: row["tensor"] for row in graph_io(tflite)["inputs"]}
+    ends = {row["tensor"]: theirs[row["name"]] for row in graph_io(float_tflite)["inputs"]}  # the integer file's by the float file's
+    for (output, logits), (other, behind) in heads:
+        ends |= {logits: behind, output: other}
     integer.tensors |= {ours: integer.tensors[other] for ours, other in ends.items()}
-    return _measured(reference, integer, arrays, kinds, logits)
+    kinds = _activations(float_tflite, tflite, ends)
+    return _measured(reference, integer, arrays, kinds, {output: logits for (output, logits), _ in heads})
 
 
 def _measured(reference: _Traced, integer: _Traced, arrays: Mapping[str, np.ndarray], kinds: Mapping[str, str],

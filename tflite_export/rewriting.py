@@ -9,7 +9,7 @@ import numpy as np
 # axis of output channels of the weights (always input 1) in operators that TFLite quantizes per output channel
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
 FOUR_BIT_VERSION = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}  # of the operator with INT4 weights
-_SHAPE_ONLY = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
+SHAPE_ONLY = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _BIAS_INPUT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
@@ -90,7 +90,7 @@ def without_softmax(tflite: bytes) -> bytes:
         if tensor in graph.outputs:
             return not readers[tensor]
         return bool(readers[tensor]) and all(
-            kinds[place] in _SHAPE_ONLY and at_the_end(int(graph.operators[place].outputs[0])) for place in readers[tensor])
+            kinds[place] in SHAPE_ONLY and at_the_end(int(graph.operators[place].outputs[0])) for place in readers[tensor])
 
     dropped = {int(o.outputs[0]): int(o.inputs[0]) for o, kind in zip(graph.operators, kinds, strict=True)
                if kind in ("SOFTMAX", "LOGISTIC") and at_the_end(int(o.outputs[0]))}
