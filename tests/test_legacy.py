@@ -125,4 +125,5 @@ def test_a_list_of_one_input_is_compared_without_a_warning():
     model = tiny_models.settle(keras.Model([inputs], keras.layers.Dense(2)(keras.layers.Flatten()(inputs))))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        to_tf_keras(model)
+        rebuilt = to_tf_keras(model)
+    assert rebuilt.input_shape == (None, 8, 8, 3)

@@ -27,7 +27,7 @@ def _is_functional(model: Any) -> bool:
     return bool(getattr(model, "inputs", None))
 
 
-def _symbolic_input(model: Any) -> Any:
+def symbolic_input(model: Any) -> Any:
     """The model's symbolic input: a tensor, list or dict. Sequential models loaded and never called have only `inputs`."""
     return model.input if hasattr(model, "input") else model.inputs[0]
 
@@ -44,7 +44,7 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
     import tensorflow as tf
 
     if _is_functional(model):
-        tensors = tf.nest.flatten(_symbolic_input(model))
+        tensors = tf.nest.flatten(symbolic_input(model))
         for tensor in tensors:
             if not tf.as_dtype(tensor.dtype).is_floating:
                 raise ValueError(
@@ -138,7 +138,7 @@ def save_frozen(model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, S
 
     def named(*tensors):
         functional = _is_functional(model)
-        packed = tf.nest.pack_sequence_as(_symbolic_input(model), tensors) if functional else _as_called(list(shapes), tensors)
+        packed = tf.nest.pack_sequence_as(symbolic_input(model), tensors) if functional else _as_called(list(shapes), tensors)
         outputs = named_outputs(model, model(packed, training=False))
         order[:] = outputs
         return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}

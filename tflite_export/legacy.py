@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from tflite_export.freezing import symbolic_input
+
 TOLERANCE = 1e-4  # of outputs, relative to the largest: float32 in another order of operations stays far below
 _DYNAMIC_SIDE = 64  # pixels that stand for a dynamic size in the comparison
 _TRAINING_ONLY = ("_initializer", "_regularizer", "_constraint")  # no say in the outputs of a trained layer
@@ -172,8 +174,8 @@ def to_tf_keras(model: Any, *, fold_batchnorm: bool = False, split_heads: bool =
     table = dict(zip(graph.inputs, inputs, strict=True))
     for step in graph.steps:
         table |= builder.call(step, table)
-    structure = _functional(model).input if hasattr(_functional(model), "input") else inputs[0]
     outputs = tf.nest.map_structure(lambda ref: table[ref], graph.outputs)
+    structure = symbolic_input(_functional(model))
     rebuilt = tf_keras.Model(tf.nest.pack_sequence_as(structure, inputs), outputs, name=_plain(model.name))
     builder.copy_weights()
     _require_equal(model, rebuilt)
@@ -276,9 +278,7 @@ def _require_equal(model: Any, rebuilt: Any) -> None:
 
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(2, *(side or _DYNAMIC_SIDE for side in t.shape[1:]))).astype(np.float32) for t in rebuilt.inputs]
-    structures = getattr(_functional(model), "_inputs_struct", rebuilt.input), rebuilt.input  # a list of one input is a tensor in `input`
-    expected, actual = (tf.nest.flatten(m(tf.nest.pack_sequence_as(structure, noise), training=False))
-                        for m, structure in zip((model, rebuilt), structures, strict=True))
+    expected, actual = (tf.nest.flatten(m(tf.nest.pack_sequence_as(symbolic_input(m), noise), training=False)) for m in (model, rebuilt))
     for a, b in zip(expected, actual, strict=True):
         gap = float(np.max(np.abs(np.asarray(a) - np.asarray(b))) / max(float(np.max(np.abs(a))), 1e-6))
         if not gap <= TOLERANCE:
