@@ -124,7 +124,7 @@ def test_ai_edge_quantizer_gives_an_integer_file_of_the_same_images(tflite, sche
     assert capfd.readouterr() == ("", "")
     check_integer(made.tflite, io_dtype=ENDS[scheme])
     wanted = Runner(tflite if head == "model" else without_softmax(tflite)).predict(images)
-    assert np.abs(Runner(made.tflite).predict(images) - wanted).mean() < 0.1 * np.ptp(wanted)  # it averages ranges over images
+    assert np.abs(Runner(made.tflite).predict(images) - wanted).mean() < (0.02 if head == "model" else 0.06)  # of probabilities; of logits
 
 
 def test_few_images_of_a_large_input_are_held_in_memory_at_once():
