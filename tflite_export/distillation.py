@@ -104,6 +104,8 @@ def _round(model: Any, arrays: list[np.ndarray], *, seed: int, say: Callable[[st
     from tflite_export.converter import to_float_tflite
     from tflite_export.graph import read_graph
     from tflite_export.reconstruction import learn_rounding
+    from tflite_export.rewriting import CHANNEL_AXIS
+    from tflite_export.simulator import along
 
     images = dict(zip(input_shapes(model), arrays, strict=True))
     try:
@@ -113,18 +115,18 @@ def _round(model: Any, arrays: list[np.ndarray], *, seed: int, say: Callable[[st
         if say:
             say(f"distillation starts from rounding to nearest: {error}")
         return False
-    for operator in graph.operators:
-        index, bias = (*operator.inputs, -1, -1)[1:3]
-        if index not in found.weights or operator.kind == "FULLY_CONNECTED":
-            continue
-        value, (integers, scales) = graph.tensors[index].value, found.weights[index]
-        chosen = np.float32(integers) * (scales if operator.kind == "DEPTHWISE_CONV_2D" else scales.reshape(-1, 1, 1, 1))
-        for layer in model.layers:
-            kernel, *old = layer.get_weights() or [np.zeros(0)]
+    learned = [o for o in graph.operators if len(o.inputs) > 1 and o.inputs[1] in found.weights and o.kind != "FULLY_CONNECTED"]
+    for layer in model.layers:
+        kernel, *bias = layer.get_weights() or [np.zeros(0)]
+        for operator in learned:
+            index, bias_index = (*operator.inputs, -1)[1:3]
+            value, (integers, scales) = graph.tensors[index].value, found.weights[index]
             alike = kernel.ndim > 1 and kernel.size == value.size
             if alike and np.array_equal(_as_kernel(value, kernel.shape, kind=operator.kind), kernel):
-                new = [found.biases[bias]] if old and bias in found.biases else old
+                chosen = np.float32(integers) * along(scales, axis=CHANNEL_AXIS[operator.kind], rank=integers.ndim)
+                new = [found.biases[bias_index]] if bias and bias_index in found.biases else bias
                 layer.set_weights([_as_kernel(chosen, kernel.shape, kind=operator.kind), *new])
+                break
     return True
 
 

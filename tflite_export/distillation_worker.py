@@ -241,10 +241,9 @@ def run(folder: pathlib.Path) -> bytes:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    model, start = (tf_keras.models.load_model(folder / name, compile=False) if (folder / name).exists() else None
-                    for name in ("model.keras", "start.keras"))
+    model, start = tf_keras.models.load_model(folder / "model.keras", compile=False), folder / "start.keras"
     arrays = [np.load(folder / f"{i}.npy", mmap_mode="r", allow_pickle=False) for i in range(len(request.inputs))]
-    student = quantized(start or model, weight_bits=request.weight_bits)
+    student = quantized(tf_keras.models.load_model(start, compile=False) if start.exists() else model, weight_bits=request.weight_bits)
     student.trainable = True
     _freeze_batchnorm(student)
     size = request.batch_size

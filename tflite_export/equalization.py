@@ -13,7 +13,7 @@ import numpy as np
 from tflite_export.graph import Graph, feeds_of, run
 from tflite_export.ranges import Ranges
 from tflite_export.rewriting import CHANNEL_AXIS
-from tflite_export.simulator import fake_quantizer
+from tflite_export.simulator import along, fake_quantizer
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _PASSED = ("RELU", "MAX_POOL_2D", "AVERAGE_POOL_2D")  # f(s * x) = s * f(x) channel by channel, for s > 0
@@ -79,9 +79,7 @@ def _incoming(weights: np.ndarray, kind: str, channels: int) -> np.ndarray:
 def _scaled(weights: np.ndarray, kind: str, scale: np.ndarray, *, outgoing: bool) -> np.ndarray:
     """Weights times `scale` along their output channels (outgoing) or input channels."""
     axis = CHANNEL_AXIS[kind] if outgoing or kind == "DEPTHWISE_CONV_2D" else weights.ndim - 1
-    shape = [1] * weights.ndim
-    shape[axis] = -1
-    return weights * np.repeat(scale, weights.shape[axis] // len(scale)).reshape(shape)
+    return weights * along(np.repeat(scale, weights.shape[axis] // len(scale)), axis=axis, rank=weights.ndim)
 
 
 def _highest(graph: Graph, images: Any, pairs: list[Pair]) -> dict[int, np.ndarray]:

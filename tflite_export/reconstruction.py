@@ -19,7 +19,7 @@ from tflite_export.equalization import correct_span
 from tflite_export.graph import Graph, feeds_of, run
 from tflite_export.ranges import Ranges, collect_ranges
 from tflite_export.rewriting import CHANNEL_AXIS
-from tflite_export.simulator import bits_of_weights, channel_axes, fake_quantizer, integer_constants, quantized_constants
+from tflite_export.simulator import along, bits_of_weights, channel_axes, fake_quantizer, integer_constants, quantized_constants
 
 _RATE, _BIAS_RATE = 0.2, 1e-3  # Adam's, for choices and for biases in units of the channel's largest weight
 _BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of steps
@@ -182,9 +182,7 @@ def _block(graph: Graph, span: range, *, nearest: Mapping[int, tuple[np.ndarray,
         if index is None or index in done:
             continue
         weights[index] = np.asarray(floats.get(index, graph.tensors[index].value), np.float32)
-        shape = [1] * weights[index].ndim
-        shape[axes[index]] = -1
-        scales[index] = nearest[index][1].reshape(shape)
+        scales[index] = along(nearest[index][1], axis=axes[index], rank=weights[index].ndim)
         floors[index] = np.floor(weights[index] / scales[index])
         bias = operator.inputs[-1] if len(operator.inputs) == (4 if operator.kind == "TRANSPOSE_CONV" else 3) else -1
         if bias >= 0 and graph.tensors[bias].value is not None and uses.count(bias) == 1 and operator.kind != "TRANSPOSE_CONV":

@@ -24,6 +24,11 @@ def channel_axes(graph: Graph) -> dict[int, int]:
             if o.kind in CHANNEL_AXIS and graph.tensors[o.inputs[1]].value is not None}
 
 
+def along(values: np.ndarray, *, axis: int, rank: int) -> np.ndarray:
+    """[channels] as an array of `rank` axes that broadcasts along `axis`: what a scale per channel multiplies weights with."""
+    return np.reshape(values, [-1 if i == axis else 1 for i in range(rank)])
+
+
 def bits_of_weights(graph: Graph, weight_bits: int) -> dict[int, int]:
     """Bits by tensor index of the weights: those of operators without a kernel for fewer than 8 (TRANSPOSE_CONV) keep 8."""
     kinds = {o.inputs[1]: o.kind for o in graph.operators if o.kind in CHANNEL_AXIS}
@@ -51,9 +56,7 @@ def quantize_weights(
         rounded = np.clip(np.rint(rows / scale[:, None]), -limit, limit) * scale[:, None]
         error = np.sum((rounded - rows) ** 2, 1)
         best, best_error = np.where(error < best_error, scale, best), np.minimum(error, best_error)
-    shape = [1] * weights.ndim
-    shape[axis] = -1
-    integers = np.clip(np.rint(weights / best.reshape(shape)), -limit, limit).astype(np.int8)
+    integers = np.clip(np.rint(weights / along(best, axis=axis, rank=weights.ndim)), -limit, limit).astype(np.int8)
     return integers, best.astype(np.float32)
 
 
@@ -101,9 +104,7 @@ def quantized_constants(
                 if i >= 0 and graph.tensors[i].value is not None and graph.tensors[i].dtype == "FLOAT32":
                     result[i] = _per_tensor(changed.get(i, graph.tensors[i].value))
     for i, axis in channel_axes(graph).items():
-        shape = [1] * integers[i][0].ndim
-        shape[axis] = -1
-        result[i] = integers[i][0].astype(np.float32) * np.reshape(integers[i][1], shape)
+        result[i] = integers[i][0].astype(np.float32) * along(integers[i][1], axis=axis, rank=integers[i][0].ndim)
     return result
 
 
