@@ -1,15 +1,29 @@
-"""Packaging: dgh_tf and tflite_export with their needs in the ranges that were tried, and extras for the rest."""
+"""Packaging: dgh_tf and tflite_export with their needs in the ranges that were tried, and extras
+for the rest.
+"""
+
 import pathlib
 import re
 
 from setuptools import find_namespace_packages, setup
 
 HERE = pathlib.Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "dgh_tf" / "__init__.py").read_text(), re.MULTILINE).group(1)
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "dgh_tf" / "__init__.py").read_text(), re.MULTILINE
+).group(1)
 
-# tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does not always bring,
-# and tensorflow-metadata's later releases need protobuf 6, which TensorFlow 2.19 does not take; they do not say so to pip.
-BENCHMARKS = ["scikit-learn>=1.5", "tabulate>=0.9", "pycocotools>=2.0.8", "pyyaml", "importlib_resources", "tensorflow-metadata<1.18"]
+# tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does
+# not always bring,
+# and tensorflow-metadata's later releases need protobuf 6, which TensorFlow 2.19 does not take;
+# they do not say so to pip.
+BENCHMARKS = [
+    "scikit-learn>=1.5",
+    "tabulate>=0.9",
+    "pycocotools>=2.0.8",
+    "pyyaml",
+    "importlib_resources",
+    "tensorflow-metadata<1.18",
+]
 
 setup(
     name="dgh-tf",
@@ -19,11 +33,17 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["dgh_tf*", "tflite_export*", "benchmarks*"]),
-    package_data={"dgh_tf": ["py.typed"], "dgh_tf.demo": ["*.keras"], "benchmarks": ["suite.json"], "tflite_export": ["py.typed"]},
+    package_data={
+        "dgh_tf": ["py.typed"],
+        "dgh_tf.demo": ["*.keras"],
+        "benchmarks": ["suite.json"],
+        "tflite_export": ["py.typed"],
+    },
     install_requires=[
         "tensorflow>=2.19,<2.22",  # both ends are tried by SLOW=1 .ci/run
         "tf-keras>=2.19,<2.22",  # of the same version: each release needs its own TensorFlow
-        "tensorflow-model-optimization>=0.8.1",  # unpinned, pip may go back to 0.7.3, which cannot work
+        # unpinned, pip may go back to 0.7.3, which cannot work
+        "tensorflow-model-optimization>=0.8.1",
         "keras-cv>=0.9",
         "numpy",
         "absl-py<2",  # tensorflow-model-optimization needs 1.x
@@ -38,7 +58,11 @@ setup(
         "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
         "tensorboard": ["tensorboard>=2.16"],
         "vela": ["ethos-u-vela>=5"],
-        "tflm": ["tflite-micro"],  # TFLM with its reference kernels for this machine; only pre-releases are published
-        "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],  # Google's other quantizer; its names still move between releases
+        "tflm": [
+            "tflite-micro"
+        ],  # TFLM with its reference kernels for this machine; only pre-releases are published
+        "ai-edge": [
+            "ai-edge-quantizer>=0.10,<0.11"
+        ],  # Google's other quantizer; its names still move between releases
     },
 )

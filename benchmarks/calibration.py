@@ -1,4 +1,7 @@
-"""cli: real against generated against noise as calibration data, several seeds: python -m benchmarks.calibration."""
+"""cli: real against generated against noise as calibration data, several seeds: python -m
+benchmarks.calibration.
+"""
+
 from __future__ import annotations
 
 import shlex
@@ -6,7 +9,14 @@ import sys
 
 from absl import flags
 
-from benchmarks.comparison import KEY, combinations, fingerprint, load_task, measure_missing, write_report
+from benchmarks.comparison import (
+    KEY,
+    combinations,
+    fingerprint,
+    load_task,
+    measure_missing,
+    write_report,
+)
 from benchmarks.results import Results
 from benchmarks.sources import SOURCES, check_sources
 from dgh_tf.console import run, say
@@ -14,43 +24,87 @@ from dgh_tf.files import locked_folder
 from tflite_export.warm import start_worker
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "demo", "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
-flags.DEFINE_string("real", "demo", "Real set: .npz with x and y (or x alone), a folder by class, a COCO set (folder with "
-                    "annotations.json, or the .json file), tfds:NAME[/split], or demo: the embedded model's own.")
+flags.DEFINE_string(
+    "model",
+    "demo",
+    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+)
+flags.DEFINE_string(
+    "real",
+    "demo",
+    "Real set: .npz with x and y (or x alone), a folder by class, a COCO set (folder with "
+    "annotations.json, or the .json file), tfds:NAME[/split], or demo: the embedded model's own.",
+)
 flags.DEFINE_string("evaluation", "demo", "Evaluation set, in the same forms.")
-flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md and the plots.", required=True)
-flags.DEFINE_list("sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}.")
+flags.DEFINE_string(
+    "output_dir", None, "Folder of results.json, results.md and the plots.", required=True
+)
+flags.DEFINE_list(
+    "sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}."
+)
 flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
 flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
 flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
 flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
-flags.DEFINE_string("preprocess", "none", "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
-                                          "none, unit, symmetric, imagenet, caffe.")
-flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
+flags.DEFINE_string(
+    "preprocess",
+    "none",
+    "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
+    "none, unit, symmetric, imagenet, caffe.",
+)
+flags.DEFINE_string(
+    "input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model."
+)
 flags.DEFINE_list("scheme", ["int8"], "Some of int8, int16x8, w4a8; one table holds all.")
-flags.DEFINE_list("algorithm", ["minmax"], "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
-                  "equalization, reconstruction, distillation, ai_edge; docs/algorithms.md tells what each does.")
-flags.DEFINE_enum("head", "model", ["model", "logits"], "logits: files end before a softmax or sigmoid at the end.")
-flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
+flags.DEFINE_list(
+    "algorithm",
+    ["minmax"],
+    "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
+    "equalization, reconstruction, distillation, ai_edge; docs/algorithms.md tells what each does.",
+)
+flags.DEFINE_enum(
+    "head",
+    "model",
+    ["model", "logits"],
+    "logits: files end before a softmax or sigmoid at the end.",
+)
+flags.DEFINE_integer(
+    "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
+)
 flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
-_REAL_POOL = 4  # real images are drawn from at most this many times --num_images, lest huge sets are read whole
+# real images are drawn from at most this many times --num_images, lest huge sets are read whole
+_REAL_POOL = 4
 
 
 def main(argv: list[str]) -> int:
     from dgh_tf import GenerationConfig
 
-    sources, chosen = check_sources(FLAGS.sources), combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head)
-    settings = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
+    sources, chosen = (
+        check_sources(FLAGS.sources),
+        combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head),
+    )
+    settings = {
+        name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")
+    }
     configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         start_worker()
-        task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
-                         input_range=FLAGS.input_range, real_limit=_REAL_POOL * FLAGS.num_images,
-                         evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
+        task = load_task(
+            FLAGS.model,
+            real=FLAGS.real,
+            evaluation=FLAGS.evaluation,
+            preprocess=FLAGS.preprocess,
+            input_range=FLAGS.input_range,
+            real_limit=_REAL_POOL * FLAGS.num_images,
+            evaluation_limit=FLAGS.num_evaluation or None,
+            data_dir=FLAGS.data_dir,
+        )
         if "real" in sources and len(task.real) < FLAGS.num_images:
-            raise ValueError(f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
-                             f"{FLAGS.num_images}. Give a larger set or fewer images.")
+            raise ValueError(
+                f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
+                f"{FLAGS.num_images}. Give a larger set or fewer images."
+            )
         results = Results(folder, run=fingerprint(task, settings), key=KEY)
         measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
         command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])

@@ -1,4 +1,5 @@
 """state: the comparison of calibration sources on one model: load, measure row by row, report."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,10 +21,18 @@ from benchmarks.sources import GENERATED, calibration_images, kept
 from dgh_tf.files import atomic_write, sha256_array
 from dgh_tf.quiet import held_stderr
 
-COLUMNS = {"top1": ("top-1", 3), "map": ("mAP", 3), "agreement": ("agreement", 3), "sqnr_db": ("SQNR, dB", 2), "mse": ("MSE", 7),
-           "range_coverage": ("range coverage", 3), "range_ratio": ("range ratio", 2),
-           "logits_spread": ("logits spread", 1), "generation_seconds": ("seconds", 1),
-           "quantization_seconds": ("seconds to quantize", 1)}
+COLUMNS = {
+    "top1": ("top-1", 3),
+    "map": ("mAP", 3),
+    "agreement": ("agreement", 3),
+    "sqnr_db": ("SQNR, dB", 2),
+    "mse": ("MSE", 7),
+    "range_coverage": ("range coverage", 3),
+    "range_ratio": ("range ratio", 2),
+    "logits_spread": ("logits spread", 1),
+    "generation_seconds": ("seconds", 1),
+    "quantization_seconds": ("seconds to quantize", 1),
+}
 KEY = ("source", "scheme", "algorithm", "head", "seed")  # tells the rows of one table apart
 
 
@@ -50,8 +59,17 @@ class Task(NamedTuple):
     float_scores: dict[str, float]
 
 
-def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none", input_range: str = "",
-              real_limit: int | None = None, evaluation_limit: int | None = None, data_dir: str | None = None) -> Task:
+def load_task(
+    model: str,
+    *,
+    real: str,
+    evaluation: str,
+    preprocess: str = "none",
+    input_range: str = "",
+    real_limit: int | None = None,
+    evaluation_limit: int | None = None,
+    data_dir: str | None = None,
+) -> Task:
     """Loads a model and its sets and runs the float model.
 
     Args: as the flags of benchmarks.calibration; the limits are numbers of images, None for all.
@@ -63,10 +81,17 @@ def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none
 
     loaded = load_model(model)
     if len(loaded.inputs) != 1:
-        raise ValueError(f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison takes models with "
-                         "one.")
-    shared = {"input_shape": tuple(loaded.inputs[0].shape[1:]), "preprocess": preprocess, "data_dir": data_dir,
-              "detector": model == "demo_detector"}
+        raise ValueError(
+            f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison "
+            "takes models with "
+            "one."
+        )
+    shared = {
+        "input_shape": tuple(loaded.inputs[0].shape[1:]),
+        "preprocess": preprocess,
+        "data_dir": data_dir,
+        "detector": model == "demo_detector",
+    }
     real_x, _ = datasets.load(real, role="real", limit=real_limit, **shared)
     x, truth = datasets.load(evaluation, role="evaluation", limit=evaluation_limit, **shared)
     network = Network(loaded)
@@ -75,49 +100,107 @@ def load_task(model: str, *, real: str, evaluation: str, preprocess: str = "none
     reference = float_outputs(loaded, x)
     score, how = scorer(loaded, x, truth, reference=reference)
     print(how, flush=True)
-    float_scores = {f"float_{name}": value for name, value in score(reference).items() if name in FLOAT}
-    bounds = tuple(np.reshape(np.float32(bound), (-1, 1, 1) if network.channels_first[0] else -1) for bound in (found.low, found.high))
+    float_scores = {
+        f"float_{name}": value for name, value in score(reference).items() if name in FLOAT
+    }
+    bounds = tuple(
+        np.reshape(np.float32(bound), (-1, 1, 1) if network.channels_first[0] else -1)
+        for bound in (found.low, found.high)
+    )
     return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
 
 
-def measure(task: Task, images: np.ndarray, combination: Combination, *, config: Any, reference: Outputs) -> tuple[dict[str, Any], dict]:
-    """Makes an integer file from the images and compares it with `reference`. Returns the row and the file's tensor ranges."""
+def measure(
+    task: Task, images: np.ndarray, combination: Combination, *, config: Any, reference: Outputs
+) -> tuple[dict[str, Any], dict]:
+    """Makes an integer file from the images and compares it with `reference`. Returns the row and
+    the file's tensor ranges.
+    """
     from benchmarks.evaluation import evaluate, logits_spread, tensor_ranges
     from tflite_export.algorithms import quantize
 
-    made = quantize(task.model, images, scheme=combination.scheme, algorithm=combination.algorithm, head=combination.head, seed=config.seed)
-    row = {**combination._asdict(), "seed": config.seed, "num_images": len(images),
-           "used": made.notes["algorithm"], **evaluate(made.tflite, task.x, reference=reference, score=task.score), **task.float_scores,
-           **logits_spread(task.network, images), "quantization_seconds": made.notes["seconds"]}
+    made = quantize(
+        task.model,
+        images,
+        scheme=combination.scheme,
+        algorithm=combination.algorithm,
+        head=combination.head,
+        seed=config.seed,
+    )
+    row = {
+        **combination._asdict(),
+        "seed": config.seed,
+        "num_images": len(images),
+        "used": made.notes["algorithm"],
+        **evaluate(made.tflite, task.x, reference=reference, score=task.score),
+        **task.float_scores,
+        **logits_spread(task.network, images),
+        "quantization_seconds": made.notes["seconds"],
+    }
     return row, tensor_ranges(made.tflite)
 
 
 def fingerprint(task: Task, settings: dict[str, Any]) -> str:
-    """12 hex digits of the settings, the model's weights and the data: what rows must share to stand in one table."""
-    truth = [*task.truth.values()] if isinstance(task.truth, dict) else [] if task.truth is None else [task.truth]
+    """12 hex digits of the settings, the model's weights and the data: what rows must share to
+    stand in one table.
+    """
+    truth = (
+        [*task.truth.values()]
+        if isinstance(task.truth, dict)
+        else []
+        if task.truth is None
+        else [task.truth]
+    )
     arrays = [task.real, task.x, *truth, *task.model.get_weights()]
-    text = json.dumps([settings, task.model.to_json(), [sha256_array(array) for array in arrays]], sort_keys=True)
+    text = json.dumps(
+        [settings, task.model.to_json(), [sha256_array(array) for array in arrays]], sort_keys=True
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def combinations(schemes: list[str], algorithms: list[str], *, head: str) -> list[Combination]:
-    """Every scheme with every algorithm, sources left open. Raises ValueError where one does not fit the other, or is named twice."""
+    """Every scheme with every algorithm, sources left open. Raises ValueError where one does not
+    fit the other, or is named twice.
+    """
     from tflite_export.algorithms import check_algorithm
 
-    if not schemes or not algorithms or len(set(schemes)) < len(schemes) or len(set(algorithms)) < len(algorithms):
-        raise ValueError(f"--scheme={','.join(schemes)} --algorithm={','.join(algorithms)}: expected at least one of each, none twice.")
+    if (
+        not schemes
+        or not algorithms
+        or len(set(schemes)) < len(schemes)
+        or len(set(algorithms)) < len(algorithms)
+    ):
+        raise ValueError(
+            f"--scheme={','.join(schemes)} --algorithm={','.join(algorithms)}: "
+            "expected at least one of each, none twice."
+        )
     for scheme in schemes:
         for algorithm in algorithms:
             check_algorithm(algorithm, scheme=scheme, head=head)
-    return [Combination("", scheme, algorithm, head) for scheme in schemes for algorithm in algorithms]
+    return [
+        Combination("", scheme, algorithm, head) for scheme in schemes for algorithm in algorithms
+    ]
 
 
-def measure_missing(task: Task, results: Results, *, configs: list[Any], sources: list[str], chosen: list[Combination]) -> None:
+def measure_missing(
+    task: Task,
+    results: Results,
+    *,
+    configs: list[Any],
+    sources: list[str],
+    chosen: list[Combination],
+) -> None:
     """Adds every row that is not there yet, with a line each and an estimate of the time left.
 
-    Generated images are kept in the folder, so that all schemes and algorithms calibrate on the same.
+    Generated images are kept in the folder, so that all schemes and algorithms calibrate on the
+    same.
     """
-    wanted = [(config, each._replace(source=source)) for config in configs for source in sources for each in chosen]
+    wanted = [
+        (config, each._replace(source=source))
+        for config in configs
+        for source in sources
+        for each in chosen
+    ]
     missing = [(config, each) for config, each in wanted if not results.done(*each, config.seed)]
     if len(missing) < len(wanted):
         print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already", flush=True)
@@ -127,14 +210,34 @@ def measure_missing(task: Task, results: Results, *, configs: list[Any], sources
         start = time.perf_counter()
         images, seconds = task_images(task, each.source, config=config, folder=results.folder)
         row, ranges = measure(task, images, each, config=config, reference=reference)
-        results.add({**row, "steps": config.steps if seconds else None, "generation_seconds": seconds and round(seconds, 2)}, ranges)
+        results.add(
+            {
+                **row,
+                "steps": config.steps if seconds else None,
+                "generation_seconds": seconds and round(seconds, 2),
+            },
+            ranges,
+        )
         times.setdefault(each[:3], []).append(time.perf_counter() - start)
         overall = np.mean(sum(times.values(), []))
-        left = sum(np.mean(times.get(other[:3], overall)) for _, other in missing[index + 1:])
-        shown = {"top1": "top-1 {:.3f}", "map": "mAP {:.3f}", "agreement": "agreement {:.3f}", "sqnr_db": "SQNR {:.2f} dB"}
-        figures = ", ".join(text.format(np.inf if row[name] is None else row[name]) for name, text in shown.items() if name in row)
-        print(f"[{index + 1}/{len(missing)}] {each.source} {each.scheme} {each.algorithm} seed {config.seed}: {figures}; "
-              f"{times[each[:3]][-1]:.0f} s, about {left:.0f} s left", flush=True)
+        left = sum(np.mean(times.get(other[:3], overall)) for _, other in missing[index + 1 :])
+        shown = {
+            "top1": "top-1 {:.3f}",
+            "map": "mAP {:.3f}",
+            "agreement": "agreement {:.3f}",
+            "sqnr_db": "SQNR {:.2f} dB",
+        }
+        figures = ", ".join(
+            text.format(np.inf if row[name] is None else row[name])
+            for name, text in shown.items()
+            if name in row
+        )
+        print(
+            f"[{index + 1}/{len(missing)}] {each.source} {each.scheme} "
+            f"{each.algorithm} seed {config.seed}: {figures}; "
+            f"{times[each[:3]][-1]:.0f} s, about {left:.0f} s left",
+            flush=True,
+        )
 
 
 def float_logits(task: Task) -> Outputs:
@@ -143,23 +246,41 @@ def float_logits(task: Task) -> Outputs:
     from tflite_export.rewriting import without_softmax
 
     with held_stderr():  # LiteRT announces its delegate
-        outputs = Runner(without_softmax(to_float_tflite(task.model, images=task.x[:1]))).predict(task.x)
+        outputs = Runner(without_softmax(to_float_tflite(task.model, images=task.x[:1]))).predict(
+            task.x
+        )
     return outputs if isinstance(outputs, dict) else {next(iter(task.reference)): outputs}
 
 
-def task_images(task: Task, source: str, *, config: Any, folder: pathlib.Path) -> tuple[np.ndarray, float | None]:
+def task_images(
+    task: Task, source: str, *, config: Any, folder: pathlib.Path
+) -> tuple[np.ndarray, float | None]:
     """`calibration_images` of a task; generated ones are kept in the folder."""
-    def make():
-        return calibration_images(source, model=task.model, real=task.real, config=config, bounds=task.bounds)
 
-    return kept(folder / "images" / f"{source}-{config.seed}.npz", make) if source in GENERATED else make()
+    def make():
+        return calibration_images(
+            source, model=task.model, real=task.real, config=config, bounds=task.bounds
+        )
+
+    return (
+        kept(folder / "images" / f"{source}-{config.seed}.npz", make)
+        if source in GENERATED
+        else make()
+    )
 
 
 def environment() -> str:
     """One line: machine and versions."""
     info = pathlib.Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
-        if info.exists() else []
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
     packages = ("tensorflow", "keras", "ai-edge-litert", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical CPUs"
@@ -172,23 +293,55 @@ def write_report(results: Results, *, command: str) -> str:
 
     folder, first = results.folder, results.rows[0]
     several = list(dict.fromkeys((row["scheme"], row["algorithm"]) for row in results.rows))
-    rows = [{**row, "calibration": row["source"] if len(several) == 1 else f"{row['source']}, {row['scheme']} {row['algorithm']}"}
-            for row in results.rows]
+    rows = [
+        {
+            **row,
+            "calibration": row["source"]
+            if len(several) == 1
+            else f"{row['source']}, {row['scheme']} {row['algorithm']}",
+        }
+        for row in results.rows
+    ]
     rows.sort(key=lambda row: several.index((row["scheme"], row["algorithm"])))
-    heads = {name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2) for name in first if name.startswith("sqnr_db/")}
+    heads = {
+        name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2)
+        for name in first
+        if name.startswith("sqnr_db/")
+    }
     text = table.markdown(rows, by="calibration", columns=COLUMNS | heads)
-    how = f"scheme {first['scheme']}, algorithm {first['algorithm']}" if len(several) == 1 else "scheme and algorithm as named"
+    how = (
+        f"scheme {first['scheme']}, algorithm {first['algorithm']}"
+        if len(several) == 1
+        else "scheme and algorithm as named"
+    )
     how = f"full integer, {how}{', files end at the logits' if first['head'] == 'logits' else ''}"
     float_scores = {name: first[f"float_{name}"] for name in FLOAT if f"float_{name}" in first}
-    known = "".join(f"; float {COLUMNS[name][0]} {value:.3f}" for name, value in float_scores.items())
+    known = "".join(
+        f"; float {COLUMNS[name][0]} {value:.3f}" for name, value in float_scores.items()
+    )
     agreement = "Agreement is with the float model's choices; " if "agreement" in first else ""
-    atomic_write(folder / "results.md", f"# Calibration sources\n\n{text}\n\nMean ± standard deviation over seeds; "
-                 f"{first['num_images']} calibration images{known}; {how}. {agreement}MSE and SQNR are of the model's outputs as "
-                 f"they are{', over all heads unless one is named' if heads else ''}.\n\n```\n{command}\n```\n\n{environment()}\n")
-    panels = {"top1": "top-1", "map": "COCO mAP", "agreement": "agreement with float", "sqnr_db": "SQNR of outputs, dB"}
+    atomic_write(
+        folder / "results.md",
+        f"# Calibration sources\n\n{text}\n\nMean ± standard deviation over seeds; "
+        f"{first['num_images']} calibration images{known}; {how}. {agreement}MSE and "
+        "SQNR are of the model's outputs as "
+        "they "
+        f"are{', over all heads unless one is named' if heads else ''}.\n\n"
+        f"```\n{command}\n```\n\n{environment()}\n",
+    )
+    panels = {
+        "top1": "top-1",
+        "map": "COCO mAP",
+        "agreement": "agreement with float",
+        "sqnr_db": "SQNR of outputs, dB",
+    }
     panels |= {name: heading for name, (heading, _) in heads.items()}
-    plots.bars([{**row, "source": row["calibration"]} for row in rows], folder / "scores.png", reference=float_scores,
-               columns={name: label for name, label in panels.items() if name in first})
+    plots.bars(
+        [{**row, "source": row["calibration"]} for row in rows],
+        folder / "scores.png",
+        reference=float_scores,
+        columns={name: label for name, label in panels.items() if name in first},
+    )
     rest = (first["scheme"], first["algorithm"], first["head"], 0)
     real = results.ranges("real", *rest)
     names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")

@@ -1,4 +1,7 @@
-"""cli: quality against optimizer steps, for the defaults and for the references' recipe: python -m benchmarks.convergence."""
+"""cli: quality against optimizer steps, for the defaults and for the references' recipe: python -m
+benchmarks.convergence.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -15,40 +18,72 @@ from absl import flags
 from dgh_tf.console import run, say
 from dgh_tf.files import atomic_path, atomic_write, locked_folder
 
-# The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in canvas units), halved on
-# plateaus, from white noise, outputs stretched without an end. The others differ from ours in one thing each.
+# The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in
+# canvas units), halved on
+# plateaus, from white noise, outputs stretched without an end. The others differ from ours in one
+# thing each.
 RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
-    "reference": {"schedule": "plateau", "learning_rate": 8.0, "beta1": 0.9, "beta2": 0.999, "output_weight": 0.1, "start": "white",
-                  "stretch_limit": 0.0},
+    "reference": {
+        "schedule": "plateau",
+        "learning_rate": 8.0,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "output_weight": 0.1,
+        "start": "white",
+        "stretch_limit": 0.0,
+    },
     "from_noise": {"start": "noise"},
     "from_white_noise": {"start": "white"},
     "rate_0.2": {"learning_rate": 0.2},
     "longer_memory": {"beta1": 0.9, "beta2": 0.99},
     "stretched_harder": {"output_weight": 0.1},
 }
-FIGURES = {"gap": "mean gap of BN statistics", "sqnr_db": "SQNR of int8 outputs, dB", "agreement": "agreement with float"}
+FIGURES = {
+    "gap": "mean gap of BN statistics",
+    "sqnr_db": "SQNR of int8 outputs, dB",
+    "agreement": "agreement with float",
+}
 
 
 def define_flags() -> None:
     """Only when this runs as a command."""
-    flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
+    flags.DEFINE_string(
+        "model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME."
+    )
     flags.DEFINE_string("evaluation", "demo", "Evaluation set, as in benchmarks.calibration.")
-    flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md and convergence.png.", required=True)
+    flags.DEFINE_string(
+        "output_dir", None, "Folder of results.json, results.md and convergence.png.", required=True
+    )
     flags.DEFINE_list("recipes", ["ours", "reference"], f"Some of {', '.join(RECIPES)}.")
-    flags.DEFINE_list("steps", ["25", "50", "100"], "Lengths of runs; a recipe with a schedule is run anew for each.")
-    flags.DEFINE_list("reference_steps", ["100", "300", "1000"], "Steps at which the reference's one run is looked at.")
+    flags.DEFINE_list(
+        "steps",
+        ["25", "50", "100"],
+        "Lengths of runs; a recipe with a schedule is run anew for each.",
+    )
+    flags.DEFINE_list(
+        "reference_steps",
+        ["100", "300", "1000"],
+        "Steps at which the reference's one run is looked at.",
+    )
     flags.DEFINE_integer("num_images", 32, "Images.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-    flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
-    flags.DEFINE_string("preprocess", "none", "Stored values to model input, as in benchmarks.calibration.")
+    flags.DEFINE_integer(
+        "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
+    )
+    flags.DEFINE_string(
+        "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
+    )
 
 
-def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: int, batch_size: int) -> Iterator[dict[str, Any]]:
+def curve(
+    task: Any, recipe: str, *, seed: int, steps: list[int], num_images: int, batch_size: int
+) -> Iterator[dict[str, Any]]:
     """One row of one seed for each number of steps (ascending), as soon as it is measured.
 
-    A cosine ends where its run ends, so each length is a run of its own; a plateau schedule does not know its length: one run
+    A cosine ends where its run ends, so each length is a run of its own; a plateau schedule does
+    not know its length: one run
     is looked at on its way.
     """
     from dgh_tf import GenerationConfig
@@ -59,8 +94,13 @@ def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: in
     generator = None
     for count in steps:
         if not (once and generator):
-            config = GenerationConfig(num_images=num_images, batch_size=batch_size, seed=seed, steps=max(steps) if once else count,
-                                      **settings)
+            config = GenerationConfig(
+                num_images=num_images,
+                batch_size=batch_size,
+                seed=seed,
+                steps=max(steps) if once else count,
+                **settings,
+            )
             generator = Generator(task.model, config)
             generator.start()
             generator.run(due=lambda: (False, True))  # the first visit traces
@@ -70,18 +110,34 @@ def curve(task: Any, recipe: str, *, seed: int, steps: list[int], num_images: in
             left = iter(range(last - generator.state.visits, 0, -1))
             generator.run(due=lambda left=left: (False, next(left) == 1))
         spent += time.perf_counter() - began
-        yield {"source": recipe, "seed": seed, "steps": count, "seconds": round(spent, 2), **quality(task, generator)}
+        yield {
+            "source": recipe,
+            "seed": seed,
+            "steps": count,
+            "seconds": round(spent, 2),
+            **quality(task, generator),
+        }
 
 
 def quality(task: Any, generator: Any) -> dict[str, float]:
-    """Mean gap of the BN layers, and what a full-int8 file calibrated on the images keeps of the float model's outputs."""
+    """Mean gap of the BN layers, and what a full-int8 file calibrated on the images keeps of the
+    float model's outputs.
+    """
     from benchmarks.evaluation import evaluate
     from tflite_export import to_tflite
 
     gaps = generator.layer_gaps()
-    measured = evaluate(to_tflite(task.model, generator.all_images()[0]), task.x, reference=task.reference, score=task.score)
+    measured = evaluate(
+        to_tflite(task.model, generator.all_images()[0]),
+        task.x,
+        reference=task.reference,
+        score=task.score,
+    )
     real = [gaps[layer.name] for layer in generator.network.layers]
-    return {"gap": float(np.mean(real)), **{name: float(measured[name]) for name in ("sqnr_db", "agreement") if name in measured}}
+    return {
+        "gap": float(np.mean(real)),
+        **{name: float(measured[name]) for name in ("sqnr_db", "agreement") if name in measured},
+    }
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -91,11 +147,21 @@ def summary(rows: list[dict[str, Any]]) -> str:
     lines = []
     for recipe, steps in dict.fromkeys((row["source"], row["steps"]) for row in rows):
         mine = [row for row in rows if (row["source"], row["steps"]) == (recipe, steps)]
-        figures = [f"{np.mean([r[name] for r in mine]):.3f} ± {np.std([r[name] for r in mine]):.3f}" if name in mine[0] else ""
-                   for name in FIGURES]
-        lines.append([recipe, steps, *figures, f"{np.median([r['seconds'] for r in mine]):.1f}", len(mine)])
-    return tabulate(lines, headers=["recipe", "steps", *FIGURES.values(), "seconds, median", "seeds"], tablefmt="pipe",
-                    disable_numparse=True)
+        figures = [
+            f"{np.mean([r[name] for r in mine]):.3f} ± {np.std([r[name] for r in mine]):.3f}"
+            if name in mine[0]
+            else ""
+            for name in FIGURES
+        ]
+        lines.append(
+            [recipe, steps, *figures, f"{np.median([r['seconds'] for r in mine]):.1f}", len(mine)]
+        )
+    return tabulate(
+        lines,
+        headers=["recipe", "steps", *FIGURES.values(), "seconds, median", "seeds"],
+        tablefmt="pipe",
+        disable_numparse=True,
+    )
 
 
 def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
@@ -109,20 +175,33 @@ def plot(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     for axes, name in zip(np.ravel(figure.subplots(1, len(names))), names, strict=True):
         for recipe in dict.fromkeys(row["source"] for row in rows):
             steps = sorted({row["steps"] for row in rows if row["source"] == recipe})
-            values = [[row[name] for row in rows if row["source"] == recipe and row["steps"] == s] for s in steps]
+            values = [
+                [row[name] for row in rows if row["source"] == recipe and row["steps"] == s]
+                for s in steps
+            ]
             axes.plot(steps, list(map(np.mean, values)), "o-", label=recipe)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), alpha=0.2)
-        axes.set(xlabel="steps", ylabel=FIGURES[name], xscale="log", yscale="log" if name == "gap" else "linear")
+        axes.set(
+            xlabel="steps",
+            ylabel=FIGURES[name],
+            xscale="log",
+            yscale="log" if name == "gap" else "linear",
+        )
     figure.axes[0].legend(frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
 def counts(flag: str) -> list[int]:
-    """The numbers of steps that a flag lists, ascending. Raises ValueError where one is none, or none is given."""
+    """The numbers of steps that a flag lists, ascending. Raises ValueError where one is none, or
+    none is given.
+    """
     listed = flags.FLAGS[flag].value
     if not listed or not all(text.isdecimal() and int(text) for text in listed):
-        raise ValueError(f"--{flag}={','.join(listed)}: expected numbers of steps from 1 on, as in --{flag}=25,50,100.")
+        raise ValueError(
+            f"--{flag}={','.join(listed)}: expected numbers of steps from 1 on, as in "
+            f"--{flag}=25,50,100."
+        )
     return sorted({int(text) for text in listed})
 
 
@@ -139,20 +218,39 @@ def main(argv: list[str]) -> int:
     from benchmarks.results import Results
 
     values = flags.FLAGS
-    recipes, steps, reference_steps = check_recipes(values.recipes), counts("steps"), counts("reference_steps")
+    recipes, steps, reference_steps = (
+        check_recipes(values.recipes),
+        counts("steps"),
+        counts("reference_steps"),
+    )
     sizes = {name: values[name].value for name in ("num_images", "batch_size")}
     with locked_folder(values.output_dir, flag="output_dir") as folder:
-        task = load_task(values.model, real=values.evaluation, evaluation=values.evaluation, preprocess=values.preprocess, real_limit=1,
-                         evaluation_limit=values.num_evaluation or None)
+        task = load_task(
+            values.model,
+            real=values.evaluation,
+            evaluation=values.evaluation,
+            preprocess=values.preprocess,
+            real_limit=1,
+            evaluation_limit=values.num_evaluation or None,
+        )
         results = Results(folder, run=fingerprint(task, sizes), key=("source", "steps", "seed"))
         for seed, recipe in itertools.product(range(values.seeds), recipes):
             wanted = reference_steps if RECIPES[recipe].get("schedule") == "plateau" else steps
             missing = [count for count in wanted if not results.done(recipe, count, seed)]
             for row in curve(task, recipe, seed=seed, steps=missing, **sizes) if missing else ():
                 results.add(row, {})
-                say(f"seed {seed}, {recipe}, {row['steps']} steps: gap {row['gap']:.4f} after {row['seconds']:.1f} s")
-        command, text = shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]]), summary(results.rows)
-        atomic_write(folder / "results.md", f"# Quality against steps\n\n{text}\n\n```\n{command}\n```\n\n{environment()}\n")
+                say(
+                    f"seed {seed}, {recipe}, {row['steps']} steps: gap "
+                    f"{row['gap']:.4f} after {row['seconds']:.1f} s"
+                )
+        command, text = (
+            shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]]),
+            summary(results.rows),
+        )
+        atomic_write(
+            folder / "results.md",
+            f"# Quality against steps\n\n{text}\n\n```\n{command}\n```\n\n{environment()}\n",
+        )
         plot(results.rows, folder / "convergence.png")
         say(text)
     return 0

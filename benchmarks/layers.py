@@ -1,4 +1,7 @@
-"""cli: the error of every layer under several calibrations side by side, worst layers first: python -m benchmarks.layers."""
+"""cli: the error of every layer under several calibrations side by side, worst layers first: python
+-m benchmarks.layers.
+"""
+
 from __future__ import annotations
 
 import json
@@ -15,40 +18,78 @@ from dgh_tf.files import atomic_write, require_writable
 
 def define_flags() -> None:
     """Only when this runs as a command: other commands may import this file."""
-    flags.DEFINE_string("model", None, "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.", required=True)
-    flags.DEFINE_list("calibrations", None, "Calibration data to compare, by comma: folders that generate left, .npy, .npz or folders of "
-                                            "images, each as PATH or NAME=PATH. A file is made with each.", required=True)
-    flags.DEFINE_string("images", None, "Images that all files are measured on, in the same forms; real ones where you have them. Empty: "
-                                        "the first calibration's own.")
-    flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for folders of images: input = pixel * SCALE + OFFSET.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        required=True,
+    )
+    flags.DEFINE_list(
+        "calibrations",
+        None,
+        "Calibration data to compare, by comma: folders that generate left, .npy, "
+        ".npz or folders of "
+        "images, each as PATH or NAME=PATH. A file is made with each.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "images",
+        None,
+        "Images that all files are measured on, in the same forms; real ones where "
+        "you have them. Empty: "
+        "the first calibration's own.",
+    )
+    flags.DEFINE_list(
+        "preprocess",
+        ["1", "0"],
+        "SCALE,OFFSET for folders of images: input = pixel * SCALE + OFFSET.",
+    )
     flags.DEFINE_string("scheme", "int8", "As in tflite_export.convert.")
     flags.DEFINE_string("algorithm", "minmax", "As in tflite_export.convert.")
-    flags.DEFINE_integer("num_images", 64, "At most so many images are measured, evenly spread.", lower_bound=1)
+    flags.DEFINE_integer(
+        "num_images", 64, "At most so many images are measured, evenly spread.", lower_bound=1
+    )
     flags.DEFINE_integer("rows", 15, "So many of the worst layers are printed.", lower_bound=1)
-    flags.DEFINE_string("output", None, "A .json file for all layers; in a generate folder, its report.html shows it.")
+    flags.DEFINE_string(
+        "output",
+        None,
+        "A .json file for all layers; in a generate folder, its report.html shows it.",
+    )
 
 
 def named_sources(entries: list[str]) -> dict[str, str]:
-    """{name: path} of PATH or NAME=PATH entries. Raises ValueError for fewer than one, or for a name given twice."""
+    """{name: path} of PATH or NAME=PATH entries. Raises ValueError for fewer than one, or for a
+    name given twice.
+    """
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, path = entry.partition("=")
         name, path = (name, path) if equals else (pathlib.PurePath(entry).stem or entry, entry)
         if not name or not path or name in found:
-            raise ValueError(f"--calibrations={','.join(entries)}: {entry!r} has no path, or its name {name!r} is taken. "
-                             "Write NAME=PATH,NAME=PATH.")
+            raise ValueError(
+                f"--calibrations={','.join(entries)}: {entry!r} has no path, or its "
+                f"name {name!r} is taken. "
+                "Write NAME=PATH,NAME=PATH."
+            )
         found[name] = path
     if not found:
         raise ValueError("--calibrations names nothing. Give one or several of PATH or NAME=PATH.")
     return found
 
 
-def compare(model: Any, calibrations: Mapping[str, Any], images: Any, *, scheme: str = "int8",
-            algorithm: str = "minmax") -> list[dict[str, Any]]:
+def compare(
+    model: Any,
+    calibrations: Mapping[str, Any],
+    images: Any,
+    *,
+    scheme: str = "int8",
+    algorithm: str = "minmax",
+) -> list[dict[str, Any]]:
     """The layers of one file per calibration, measured on the same images.
 
     Args:
-      model: Keras model. calibrations: images [number, ...] in model input units by name. images: to measure on, in the same form.
+      model: Keras model. calibrations: images [number, ...] in model input units by name. images:
+        to measure on, in the same form.
     Returns: as tflite_export.verdict.side_by_side, the worst layers first.
     Raises: ValueError as tflite_export.algorithms.quantize.
     """
@@ -60,7 +101,11 @@ def compare(model: Any, calibrations: Mapping[str, Any], images: Any, *, scheme:
     reference, found = to_float_tflite(model, images=images), {}
     for name, data in calibrations.items():
         say(f"making a file with {name}")
-        found[name] = layers(gather(reference, quantize(model, data, scheme=scheme, algorithm=algorithm).tflite, images))
+        found[name] = layers(
+            gather(
+                reference, quantize(model, data, scheme=scheme, algorithm=algorithm).tflite, images
+            )
+        )
     return side_by_side(found)
 
 
@@ -71,12 +116,30 @@ def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
     from tflite_export.verdict import short
 
     names = list(rows[0]["files"]) if rows else []
-    lines = [[short(row["tensor"]), row["operator"],
-              *(text for name in names for text in (f"{row['files'][name]['sqnr_db']:.1f}", f"{row['files'][name]['clipped']:.2%}"))]
-             for row in rows[:most]]
+    lines = [
+        [
+            short(row["tensor"]),
+            row["operator"],
+            *(
+                text
+                for name in names
+                for text in (
+                    f"{row['files'][name]['sqnr_db']:.1f}",
+                    f"{row['files'][name]['clipped']:.2%}",
+                )
+            ),
+        ]
+        for row in rows[:most]
+    ]
     head = ["tensor", "operator", *(text for name in names for text in (f"{name}, dB", "cut off"))]
     align = ("left", "left", *("right" for _ in head[2:]))
-    return tabulate(lines, headers=head, tablefmt="pipe", disable_numparse=True, colalign=align if lines else None)
+    return tabulate(
+        lines,
+        headers=head,
+        tablefmt="pipe",
+        disable_numparse=True,
+        colalign=align if lines else None,
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -88,15 +151,21 @@ def main(argv: list[str]) -> int:
     values = flags.FLAGS
     sources = named_sources(values.calibrations)
     if check_algorithm(values.algorithm, scheme=values.scheme) == "equalization":
-        raise ValueError("--algorithm=equalization scales the tensors between layers, so their errors against the model say nothing. "
-                         "Use another algorithm here.")
+        raise ValueError(
+            "--algorithm=equalization scales the tensors between layers, so their "
+            "errors against the model say nothing. "
+            "Use another algorithm here."
+        )
     output = pathlib.Path(values.output) if values.output else None
     if output and require_writable(output, flag="output").suffix != ".json":
         raise ValueError(f"--output={output} does not end in .json. Give F.json.")
     try:
         scale, offset = map(float, values.preprocess)
     except ValueError:
-        raise ValueError(f"--preprocess={','.join(values.preprocess)} is not two numbers. Write it as --preprocess=1.0,0.0.") from None
+        raise ValueError(
+            f"--preprocess={','.join(values.preprocess)} is not two numbers. Write it "
+            "as --preprocess=1.0,0.0."
+        ) from None
     for path in filter(None, [*sources.values(), values.images]):
         if not pathlib.Path(path).exists():
             load_calibration(path)  # raises
@@ -109,15 +178,27 @@ def main(argv: list[str]) -> int:
 
     def loaded(path: str) -> Any:
         data = load_calibration(path, image_shape=shape, scale=scale, offset=offset)
-        return check_calibration(data.images, input_shapes=input_shapes(model, data.images), value_range=data.value_range)
+        return check_calibration(
+            data.images, input_shapes=input_shapes(model, data.images), value_range=data.value_range
+        )
 
     data = {name: loaded(path) for name, path in sources.items()}
     images = loaded(values.images) if values.images else next(iter(data.values()))
     count = len(next(iter(images.values())))
     chosen = np.linspace(0, count - 1, min(count, values.num_images)).astype(int)
-    rows = compare(model, data, {name: array[chosen] for name, array in images.items()}, scheme=values.scheme, algorithm=values.algorithm)
+    rows = compare(
+        model,
+        data,
+        {name: array[chosen] for name, array in images.items()},
+        scheme=values.scheme,
+        algorithm=values.algorithm,
+    )
     if output:
-        told = {"images": values.images or next(iter(sources.values())), "scheme": values.scheme, "algorithm": values.algorithm}
+        told = {
+            "images": values.images or next(iter(sources.values())),
+            "scheme": values.scheme,
+            "algorithm": values.algorithm,
+        }
         atomic_write(output, json.dumps({"layers_compared": rows, **told}, indent=1) + "\n")
     say(table_of(rows, most=values.rows))
     return 0

@@ -1,4 +1,7 @@
-"""cli: simulated low bits: how far generated images carry where 8 bits tell nothing apart: python -m benchmarks.lowbit."""
+"""cli: simulated low bits: how far generated images carry where 8 bits tell nothing apart: python
+-m benchmarks.lowbit.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +28,9 @@ RULES = ("minmax", "mse")
 
 
 class Setting(NamedTuple):
-    """Bits of weights and activations, the rule of their ranges, and whether roundings are learned."""
+    """Bits of weights and activations, the rule of their ranges, and whether roundings are
+    learned.
+    """
 
     name: str
     rule: str
@@ -43,38 +48,87 @@ class Setting(NamedTuple):
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("model", None, "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.", required=True)
-    flags.DEFINE_string("real", None, "Real set, in the forms of benchmarks.calibration.", required=True)
+    flags.DEFINE_string(
+        "model",
+        None,
+        "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "real", None, "Real set, in the forms of benchmarks.calibration.", required=True
+    )
     flags.DEFINE_string("evaluation", None, "Evaluation set, in the same forms.", required=True)
-    flags.DEFINE_string("output_dir", None, "Folder of results.json, results.md, lowbit.png and the images.", required=True)
-    flags.DEFINE_list("settings", ["W8A8", "W8A6", "W8A4", "W4A8", "W4A4"], "Bits of weights and activations: W8A6 ... .")
-    flags.DEFINE_list("rules", list(RULES), "Ranges of activations and weights: minmax, mse (least squared error).")
-    flags.DEFINE_list("reconstruction", ["false"], "false: weights to nearest; true: roundings and biases learned; or both.")
-    flags.DEFINE_list("sources", ["real", "synthetic", "per_batch", "no_augmentation", "no_stretching", "noise"],
-                      f"Some of {', '.join(SOURCES)}.")
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of results.json, results.md, lowbit.png and the images.",
+        required=True,
+    )
+    flags.DEFINE_list(
+        "settings",
+        ["W8A8", "W8A6", "W8A4", "W4A8", "W4A4"],
+        "Bits of weights and activations: W8A6 ... .",
+    )
+    flags.DEFINE_list(
+        "rules",
+        list(RULES),
+        "Ranges of activations and weights: minmax, mse (least squared error).",
+    )
+    flags.DEFINE_list(
+        "reconstruction",
+        ["false"],
+        "false: weights to nearest; true: roundings and biases learned; or both.",
+    )
+    flags.DEFINE_list(
+        "sources",
+        ["real", "synthetic", "per_batch", "no_augmentation", "no_stretching", "noise"],
+        f"Some of {', '.join(SOURCES)}.",
+    )
     flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
     flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
-    flags.DEFINE_integer("reconstruction_steps", 300, "Optimizer steps of every block.", lower_bound=1)
-    flags.DEFINE_string("preprocess", "none", "Stored values to model input, as in benchmarks.calibration.")
-    flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
-    flags.DEFINE_integer("num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0)
+    flags.DEFINE_integer(
+        "reconstruction_steps", 300, "Optimizer steps of every block.", lower_bound=1
+    )
+    flags.DEFINE_string(
+        "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
+    )
+    flags.DEFINE_string(
+        "input_range",
+        "",
+        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
+    )
+    flags.DEFINE_integer(
+        "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
+    )
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
 def settings_of(names: list[str], rules: list[str], reconstruction: list[str]) -> list[Setting]:
     """Every combination. Raises ValueError for names it does not know."""
-    wrong = [n for n in names if not re.fullmatch(r"W[2-8]A[2-8]", n)] + [r for r in rules if r not in RULES]
+    wrong = [n for n in names if not re.fullmatch(r"W[2-8]A[2-8]", n)] + [
+        r for r in rules if r not in RULES
+    ]
     wrong += [text for text in reconstruction if text not in ("true", "false")]
     if wrong or not (names and rules and reconstruction):
-        raise ValueError(f"--settings, --rules or --reconstruction: {', '.join(wrong) or 'nothing'} given; expected settings such as "
-                         f"W8A6 with 2 to 8 bits, rules of {', '.join(RULES)}, and true or false.")
-    return [Setting(name, rule, learned == "true") for name in names for rule in rules for learned in reconstruction]
+        raise ValueError(
+            "--settings, --rules or --reconstruction: "
+            f"{', '.join(wrong) or 'nothing'} given; expected settings such as "
+            f"W8A6 with 2 to 8 bits, rules of {', '.join(RULES)}, and true or false."
+        )
+    return [
+        Setting(name, rule, learned == "true")
+        for name in names
+        for rule in rules
+        for learned in reconstruction
+    ]
 
 
 class Simulation:
-    """One model as a graph that ends at the logits: integer softmax has 8 bits only, and few bits tie its small outputs."""
+    """One model as a graph that ends at the logits: integer softmax has 8 bits only, and few bits
+    tie its small outputs.
+    """
 
     def __init__(self, task: Task, *, steps: int):
         from tflite_export import to_float_tflite
@@ -91,7 +145,9 @@ class Simulation:
     def _by_name(self, outputs: Any) -> dict[str, np.ndarray]:
         return outputs if isinstance(outputs, dict) else {next(iter(self.task.reference)): outputs}
 
-    def row(self, images: np.ndarray, setting: Setting, ranges: Callable[[str, int], Any], *, seed: int) -> dict[str, Any]:
+    def row(
+        self, images: np.ndarray, setting: Setting, ranges: Callable[[str, int], Any], *, seed: int
+    ) -> dict[str, Any]:
         """Scores of one setting, its activations' ranges given by (rule, bits)."""
         from benchmarks.evaluation import distances
         from tflite_export.reconstruction import reconstruct
@@ -100,20 +156,65 @@ class Simulation:
         weight_bits, activation_bits = setting.bits
         limits, biases, weights = ranges(setting.rule, activation_bits), {}, None
         if setting.reconstruction:
-            found = reconstruct(self.graph, images, ranges=limits, weight_bits=weight_bits, activation_bits=activation_bits,
-                                rule=setting.rule, steps=self.steps, seed=seed)
+            found = reconstruct(
+                self.graph,
+                images,
+                ranges=limits,
+                weight_bits=weight_bits,
+                activation_bits=activation_bits,
+                rule=setting.rule,
+                steps=self.steps,
+                seed=seed,
+            )
             biases, weights = found.biases, found.weights
-        constants = quantized_constants(self.graph, weight_bits=weight_bits, rule=setting.rule, constants=biases, weights=weights)
-        outputs = self._by_name(predict(self.graph, self.task.x, ranges=limits, constants=constants, activation_bits=activation_bits))
-        return {**self.task.score(outputs), **distances(self.reference, outputs), **self.task.float_scores}
+        constants = quantized_constants(
+            self.graph,
+            weight_bits=weight_bits,
+            rule=setting.rule,
+            constants=biases,
+            weights=weights,
+        )
+        outputs = self._by_name(
+            predict(
+                self.graph,
+                self.task.x,
+                ranges=limits,
+                constants=constants,
+                activation_bits=activation_bits,
+            )
+        )
+        return {
+            **self.task.score(outputs),
+            **distances(self.reference, outputs),
+            **self.task.float_scores,
+        }
 
 
-def measure_missing(task: Task, results: Results, *, configs: list[Any], sources: list[str], settings: list[Setting], steps: int) -> None:
-    """Adds every row that is not there yet, a line each. Ranges are found once per source, seed, rule and bits."""
+def measure_missing(
+    task: Task,
+    results: Results,
+    *,
+    configs: list[Any],
+    sources: list[str],
+    settings: list[Setting],
+    steps: int,
+) -> None:
+    """Adds every row that is not there yet, a line each. Ranges are found once per source, seed,
+    rule and bits.
+    """
     from tflite_export.ranges import collect_ranges
 
-    wanted = [(config, source, setting) for config in configs for source in sources for setting in settings]
-    missing = [(config, source, each) for config, source, each in wanted if not results.done(source, *each, config.seed)]
+    wanted = [
+        (config, source, setting)
+        for config in configs
+        for source in sources
+        for setting in settings
+    ]
+    missing = [
+        (config, source, each)
+        for config, source, each in wanted
+        if not results.done(source, *each, config.seed)
+    ]
     if len(missing) < len(wanted):
         say(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already")
     if not missing:
@@ -121,20 +222,42 @@ def measure_missing(task: Task, results: Results, *, configs: list[Any], sources
     simulation, start, at = Simulation(task, steps=steps), time.perf_counter(), None
     for index, (config, source, setting) in enumerate(missing):
         if at != (config, source):
-            at, (images, _) = (config, source), task_images(task, source, config=config, folder=results.folder)
+            at, (images, _) = (
+                (config, source),
+                task_images(task, source, config=config, folder=results.folder),
+            )
             found = functools.partial(collect_ranges, simulation.graph, images)
-            ranges = functools.cache(lambda rule, bits, found=found: found(rule=rule, activation_bits=bits))
+            ranges = functools.cache(
+                lambda rule, bits, found=found: found(rule=rule, activation_bits=bits)
+            )
         row = simulation.row(images, setting, ranges, seed=config.seed)
-        results.add({"source": source, "setting": setting.name, "rule": setting.rule, "reconstruction": setting.reconstruction,
-                     "seed": config.seed, "num_images": len(images), **row}, {})
+        results.add(
+            {
+                "source": source,
+                "setting": setting.name,
+                "rule": setting.rule,
+                "reconstruction": setting.reconstruction,
+                "seed": config.seed,
+                "num_images": len(images),
+                **row,
+            },
+            {},
+        )
         left = (time.perf_counter() - start) / (index + 1) * (len(missing) - index - 1)
-        figures = ", ".join(f"{name} {row[name]:.3f}" for name in ("top1", "map", "agreement") if name in row)
-        say(f"[{index + 1}/{len(missing)}] {source} seed {config.seed}, {setting.label}: {figures}; about {left:.0f} s left")
+        figures = ", ".join(
+            f"{name} {row[name]:.3f}" for name in ("top1", "map", "agreement") if name in row
+        )
+        say(
+            f"[{index + 1}/{len(missing)}] {source} seed {config.seed}, "
+            f"{setting.label}: {figures}; about {left:.0f} s left"
+        )
 
 
 def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
-    """A markdown table of `field`: a line per setting, a column per source (mean ± deviation over seeds), and the mean of
-    generated minus real, in points (hundredths) of scores and in dB of an SQNR."""
+    """A markdown table of `field`: a line per setting, a column per source (mean ± deviation over
+    seeds), and the mean of
+    generated minus real, in points (hundredths) of scores and in dB of an SQNR.
+    """
     from tabulate import tabulate
 
     from benchmarks.table import mean_std
@@ -146,11 +269,30 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
     both, lines = {"real", "synthetic"} <= set(sources), []
     scale, unit, digits = (1, "dB", 1) if field.startswith("sqnr") else (100, "points", 3)
     for setting, values in groups.items():
-        gap = [f"{scale * (np.mean(values['synthetic']) - np.mean(values['real'])):+.1f}"
-               if {"real", "synthetic"} <= set(values) else "-"] if both else []
-        lines.append([setting.label, *(mean_std(values.get(source, []), digits=digits) for source in sources), *gap])
+        gap = (
+            [
+                f"{scale * (np.mean(values['synthetic']) - np.mean(values['real'])):+.1f}"
+                if {"real", "synthetic"} <= set(values)
+                else "-"
+            ]
+            if both
+            else []
+        )
+        lines.append(
+            [
+                setting.label,
+                *(mean_std(values.get(source, []), digits=digits) for source in sources),
+                *gap,
+            ]
+        )
     headings = ["setting", *sources, *([f"synthetic - real, {unit}"] if both else [])]
-    return tabulate(lines, headers=headings, tablefmt="pipe", colalign=("left", *["right"] * (len(headings) - 1)), disable_numparse=True)
+    return tabulate(
+        lines,
+        headers=headings,
+        tablefmt="pipe",
+        colalign=("left", *["right"] * (len(headings) - 1)),
+        disable_numparse=True,
+    )
 
 
 def write_report(results: Results, *, command: str) -> str:
@@ -158,37 +300,94 @@ def write_report(results: Results, *, command: str) -> str:
     from benchmarks import plots
     from dgh_tf.files import atomic_write
 
-    rows = sorted(results.rows, key=lambda row: (-int(row["setting"][1]), -int(row["setting"][3]), row["rule"], row["reconstruction"]))
+    rows = sorted(
+        results.rows,
+        key=lambda row: (
+            -int(row["setting"][1]),
+            -int(row["setting"][3]),
+            row["rule"],
+            row["reconstruction"],
+        ),
+    )
     sources = [source for source in SOURCES if any(row["source"] == source for row in rows)]
-    fields = {name: label for name, label in (("top1", "Top-1"), ("map", "COCO mAP"), ("agreement", "Agreement with the float model"),
-                                              ("sqnr_db", "SQNR of the logits, dB")) if rows[0].get(name) is not None}
+    fields = {
+        name: label
+        for name, label in (
+            ("top1", "Top-1"),
+            ("map", "COCO mAP"),
+            ("agreement", "Agreement with the float model"),
+            ("sqnr_db", "SQNR of the logits, dB"),
+        )
+        if rows[0].get(name) is not None
+    }
     tables = {name: pivot(rows, field=name, sources=sources) for name in fields}
-    float_scores = "; ".join(f"float {name.removeprefix('float_')} {value:.3f}" for name, value in rows[0].items()
-                             if name.startswith("float_"))
+    float_scores = "; ".join(
+        f"float {name.removeprefix('float_')} {value:.3f}"
+        for name, value in rows[0].items()
+        if name.startswith("float_")
+    )
     parts = [f"## {fields[name]}\n\n{text}" for name, text in tables.items()]
-    atomic_write(results.folder / "results.md", "# Simulated low bits\n\n" + "\n\n".join(parts) + "\n\nMean ± standard deviation over "
-                 f"seeds; {rows[0]['num_images']} calibration images; {float_scores}. Fake quantization of input, logits and every "
-                 f"activation between; weights per channel; a model that ends at its logits.\n\n```\n{command}\n```\n\n{environment()}\n")
-    labelled = [{**row, "group": Setting(row["setting"], row["rule"], row["reconstruction"]).label} for row in rows]
+    atomic_write(
+        results.folder / "results.md",
+        "# Simulated low bits\n\n" + "\n\n".join(parts) + "\n\nMean ± standard deviation over "
+        f"seeds; {rows[0]['num_images']} calibration images; {float_scores}. Fake "
+        "quantization of input, logits and every "
+        "activation between; weights per channel; a model that ends at its "
+        f"logits.\n\n```\n{command}\n```\n\n{environment()}\n",
+    )
+    labelled = [
+        {**row, "group": Setting(row["setting"], row["rule"], row["reconstruction"]).label}
+        for row in rows
+    ]
     first = next(iter(fields))
-    plots.grouped(labelled, results.folder / "lowbit.png", field=first, label=fields[first], line=rows[0].get(f"float_{first}"))
+    plots.grouped(
+        labelled,
+        results.folder / "lowbit.png",
+        field=first,
+        label=fields[first],
+        line=rows[0].get(f"float_{first}"),
+    )
     return tables[first]
 
 
 def main(argv: list[str]) -> int:
     from dgh_tf import GenerationConfig
 
-    sources, settings = check_sources(FLAGS.sources), settings_of(FLAGS.settings, FLAGS.rules, FLAGS.reconstruction)
-    shared = {name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")}
+    sources, settings = (
+        check_sources(FLAGS.sources),
+        settings_of(FLAGS.settings, FLAGS.rules, FLAGS.reconstruction),
+    )
+    shared = {
+        name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")
+    }
     configs = [GenerationConfig(seed=seed, **shared) for seed in range(FLAGS.seeds)]
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
-        task = load_task(FLAGS.model, real=FLAGS.real, evaluation=FLAGS.evaluation, preprocess=FLAGS.preprocess,
-                         input_range=FLAGS.input_range, real_limit=4 * FLAGS.num_images,
-                         evaluation_limit=FLAGS.num_evaluation or None, data_dir=FLAGS.data_dir)
+        task = load_task(
+            FLAGS.model,
+            real=FLAGS.real,
+            evaluation=FLAGS.evaluation,
+            preprocess=FLAGS.preprocess,
+            input_range=FLAGS.input_range,
+            real_limit=4 * FLAGS.num_images,
+            evaluation_limit=FLAGS.num_evaluation or None,
+            data_dir=FLAGS.data_dir,
+        )
         run_id = fingerprint(task, {**shared, "reconstruction_steps": FLAGS.reconstruction_steps})
         results = Results(folder, run=run_id, key=KEY)
-        measure_missing(task, results, configs=configs, sources=sources, settings=settings, steps=FLAGS.reconstruction_steps)
-        say("\n" + write_report(results, command=shlex.join(["python", "-m", "benchmarks.lowbit", *sys.argv[1:]])))
+        measure_missing(
+            task,
+            results,
+            configs=configs,
+            sources=sources,
+            settings=settings,
+            steps=FLAGS.reconstruction_steps,
+        )
+        say(
+            "\n"
+            + write_report(
+                results, command=shlex.join(["python", "-m", "benchmarks.lowbit", *sys.argv[1:]])
+            )
+        )
     return 0
 
 

@@ -1,8 +1,10 @@
 """math: how far an integer model is from its float model. Everything is computed in float64.
 
-Outputs are class scores, float [images, classes]: probabilities or logits, the same kind on both sides; the squared error
+Outputs are class scores, float [images, classes]: probabilities or logits, the same kind on both
+sides; the squared error
 and the ratio take outputs of any shape.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +13,10 @@ import numpy as np
 def _pair(reference: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     reference, outputs = np.asarray(reference, np.float64), np.asarray(outputs, np.float64)
     if reference.shape != outputs.shape or not reference.size:
-        raise ValueError(f"Outputs of shape {outputs.shape} cannot be compared with a reference of shape "
-                         f"{reference.shape}. Both must come from the same, non-empty set of images.")
+        raise ValueError(
+            f"Outputs of shape {outputs.shape} cannot be compared with a reference of shape "
+            f"{reference.shape}. Both must come from the same, non-empty set of images."
+        )
     return reference, outputs
 
 
@@ -20,18 +24,24 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose highest score is the label's, 0..1.
 
     Args:
-      outputs: scores, [images, classes]. The first of equal highest scores counts, as in `np.argmax`.
+      outputs: scores, [images, classes]. The first of equal highest scores counts, as in
+        `np.argmax`.
       labels: class indices, int [images].
     """
     outputs, labels = np.asarray(outputs), np.asarray(labels)
     if outputs.ndim != 2 or labels.shape != outputs.shape[:1] or not labels.size:
-        raise ValueError(f"top1 needs scores [images, classes] and as many labels, got shapes {outputs.shape} and "
-                         f"{labels.shape}.")
+        raise ValueError(
+            "top1 needs scores [images, classes] and as many labels, got shapes "
+            f"{outputs.shape} and "
+            f"{labels.shape}."
+        )
     return float(np.mean(outputs.argmax(axis=1) == labels))
 
 
 def agreement(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Share of images on which both models choose the same class, 0..1. Both are scores, [images, classes]."""
+    """Share of images on which both models choose the same class, 0..1. Both are scores, [images,
+    classes].
+    """
     reference, outputs = _pair(reference, outputs)
     return top1(outputs, reference.argmax(axis=1))
 
@@ -43,7 +53,8 @@ def mse(reference: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def sqnr_db(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Signal to quantization noise ratio, 10 log10(sum reference^2 / sum (outputs - reference)^2), in dB.
+    """Signal to quantization noise ratio, 10 log10(sum reference^2 / sum (outputs - reference)^2),
+    in dB.
 
     Infinite where both are equal, minus infinite for a reference of zeros that was not met.
     """
@@ -55,13 +66,16 @@ def sqnr_db(reference: np.ndarray, outputs: np.ndarray) -> float:
 
 
 def spread(outputs: np.ndarray) -> float:
-    """Mean over images of highest minus lowest score, in output units. Tells how far logits are stretched."""
+    """Mean over images of highest minus lowest score, in output units. Tells how far logits are
+    stretched.
+    """
     outputs = np.asarray(outputs, np.float64)
     return float(np.mean(outputs.max(axis=1) - outputs.min(axis=1)))
 
 
 def range_coverage(real: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Share of each real range that lies inside the other range, 0..1. Below 1, real values are cut off.
+    """Share of each real range that lies inside the other range, 0..1. Below 1, real values are cut
+    off.
 
     Args:
       real, other: ranges of the same tensors, float [tensors, 2] as (low, high) with low <= high.
@@ -77,18 +91,26 @@ def range_coverage(real: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def range_ratio(real: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Width of the other range over width of the real one. Above 1, resolution is lost. Arguments as `range_coverage`.
+    """Width of the other range over width of the real one. Above 1, resolution is lost. Arguments
+    as `range_coverage`.
 
     Returns:
       float64 [tensors]; NaN where the real range has no width.
     """
     real, other = _ranges(real, other)
     width = real[:, 1] - real[:, 0]
-    return np.where(width > 0.0, (other[:, 1] - other[:, 0]) / np.where(width > 0.0, width, 1.0), np.nan)
+    return np.where(
+        width > 0.0, (other[:, 1] - other[:, 0]) / np.where(width > 0.0, width, 1.0), np.nan
+    )
 
 
 def _ranges(real: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     real, other = _pair(real, other)
-    if real.ndim != 2 or real.shape[1] != 2 or np.any(real[:, 0] > real[:, 1]) or np.any(other[:, 0] > other[:, 1]):
+    if (
+        real.ndim != 2
+        or real.shape[1] != 2
+        or np.any(real[:, 0] > real[:, 1])
+        or np.any(other[:, 0] > other[:, 1])
+    ):
         raise ValueError(f"Ranges must be [tensors, 2] with low <= high, got shape {real.shape}.")
     return real, other

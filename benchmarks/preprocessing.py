@@ -1,4 +1,7 @@
-"""math: stored pixel values to a model's input units. Images are [N, height, width, channels], the result float32."""
+"""math: stored pixel values to a model's input units. Images are [N, height, width, channels], the
+result float32.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +18,10 @@ def preprocessing(text: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function from stored values to the model's input units, float32, that `text` names.
 
     Args:
-      text: 'SCALE,OFFSET' for x * SCALE + OFFSET, or none, unit (x / 255), symmetric (x / 127.5 - 1),
-        imagenet (unit range, then ImageNet's mean and deviation), caffe (BGR, ImageNet's mean taken off).
+      text: 'SCALE,OFFSET' for x * SCALE + OFFSET, or none, unit (x / 255), symmetric (x / 127.5 -
+        1),
+        imagenet (unit range, then ImageNet's mean and deviation), caffe (BGR, ImageNet's mean taken
+        off).
 
     Raises:
       ValueError: `text` is neither, or images without three channels meet imagenet or caffe.
@@ -34,13 +39,18 @@ def preprocessing(text: str) -> Callable[[np.ndarray], np.ndarray]:
         if not np.isfinite([scale, offset]).all():
             raise ValueError
     except ValueError:
-        raise ValueError(f"--preprocess={text} is not understood. Give SCALE,OFFSET (for example 0.0078431373,-1 for "
-                         f"x * SCALE + OFFSET) or one of {', '.join(_NAMED)}.") from None
+        raise ValueError(
+            f"--preprocess={text} is not understood. Give SCALE,OFFSET (for example "
+            "0.0078431373,-1 for "
+            f"x * SCALE + OFFSET) or one of {', '.join(_NAMED)}."
+        ) from None
     return lambda x: np.asarray(x, np.float32) * scale + offset
 
 
 def _rgb(x: np.ndarray) -> np.ndarray:
     if x.shape[-1] != 3:
-        raise ValueError(f"The preprocessing 'imagenet' and 'caffe' need three channels, these images have "
-                         f"{x.shape[-1]}. Give --preprocess=SCALE,OFFSET.")
+        raise ValueError(
+            f"The preprocessing 'imagenet' and 'caffe' need three channels, these images have "
+            f"{x.shape[-1]}. Give --preprocess=SCALE,OFFSET."
+        )
     return np.asarray(x, np.float32)

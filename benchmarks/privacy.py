@@ -1,4 +1,7 @@
-"""cli: how close generated images come to training images, against how close unseen real ones do: python -m benchmarks.privacy."""
+"""cli: how close generated images come to training images, against how close unseen real ones do:
+python -m benchmarks.privacy.
+"""
+
 from __future__ import annotations
 
 import json
@@ -16,43 +19,66 @@ SPACES = {"pixels": "pixels, as they are", "shifted": "pixels, the best of 50 sh
 
 def define_flags() -> None:
     """Only when this runs as a command."""
-    flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME.")
-    flags.DEFINE_string("training", "demo", "Images that trained the model: .npz, a folder by class, tfds:NAME, or demo.")
+    flags.DEFINE_string(
+        "model", "demo", "demo, a .keras or .h5 file, a SavedModel folder, or keras:NAME."
+    )
+    flags.DEFINE_string(
+        "training",
+        "demo",
+        "Images that trained the model: .npz, a folder by class, tfds:NAME, or demo.",
+    )
     flags.DEFINE_string("unseen", "demo", "Real images that did not, in the same forms.")
-    flags.DEFINE_string("generated", None, "Folder that generate left, or an .npy file; none: made here.")
+    flags.DEFINE_string(
+        "generated", None, "Folder that generate left, or an .npy file; none: made here."
+    )
     flags.DEFINE_string("output_dir", None, "Folder of privacy.json and privacy.md.", required=True)
-    flags.DEFINE_string("preprocess", "none", "Stored values to model input, as in benchmarks.calibration.")
-    flags.DEFINE_integer("num_images", 128, "Images of each kind whose nearest training image is looked for.", lower_bound=2)
+    flags.DEFINE_string(
+        "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
+    )
+    flags.DEFINE_integer(
+        "num_images",
+        128,
+        "Images of each kind whose nearest training image is looked for.",
+        lower_bound=2,
+    )
     flags.DEFINE_integer("steps", 100, "Optimizer steps of images made here.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of images made here, and of the choice of real ones.", lower_bound=0)
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of images made here, and of the choice of real ones.", lower_bound=0
+    )
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, *, block: int = 64) -> np.ndarray:
-    """Root mean squared difference of each query to its nearest reference, in the values' units; float64 [queries]."""
+    """Root mean squared difference of each query to its nearest reference, in the values' units;
+    float64 [queries].
+    """
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (queries, references))
     squares, found = np.sum(b * b, axis=1), []
     for start in range(0, len(a), block):
-        part = a[start:start + block]
+        part = a[start : start + block]
         distances = np.sum(part * part, axis=1)[:, None] - 2 * part @ b.T + squares
         found.append(np.sqrt(np.maximum(distances.min(axis=1), 0.0) / a.shape[1]))
     return np.concatenate(found)
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
-    """Images [N, ...] with mean 0 and standard deviation 1 each: brightness and contrast cannot hide a copy."""
+    """Images [N, ...] with mean 0 and standard deviation 1 each: brightness and contrast cannot
+    hide a copy.
+    """
     flat = np.asarray(images, np.float64).reshape(len(images), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
     return (flat / np.maximum(flat.std(axis=1, keepdims=True), 1e-9)).reshape(images.shape)
 
 
 def shifted_nearest(queries: np.ndarray, references: np.ndarray, *, reach: int = 2) -> np.ndarray:
-    """`nearest` over shifts of up to `reach` pixels each way, with and without mirroring, of the common middle [N, H, W, C]."""
+    """`nearest` over shifts of up to `reach` pixels each way, with and without mirroring, of the
+    common middle [N, H, W, C].
+    """
     middle = references[:, reach:-reach, reach:-reach]
     best = np.full(len(queries), np.inf)
     for mirrored in (queries, queries[:, :, ::-1]):
         for y in range(2 * reach + 1):
             for x in range(2 * reach + 1):
-                part = mirrored[:, y:y + middle.shape[1], x:x + middle.shape[2]]
+                part = mirrored[:, y : y + middle.shape[1], x : x + middle.shape[2]]
                 best = np.minimum(best, nearest(normalized(part), normalized(middle)))
     return best
 
@@ -61,8 +87,10 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
     """Rows of nearest-neighbour distances to the training images, by space and kind of images.
 
     Args:
-      training: float [N, H, W, C] or any shape (then without shifts). others: kind -> the same; "unseen" is the measure.
-    Returns: {"space", "kind", "images", "nearest", "p5", "median", "closer_than_unseen"}: the least distance, its 5 per
+      training: float [N, H, W, C] or any shape (then without shifts). others: kind -> the same;
+        "unseen" is the measure.
+    Returns: {"space", "kind", "images", "nearest", "p5", "median", "closer_than_unseen"}: the least
+      distance, its 5 per
       cent quantile, its median, and the share of images closer than the closest unseen one.
     """
     rows = []
@@ -72,9 +100,17 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
     for space, measure in spaces.items():
         found = {kind: measure(kind) for kind in others}
         for kind, distances in found.items():
-            rows.append({"space": space, "kind": kind, "images": len(distances), "nearest": float(distances.min()),
-                         "p5": float(np.percentile(distances, 5)), "median": float(np.median(distances)),
-                         "closer_than_unseen": float(np.mean(distances < found["unseen"].min()))})
+            rows.append(
+                {
+                    "space": space,
+                    "kind": kind,
+                    "images": len(distances),
+                    "nearest": float(distances.min()),
+                    "p5": float(np.percentile(distances, 5)),
+                    "median": float(np.median(distances)),
+                    "closer_than_unseen": float(np.mean(distances < found["unseen"].min())),
+                }
+            )
     return rows
 
 
@@ -89,25 +125,40 @@ def main(argv: list[str]) -> int:
     values = flags.FLAGS
     folder = make_folder(values.output_dir, flag="output_dir")
     model = load_model(values.model)
-    shared = {"input_shape": tuple(model.inputs[0].shape[1:]), "preprocess": values.preprocess, "data_dir": None, "detector": False}
+    shared = {
+        "input_shape": tuple(model.inputs[0].shape[1:]),
+        "preprocess": values.preprocess,
+        "data_dir": None,
+        "detector": False,
+    }
     training, _ = datasets.load(values.training, role="real", limit=None, **shared)
     unseen, _ = datasets.load(values.unseen, role="evaluation", limit=values.num_images, **shared)
     if values.generated:
-        generated = np.asarray(load_calibration(values.generated).images)[:values.num_images]
+        generated = np.asarray(load_calibration(values.generated).images)[: values.num_images]
     else:
         say(f"making {values.num_images} images")
-        generated = generate_images(model, GenerationConfig(num_images=values.num_images, steps=values.steps, seed=values.seed))
-    noise = np.random.default_rng(values.seed).uniform(training.min(), training.max(), generated.shape).astype(np.float32)
+        generated = generate_images(
+            model,
+            GenerationConfig(num_images=values.num_images, steps=values.steps, seed=values.seed),
+        )
+    noise = (
+        np.random.default_rng(values.seed)
+        .uniform(training.min(), training.max(), generated.shape)
+        .astype(np.float32)
+    )
     # a copy of training images with a little noise shows that the measure would see a leak
     rng = np.random.default_rng(values.seed)
-    picked = training[rng.permutation(len(training))[:len(unseen)]]
+    picked = training[rng.permutation(len(training))[: len(unseen)]]
     leak = picked + rng.normal(scale=0.25 * picked.std(), size=picked.shape).astype(np.float32)
     others = {"unseen": unseen, "generated": generated, "noise": noise, "noisy copies": leak}
     rows = compare(training, others)
     command = shlex.join(["python", "-m", "benchmarks.privacy", *sys.argv[1:]])
     text = f"{table_of(rows)}\n\nAgainst {len(training)} training images.\n"
     atomic_write(folder / "privacy.json", json.dumps(rows, indent=1) + "\n")
-    atomic_write(folder / "privacy.md", f"# Nearest training images\n\n{text}\n```\n{command}\n```\n\n{environment()}\n")
+    atomic_write(
+        folder / "privacy.md",
+        f"# Nearest training images\n\n{text}\n```\n{command}\n```\n\n{environment()}\n",
+    )
     say(text)
     return 0
 
@@ -116,10 +167,32 @@ def table_of(rows: list[dict]) -> str:
     """The rows as a markdown table."""
     from tabulate import tabulate
 
-    lines = [[SPACES[row["space"]], row["kind"], row["images"], f"{row['nearest']:.3f}", f"{row['p5']:.3f}", f"{row['median']:.3f}",
-              f"{row['closer_than_unseen']:.0%}"] for row in rows]
-    return tabulate(lines, headers=["distance in", "images", "number", "least", "5 %", "median", "closer than the closest unseen"],
-                    tablefmt="pipe", disable_numparse=True)
+    lines = [
+        [
+            SPACES[row["space"]],
+            row["kind"],
+            row["images"],
+            f"{row['nearest']:.3f}",
+            f"{row['p5']:.3f}",
+            f"{row['median']:.3f}",
+            f"{row['closer_than_unseen']:.0%}",
+        ]
+        for row in rows
+    ]
+    return tabulate(
+        lines,
+        headers=[
+            "distance in",
+            "images",
+            "number",
+            "least",
+            "5 %",
+            "median",
+            "closer than the closest unseen",
+        ],
+        tablefmt="pipe",
+        disable_numparse=True,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""state: results.json and ranges.json of a folder: rows added one by one, each whole on disk before the next begins."""
+"""state: results.json and ranges.json of a folder: rows added one by one, each whole on disk before
+the next begins.
+"""
+
 from __future__ import annotations
 
 import json
@@ -10,9 +13,13 @@ from dgh_tf.files import atomic_write
 
 
 class Results:
-    """The rows of one folder, told apart by the fields of `key`; a row's field `run` names the arguments it came from."""
+    """The rows of one folder, told apart by the fields of `key`; a row's field `run` names the
+    arguments it came from.
+    """
 
-    def __init__(self, folder: str | pathlib.Path, *, run: str, key: tuple[str, ...] = ("source", "seed")):
+    def __init__(
+        self, folder: str | pathlib.Path, *, run: str, key: tuple[str, ...] = ("source", "seed")
+    ):
         """Reads what an earlier run of the same arguments left.
 
         Args: key: fields of a row; "source" among them.
@@ -24,8 +31,11 @@ class Results:
         self._ranges: dict[str, Ranges] = self._read("ranges.json", {})
         others = sorted({str(row.get("run")) for row in self.rows} - {run})
         if others:
-            raise ValueError(f"{self.folder} holds results of other arguments, data or another model (run {others[0]}, "
-                             f"now {run}). Give another --output_dir, or the same arguments to go on with it.")
+            raise ValueError(
+                f"{self.folder} holds results of other arguments, data or another "
+                f"model (run {others[0]}, "
+                f"now {run}). Give another --output_dir, or the same arguments to go on with it."
+            )
 
     def _read(self, name: str, empty: Any) -> Any:
         path = self.folder / name
@@ -34,9 +44,15 @@ class Results:
         try:
             data = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}). Remove it or give another --output_dir.") from error
-        if type(data) is not type(empty) or (data and name == "results.json" and not isinstance(data[0], dict)):
-            raise ValueError(f"{path} does not hold benchmark results. Remove it or give another --output_dir.")
+            raise ValueError(
+                f"{path} is damaged ({error}). Remove it or give another --output_dir."
+            ) from error
+        if type(data) is not type(empty) or (
+            data and name == "results.json" and not isinstance(data[0], dict)
+        ):
+            raise ValueError(
+                f"{path} does not hold benchmark results. Remove it or give another --output_dir."
+            )
         return data
 
     def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
@@ -51,7 +67,9 @@ class Results:
         return self._ranges.get("/".join(map(str, key)), {})
 
     def add(self, row: dict[str, Any], ranges: Ranges) -> None:
-        """Adds a row, compares all rows' ranges with the real ones of the same key, and writes both files."""
+        """Adds a row, compares all rows' ranges with the real ones of the same key, and writes both
+        files.
+        """
         self._ranges["/".join(map(str, self._values(row)))] = ranges
         self.rows.append({**row, "run": self.run})
         for each in self.rows:  # all: the real row may come last
@@ -59,4 +77,6 @@ class Results:
             each.update(compare_ranges(real, self.ranges(*self._values(each))))
         # ranges first: a run killed in between repeats the row and overwrites its ranges
         atomic_write(self.folder / "ranges.json", json.dumps(self._ranges, indent=1))
-        atomic_write(self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n")
+        atomic_write(
+            self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n"
+        )

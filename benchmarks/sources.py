@@ -1,4 +1,7 @@
-"""keras: calibration images by source: real, generated (whole method or minus a part), uniform and Gaussian noise."""
+"""keras: calibration images by source: real, generated (whole method or minus a part), uniform and
+Gaussian noise.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -16,8 +19,13 @@ GENERATED = {
     "no_augmentation": {"augment": False, "prior_weight": 0.0},
     "no_stretching": {"output_weight": 0.0},
 }
-HINTED = {f"with_{count}_real": count for count in (1, 4, 8, 32)}  # the whole method, and so many real images in the set
-ABLATION = (*(source for source, changes in GENERATED.items() if changes), *HINTED)  # measured beside the main sources, at fewer sizes
+HINTED = {
+    f"with_{count}_real": count for count in (1, 4, 8, 32)
+}  # the whole method, and so many real images in the set
+ABLATION = (
+    *(source for source, changes in GENERATED.items() if changes),
+    *HINTED,
+)  # measured beside the main sources, at fewer sizes
 SOURCES = ("real", *GENERATED, "noise", "gaussian", *HINTED)
 
 
@@ -25,21 +33,32 @@ def check_sources(names: list[str]) -> list[str]:
     """The names unchanged. Raises ValueError for an unknown, a repeated or no name."""
     unknown = [name for name in names if name not in SOURCES]
     if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(f"--sources={','.join(names)}: expected some of {', '.join(SOURCES)}, each at most once"
-                         + (f"; unknown: {', '.join(unknown)}." if unknown else "."))
+        raise ValueError(
+            f"--sources={','.join(names)}: expected some of {', '.join(SOURCES)}, each at most once"
+            + (f"; unknown: {', '.join(unknown)}." if unknown else ".")
+        )
     return names
 
 
 def real_subset(real: np.ndarray, *, num_images: int, seed: int) -> np.ndarray:
-    """`num_images` different real images, chosen by the seed. Raises ValueError where there are too few."""
+    """`num_images` different real images, chosen by the seed. Raises ValueError where there are too
+    few.
+    """
     if num_images > len(real):
-        raise ValueError(f"The real set holds {len(real)} images, fewer than --num_images={num_images}. Give a larger "
-                         "set or lower --num_images, so that every source calibrates on equally many.")
+        raise ValueError(
+            f"The real set holds {len(real)} images, fewer than "
+            f"--num_images={num_images}. Give a larger "
+            "set or lower --num_images, so that every source calibrates on equally many."
+        )
     return real[np.random.default_rng(seed).permutation(len(real))[:num_images]]
 
 
-def kept(path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]) -> tuple[np.ndarray, float | None]:
-    """What `make` gives (images, and seconds or None), from the .npz file `path` where an earlier call left it there."""
+def kept(
+    path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]
+) -> tuple[np.ndarray, float | None]:
+    """What `make` gives (images, and seconds or None), from the .npz file `path` where an earlier
+    call left it there.
+    """
     from dgh_tf.files import atomic_path
 
     if path.exists():
@@ -52,8 +71,14 @@ def kept(path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]
     return images, seconds
 
 
-def calibration_images(source: str, *, model: Any, real: np.ndarray, config: Any,
-                       bounds: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, float | None]:
+def calibration_images(
+    source: str,
+    *,
+    model: Any,
+    real: np.ndarray,
+    config: Any,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, float | None]:
     """Calibration images of one source.
 
     Args:
@@ -64,19 +89,28 @@ def calibration_images(source: str, *, model: Any, real: np.ndarray, config: Any
       bounds: low and high of the valid input range, float [] or [channels]; read by 'noise' only.
 
     Returns:
-      float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the seconds a generated source took
+      float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the
+      seconds a generated source took
       (else None).
     """
     shape = (config.num_images, *real.shape[1:])
     if source == "real":
         return real_subset(real, num_images=config.num_images, seed=config.seed), None
     if source == "noise":
-        return np.random.default_rng(config.seed).uniform(*bounds, size=shape).astype(np.float32), None
-    if source == "gaussian":  # mean 0, variance 1 in the model's own units, whatever its input range
+        return np.random.default_rng(config.seed).uniform(*bounds, size=shape).astype(
+            np.float32
+        ), None
+    if (
+        source == "gaussian"
+    ):  # mean 0, variance 1 in the model's own units, whatever its input range
         return np.random.default_rng(config.seed).standard_normal(shape, dtype=np.float32), None
     from dgh_tf import generate_images
 
-    hint = real_subset(real, num_images=HINTED[source], seed=config.seed) if source in HINTED else None
+    hint = (
+        real_subset(real, num_images=HINTED[source], seed=config.seed) if source in HINTED else None
+    )
     start = time.perf_counter()
-    images = generate_images(model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint)
+    images = generate_images(
+        model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint
+    )
     return images, time.perf_counter() - start

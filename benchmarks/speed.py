@@ -1,4 +1,7 @@
-"""cli: python -m benchmarks.speed: the generation loop's rate against the machine's limit, in one process."""
+"""cli: python -m benchmarks.speed: the generation loop's rate against the machine's limit, in one
+process.
+"""
+
 from __future__ import annotations
 
 import json
@@ -18,14 +21,24 @@ flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
 flags.DEFINE_string("output", None, "File for the figures (.json).", required=True)
 flags.DEFINE_integer("batches", 2, "Batches of the generated set.", lower_bound=1)
 flags.DEFINE_float("seconds", 4.0, "Seconds of each measurement.", lower_bound=0.1)
-flags.DEFINE_integer("repeats", 5, "Measurements of each side, in turn; their medians are compared.", lower_bound=1)
-flags.DEFINE_bool("stream", False, "Stream the set through a file, as generate does with sets larger than --memory_mib.")
-flags.DEFINE_string("start", "leaves", "Start images; white is fastest to draw, where thousands are.")
+flags.DEFINE_integer(
+    "repeats", 5, "Measurements of each side, in turn; their medians are compared.", lower_bound=1
+)
+flags.DEFINE_bool(
+    "stream",
+    False,
+    "Stream the set through a file, as generate does with sets larger than --memory_mib.",
+)
+flags.DEFINE_string(
+    "start", "leaves", "Start images; white is fastest to draw, where thousands are."
+)
 flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
 
 
 def limit_step(network, images):
-    """One plain forward and backward pass of the network with respect to its input, compiled: the machine's limit."""
+    """One plain forward and backward pass of the network with respect to its input, compiled: the
+    machine's limit.
+    """
     import tensorflow as tf
 
     from dgh_tf.network import call_model
@@ -33,10 +46,17 @@ def limit_step(network, images):
     @tf.function(autograph=False)
     def step(count):
         def body(i, total):
-            x = images + tf.cast(i, tf.float32) * 0.0  # depends on i, so that no pass is hoisted out of the loop
+            x = (
+                images + tf.cast(i, tf.float32) * 0.0
+            )  # depends on i, so that no pass is hoisted out of the loop
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                value = tf.add_n([tf.reduce_sum(tf.cast(y, tf.float32)) for y in tf.nest.flatten(call_model(network.model, [x]))])
+                value = tf.add_n(
+                    [
+                        tf.reduce_sum(tf.cast(y, tf.float32))
+                        for y in tf.nest.flatten(call_model(network.model, [x]))
+                    ]
+                )
             return i + 1, total + tf.reduce_sum(tape.gradient(value, x)[:, 0])
 
         return tf.while_loop(lambda i, _: i < count, body, (0, 0.0), parallel_iterations=1)[1]
@@ -44,11 +64,22 @@ def limit_step(network, images):
     return step
 
 
-def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: int, input_range: str = "", start: str = "leaves",
-            store_file: pathlib.Path | None = None) -> dict:
-    """Image-steps per second of the real loop (everything included) and of the limit, measured in turn.
+def measure(
+    model,
+    *,
+    batch_size: int,
+    batches: int,
+    seconds: float,
+    repeats: int,
+    input_range: str = "",
+    start: str = "leaves",
+    store_file: pathlib.Path | None = None,
+) -> dict:
+    """Image-steps per second of the real loop (everything included) and of the limit, measured in
+    turn.
 
-    Returns: image_steps_per_second, limit_image_steps_per_second, efficiency (median of the pairs' ratios), their
+    Returns: image_steps_per_second, limit_image_steps_per_second, efficiency (median of the pairs'
+      ratios), their
       lists, trace_seconds and peak_rss_mib of the process.
     """
     import tensorflow as tf
@@ -56,8 +87,13 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
     from dgh_tf.config import GenerationConfig
     from dgh_tf.generation import Generator
 
-    config = GenerationConfig(num_images=batch_size * batches, batch_size=batch_size, steps=10**6, input_range=input_range,
-                              start=start)
+    config = GenerationConfig(
+        num_images=batch_size * batches,
+        batch_size=batch_size,
+        steps=10**6,
+        input_range=input_range,
+        start=start,
+    )
     generator = Generator(model, config, store_file=store_file)
     if len(generator.ranges) > 1:
         raise ValueError("The speed benchmark takes models with one input.")
@@ -72,12 +108,18 @@ def measure(model, *, batch_size: int, batches: int, seconds: float, repeats: in
         ours.append(_timed_loop(generator, seconds))
         plain.append(_timed_limit(limit, batch_size, seconds))
     generator.store.close()
-    return {"batch_size": batch_size, "num_images": config.num_images, "streamed": generator.streamed,
-            "image_steps_per_second": statistics.median(ours),
-            "limit_image_steps_per_second": statistics.median(plain),
-            "efficiency": statistics.median(a / b for a, b in zip(ours, plain, strict=True)),
-            "rates": ours, "limit_rates": plain, "trace_seconds": trace,
-            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {
+        "batch_size": batch_size,
+        "num_images": config.num_images,
+        "streamed": generator.streamed,
+        "image_steps_per_second": statistics.median(ours),
+        "limit_image_steps_per_second": statistics.median(plain),
+        "efficiency": statistics.median(a / b for a, b in zip(ours, plain, strict=True)),
+        "rates": ours,
+        "limit_rates": plain,
+        "trace_seconds": trace,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def _timed_loop(generator, seconds: float) -> float:
@@ -107,12 +149,26 @@ def main(argv: list[str]) -> int:
     from dgh_tf import load_model
 
     with tempfile.TemporaryDirectory(prefix="speed_") as name:
-        row = {"model": FLAGS.model, **measure(
-            load_model(FLAGS.model), batch_size=FLAGS.batch_size, batches=FLAGS.batches, seconds=FLAGS.seconds, repeats=FLAGS.repeats,
-            input_range=FLAGS.input_range, start=FLAGS.start, store_file=pathlib.Path(name) / "records" if FLAGS.stream else None)}
+        row = {
+            "model": FLAGS.model,
+            **measure(
+                load_model(FLAGS.model),
+                batch_size=FLAGS.batch_size,
+                batches=FLAGS.batches,
+                seconds=FLAGS.seconds,
+                repeats=FLAGS.repeats,
+                input_range=FLAGS.input_range,
+                start=FLAGS.start,
+                store_file=pathlib.Path(name) / "records" if FLAGS.stream else None,
+            ),
+        }
     atomic_write(FLAGS.output, json.dumps(row, indent=1) + "\n")
-    say(f"{row['image_steps_per_second']:.0f} image-steps/s, limit {row['limit_image_steps_per_second']:.0f}, "
-        f"efficiency {row['efficiency']:.2f}, first call {row['trace_seconds']:.1f} s, peak memory {row['peak_rss_mib']:.0f} MiB")
+    say(
+        f"{row['image_steps_per_second']:.0f} image-steps/s, limit "
+        f"{row['limit_image_steps_per_second']:.0f}, "
+        f"efficiency {row['efficiency']:.2f}, first call {row['trace_seconds']:.1f} "
+        f"s, peak memory {row['peak_rss_mib']:.0f} MiB"
+    )
     return 0
 
 

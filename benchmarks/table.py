@@ -1,4 +1,5 @@
 """text: result rows as a markdown table, means and standard deviations over seeds."""
+
 from __future__ import annotations
 
 import math
@@ -13,8 +14,10 @@ Row = Mapping[str, object]
 def mean_std(values: Sequence[float | None], *, digits: int) -> str:
     """'mean ± standard deviation' over seeds; the mean alone of one value; '-' of none.
 
-    The deviation is the sample's (n - 1), since seeds are a sample of all seeds. A `None` was not measured and is
-    left out; an infinite value makes the mean infinite and the deviation meaningless, so it is left out too.
+    The deviation is the sample's (n - 1), since seeds are a sample of all seeds. A `None` was not
+    measured and is
+    left out; an infinite value makes the mean infinite and the deviation meaningless, so it is left
+    out too.
     """
     known = [float(value) for value in values if value is not None]
     if not known:
@@ -25,8 +28,11 @@ def mean_std(values: Sequence[float | None], *, digits: int) -> str:
     return f"{mean:.{digits}f} ± {statistics.stdev(known):.{digits}f}"
 
 
-def over_seeds(rows: Sequence[Row], *, by: str, columns: Mapping[str, tuple[str, int]]) -> list[list[str]]:
-    """One line per value of `by`, in order of appearance: that value, each column's mean ± deviation, the seeds.
+def over_seeds(
+    rows: Sequence[Row], *, by: str, columns: Mapping[str, tuple[str, int]]
+) -> list[list[str]]:
+    """One line per value of `by`, in order of appearance: that value, each column's mean ±
+    deviation, the seeds.
 
     Args:
       rows: flat result rows; a column a row lacks counts as not measured.
@@ -36,14 +42,28 @@ def over_seeds(rows: Sequence[Row], *, by: str, columns: Mapping[str, tuple[str,
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(row[by]), []).append(row)
-    return [[name, *(mean_std([row.get(field) for row in group], digits=digits)
-                     for field, (_, digits) in columns.items()), str(len(group))]
-            for name, group in groups.items()]
+    return [
+        [
+            name,
+            *(
+                mean_std([row.get(field) for row in group], digits=digits)
+                for field, (_, digits) in columns.items()
+            ),
+            str(len(group)),
+        ]
+        for name, group in groups.items()
+    ]
 
 
 def markdown(rows: Sequence[Row], *, by: str, columns: Mapping[str, tuple[str, int]]) -> str:
-    """The lines of `over_seeds` as a markdown table, with the columns that no row measured left out."""
-    shown = {field: column for field, column in columns.items() if any(row.get(field) is not None for row in rows)}
+    """The lines of `over_seeds` as a markdown table, with the columns that no row measured left
+    out.
+    """
+    shown = {
+        field: column
+        for field, column in columns.items()
+        if any(row.get(field) is not None for row in rows)
+    }
     headings = [by, *(heading for heading, _ in shown.values()), "seeds"]
     align = ("left", *("right" for _ in headings[1:]))
     lines = over_seeds(rows, by=by, columns=shown)

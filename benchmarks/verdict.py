@@ -1,4 +1,7 @@
-"""cli: what an integer file will cost on real data, told without any: python -m benchmarks.verdict."""
+"""cli: what an integer file will cost on real data, told without any: python -m
+benchmarks.verdict.
+"""
+
 from __future__ import annotations
 
 import json
@@ -13,27 +16,55 @@ from dgh_tf.files import atomic_path, atomic_write, require_writable
 
 _ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
 _HEADS = ("reference", "outputs", "float_logits", "logits")
-MOST_GAP = 0.5  # mean gap of statistics, above which images are not what the model was trained on (see docs/verdict.md)
-LEAST_STRETCH = 1.2  # outputs' spread over that of unstretched images, below which images do not exercise the outputs
+# mean gap of statistics, above which images are not what the model was trained on (see
+# docs/verdict.md)
+MOST_GAP = 0.5
+# outputs' spread over that of unstretched images, below which images do not exercise the outputs
+LEAST_STRETCH = 1.2
 HELD_OUT_SEED = 1000
 
 
 def define_flags() -> None:
     """Only when this runs as a command: the suite imports this file."""
-    flags.DEFINE_string("model", None, "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.", required=True)
-    flags.DEFINE_string("tflite", None, "The integer .tflite file made from the model.", required=True)
-    flags.DEFINE_list("images", [], "Folders that generate left (one or several seeds), .npy or .npz: generated images that did not "
-                                    "calibrate the file. Empty: made here.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        required=True,
+    )
+    flags.DEFINE_string(
+        "tflite", None, "The integer .tflite file made from the model.", required=True
+    )
+    flags.DEFINE_list(
+        "images",
+        [],
+        "Folders that generate left (one or several seeds), .npy or .npz: generated "
+        "images that did not "
+        "calibrate the file. Empty: made here.",
+    )
     flags.DEFINE_string("output", None, "A .json file for all figures.")
     flags.DEFINE_integer("num_images", 16, "Images of each kind and seed made here.", lower_bound=2)
-    flags.DEFINE_integer("seeds", 2, "Seeds of images made here: --seed and those after it.", lower_bound=1)
+    flags.DEFINE_integer(
+        "seeds", 2, "Seeds of images made here: --seed and those after it.", lower_bound=1
+    )
     flags.DEFINE_integer("steps", 100, "Optimizer steps of images made here.", lower_bound=1)
-    flags.DEFINE_integer("seed", HELD_OUT_SEED, "First seed of images made here; another than the calibration images'.", lower_bound=0)
-    flags.DEFINE_string("input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model.")
+    flags.DEFINE_integer(
+        "seed",
+        HELD_OUT_SEED,
+        "First seed of images made here; another than the calibration images'.",
+        lower_bound=0,
+    )
+    flags.DEFINE_string(
+        "input_range",
+        "",
+        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
+    )
 
 
 def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
-    """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without output stretching."""
+    """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without
+    output stretching.
+    """
     import dataclasses
 
     from dgh_tf import generate_images
@@ -45,9 +76,15 @@ def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
 def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:
     """Writes an Evidence as .npz, so that verdicts can be told again without running the files."""
     arrays = {name: getattr(evidence, name) for name in _ARRAYS}
-    arrays |= {f"{side}/{name}": np.float32(values) for side in _HEADS for name, values in getattr(evidence, side).items()}
+    arrays |= {
+        f"{side}/{name}": np.float32(values)
+        for side in _HEADS
+        for name, values in getattr(evidence, side).items()
+    }
     with atomic_path(path) as temporary:
-        np.savez_compressed(temporary, names=np.array(evidence.names), kinds=np.array(evidence.kinds), **arrays)
+        np.savez_compressed(
+            temporary, names=np.array(evidence.names), kinds=np.array(evidence.kinds), **arrays
+        )
 
 
 def load_evidence(path: str | pathlib.Path) -> Any:
@@ -55,17 +92,29 @@ def load_evidence(path: str | pathlib.Path) -> Any:
     from tflite_export.verdict import Evidence
 
     with np.load(path) as file:
-        sides = {side: {key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{side}/")} for side in _HEADS}
-        return Evidence(names=file["names"].tolist(), kinds=file["kinds"].tolist(), **{name: file[name] for name in _ARRAYS}, **sides)
+        sides = {
+            side: {
+                key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{side}/")
+            }
+            for side in _HEADS
+        }
+        return Evidence(
+            names=file["names"].tolist(),
+            kinds=file["kinds"].tolist(),
+            **{name: file[name] for name in _ARRAYS},
+            **sides,
+        )
 
 
 def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
     """Why images cannot judge a file; empty where they can.
 
     Args:
-      network: dgh_tf.network.Network. images: to be checked. unstretched: images of the same model with matched
+      network: dgh_tf.network.Network. images: to be checked. unstretched: images of the same model
+        with matched
         statistics and outputs as they come.
-    Returns: sentences. Images far from the running statistics (noise, wrong units) and images that leave the outputs no
+    Returns: sentences. Images far from the running statistics (noise, wrong units) and images that
+      leave the outputs no
       wider than unstretched ones do are found; nothing here tells good images from better ones.
     """
     from benchmarks.evaluation import logits_spread
@@ -74,12 +123,20 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
     found = []
     gap = float(np.mean(list(statistics_gaps(network, images).values())))
     if gap > MOST_GAP:
-        found.append(f"their statistics are far from the model's (mean gap {gap:.2g}, expected below {MOST_GAP:g}): noise, or the "
-                     "wrong units")
+        found.append(
+            f"their statistics are far from the model's (mean gap {gap:.2g}, expected "
+            f"below {MOST_GAP:g}): noise, or the "
+            "wrong units"
+        )
     if not isinstance(images, dict):
-        spread, other = (float(np.mean(list(logits_spread(network, x).values()))) for x in (images, unstretched))
+        spread, other = (
+            float(np.mean(list(logits_spread(network, x).values()))) for x in (images, unstretched)
+        )
         if spread < LEAST_STRETCH * other:
-            found.append(f"they leave the outputs narrow (spread {spread:.3g}; images without stretching have {other:.3g})")
+            found.append(
+                f"they leave the outputs narrow (spread {spread:.3g}; images without "
+                f"stretching have {other:.3g})"
+            )
     return found
 
 
@@ -97,7 +154,10 @@ def _require_tflite(path: pathlib.Path) -> None:
     except ValueError as error:
         raise ValueError(f"--tflite={path}: {error}") from error
     except Exception as error:  # flatbuffers follows whatever offsets a damaged file holds
-        raise ValueError(f"--tflite={path} is a damaged TFLite model ({type(error).__name__}). Convert the model again.") from error
+        raise ValueError(
+            f"--tflite={path} is a damaged TFLite model ({type(error).__name__}). "
+            "Convert the model again."
+        ) from error
 
 
 def _one_of_each(tflite: bytes) -> Any:
@@ -114,7 +174,9 @@ def main(argv: list[str]) -> int:
     values = flags.FLAGS
     path = pathlib.Path(values.tflite)
     if not path.is_file():
-        raise FileNotFoundError(f"--tflite={path}: no such file. Make it with python -m tflite_export.convert.")
+        raise FileNotFoundError(
+            f"--tflite={path}: no such file. Make it with python -m tflite_export.convert."
+        )
     _require_tflite(path)
     if values.output:
         require_writable(values.output, flag="output")
@@ -130,20 +192,35 @@ def main(argv: list[str]) -> int:
 
     model = load_model(values.model)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
-    config = GenerationConfig(num_images=values.num_images, steps=values.steps, input_range=values.input_range)
-    data, float_tflite = path.read_bytes(), to_float_tflite(model, images=_one_of_each(path.read_bytes()))
+    config = GenerationConfig(
+        num_images=values.num_images, steps=values.steps, input_range=values.input_range
+    )
+    data, float_tflite = (
+        path.read_bytes(),
+        to_float_tflite(model, images=_one_of_each(path.read_bytes())),
+    )
     require_same_ends(float_tflite, data)
     seeds = range(values.seed, values.seed + values.seeds)
 
     def made(kind: str) -> dict[str, Any]:
-        say(f"making {len(seeds)} sets of {config.num_images} images {'without' if kind == 'unstretched' else 'with'} output stretching")
-        return {f"{kind}, seed {seed}": held_out_images(model, config, kind=kind, seed=seed) for seed in seeds}
+        say(
+            f"making {len(seeds)} sets of {config.num_images} images "
+            f"{'without' if kind == 'unstretched' else 'with'} output stretching"
+        )
+        return {
+            f"{kind}, seed {seed}": held_out_images(model, config, kind=kind, seed=seed)
+            for seed in seeds
+        }
 
     others = made("unstretched")
     unstretched = next(iter(others.values()))
     network, used, notes = Network(model), {}, []
     proof = path.with_suffix(".json")
-    calibrated_on = json.loads(proof.read_text()).get("sha256", {}).get("calibration") if proof.exists() else None
+    calibrated_on = (
+        json.loads(proof.read_text()).get("sha256", {}).get("calibration")
+        if proof.exists()
+        else None
+    )
     for name, source in given.items():
         why = doubts(network, source.images, unstretched=unstretched)
         if source.sha256 == calibrated_on:
@@ -155,7 +232,9 @@ def main(argv: list[str]) -> int:
     for note in notes:
         say(note)
     used = used or made("stretched")
-    found = {name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()}
+    found = {
+        name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()
+    }
     result = {**judge(found), "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")
@@ -170,11 +249,28 @@ def table_of(result: dict[str, Any]) -> str:
 
     lines = []
     for name, kind in result["kinds"].items():
-        agreement = "-" if "agreement" not in kind else f"{kind['agreement']:.3f}, expected {kind['expected']:.3f}"
-        lines += [[name, kind["images"], agreement, head, f"{figures['sqnr_db']:.1f}", f"{figures['mse']:.3g}"]
-                  for head, figures in kind["heads"].items()]
-    text = tabulate(lines, headers=["images", "number", "agreement", "output", "SQNR, dB", "squared error"], tablefmt="pipe",
-                    disable_numparse=True)
+        agreement = (
+            "-"
+            if "agreement" not in kind
+            else f"{kind['agreement']:.3f}, expected {kind['expected']:.3f}"
+        )
+        lines += [
+            [
+                name,
+                kind["images"],
+                agreement,
+                head,
+                f"{figures['sqnr_db']:.1f}",
+                f"{figures['mse']:.3g}",
+            ]
+            for head, figures in kind["heads"].items()
+        ]
+    text = tabulate(
+        lines,
+        headers=["images", "number", "agreement", "output", "SQNR, dB", "squared error"],
+        tablefmt="pipe",
+        disable_numparse=True,
+    )
     return "\n".join([text, "", *(f"- {reason}" for reason in result["reasons"])])
 
 

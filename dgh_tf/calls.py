@@ -1,4 +1,7 @@
-"""keras: what is done to layers while a model is traced, and undone after: their calls recorded, their precision changed."""
+"""keras: what is done to layers while a model is traced, and undone after: their calls recorded,
+their precision changed.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 
 @contextlib.contextmanager
 def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None) -> Iterator[list]:
-    """Yields a list that fills with (layer, input, output) at each call of one of `layers`; their calls are put back after.
+    """Yields a list that fills with (layer, input, output) at each call of one of `layers`; their
+    calls are put back after.
 
     instead: by id of the layer, a function from input to output that stands in for its call.
     """
     recorded: list = []
-    own = [layer.__dict__.get("call") for layer in layers]  # a `call` that the user set on the object itself
+    own = [
+        layer.__dict__.get("call") for layer in layers
+    ]  # a `call` that the user set on the object itself
 
     def wrap(layer):
         call, other = layer.call, (instead or {}).get(id(layer))
@@ -37,7 +43,8 @@ def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None)
 
 @contextlib.contextmanager
 def computing_in(model, precision: str) -> Iterator[None]:
-    """Inside, the model's layers compute in bfloat16 or float16; its weights stay as they are, its policies are put back.
+    """Inside, the model's layers compute in bfloat16 or float16; its weights stay as they are, its
+    policies are put back.
 
     Raises: ValueError for a tf_keras model: its layers settle on a precision when they are made.
     """
@@ -45,8 +52,14 @@ def computing_in(model, precision: str) -> Iterator[None]:
         yield
         return
     layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
-    if not all(type(layer).__module__.startswith("keras.") or hasattr(type(layer), "dtype_policy") for layer in layers):
-        raise ValueError(f"--precision={precision} needs a Keras 3 model; {model.name!r} is one of tf_keras. Leave the flag out.")
+    if not all(
+        type(layer).__module__.startswith("keras.") or hasattr(type(layer), "dtype_policy")
+        for layer in layers
+    ):
+        raise ValueError(
+            f"--precision={precision} needs a Keras 3 model; {model.name!r} is one of "
+            "tf_keras. Leave the flag out."
+        )
     own = [layer.dtype_policy for layer in layers]
     try:
         for layer in layers:

@@ -1,9 +1,12 @@
 """state: checkpoints of a run: whole or absent, checksummed, the last two kept.
 
-A checkpoint is one file: the length of its JSON head, the head (identity, progress, dtypes and shapes of the arrays), then
-the arrays of the carry and the records of all batches, one after the other, so that a set of any size passes through a
+A checkpoint is one file: the length of its JSON head, the head (identity, progress, dtypes and
+shapes of the arrays), then
+the arrays of the carry and the records of all batches, one after the other, so that a set of any
+size passes through a
 few megabytes of memory. Beside it, written last, lies a .json with the file's sha256.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -23,12 +26,19 @@ KEPT = 2
 
 
 def save(folder: pathlib.Path, generator: Generator, *, identity: dict) -> None:
-    """Writes a run's state and records. Raises OSError on a full disk, with the earlier checkpoints as they were."""
+    """Writes a run's state and records. Raises OSError on a full disk, with the earlier checkpoints
+    as they were.
+    """
     folder.mkdir(exist_ok=True)
     state, places = generator.state, range(len(generator.batches))
     scale, best, waited = state.plateau
-    head = {"identity": identity, "visits": state.visits, "plateau": [scale, best if math.isfinite(best) else None, waited],
-            "gap_start": state.gap_start, "carry": [[a.dtype.str, a.shape] for a in state.carry]}
+    head = {
+        "identity": identity,
+        "visits": state.visits,
+        "plateau": [scale, best if math.isfinite(best) else None, waited],
+        "gap_start": state.gap_start,
+        "carry": [[a.dtype.str, a.shape] for a in state.carry],
+    }
     path, digest = folder / f"visit-{state.visits:012d}.bin", hashlib.sha256()
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         text = json.dumps(head).encode()
@@ -47,7 +57,9 @@ def save(folder: pathlib.Path, generator: Generator, *, identity: dict) -> None:
 
 
 def available(folder: pathlib.Path) -> list[int]:
-    """Visits at which whole checkpoints were taken, newest first; damaged ones are passed over with a warning."""
+    """Visits at which whole checkpoints were taken, newest first; damaged ones are passed over with
+    a warning.
+    """
     return [int(path.stem.removeprefix("visit-")) for path in _whole(folder)]
 
 
@@ -59,16 +71,32 @@ def restore(folder: pathlib.Path, generator: Generator, *, identity: dict, visit
     with open(folder / f"visit-{visits:012d}.bin", "rb") as file:
         head = _head(file)
         require_same(head["identity"], identity, folder.parent)
-        carry = [np.fromfile(file, np.dtype(kind), math.prod(shape)).reshape(shape) for kind, shape in head["carry"]]
+        carry = [
+            np.fromfile(file, np.dtype(kind), math.prod(shape)).reshape(shape)
+            for kind, shape in head["carry"]
+        ]
         for place in range(len(generator.batches)):
             shapes = [a.shape for a in generator.store.read(place)]
-            generator.store.write(place, [np.fromfile(file, np.float32, math.prod(shape)).reshape(shape) for shape in shapes])
+            generator.store.write(
+                place,
+                [
+                    np.fromfile(file, np.float32, math.prod(shape)).reshape(shape)
+                    for shape in shapes
+                ],
+            )
     scale, best, waited = head["plateau"]
-    generator.state = State(head["visits"], (scale, math.inf if best is None else best, waited), head["gap_start"], carry)
+    generator.state = State(
+        head["visits"],
+        (scale, math.inf if best is None else best, waited),
+        head["gap_start"],
+        carry,
+    )
 
 
 def require_run(folder: pathlib.Path, *, identity: dict) -> None:
-    """Raises ValueError when the newest whole checkpoint is of another run: asked before long work begins."""
+    """Raises ValueError when the newest whole checkpoint is of another run: asked before long work
+    begins.
+    """
     for path in _whole(folder):
         with open(path, "rb") as file:
             require_same(_head(file)["identity"], identity, folder.parent)
@@ -82,7 +110,10 @@ def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
             if sha256_file(path) != json.loads(record.read_text())["sha256"]:
                 raise ValueError("its checksum differs")
         except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"Checkpoint {path.name} is damaged ({error}); going back to the one before.", stacklevel=3)
+            warnings.warn(
+                f"Checkpoint {path.name} is damaged ({error}); going back to the one before.",
+                stacklevel=3,
+            )
             continue
         yield path
 
@@ -95,8 +126,13 @@ def require_same(saved: dict, wanted: dict, folder: pathlib.Path) -> None:
     """Raises ValueError naming every entry in which two identities of runs differ."""
     flat_saved, flat_wanted = ({**i, **i.get("config", {})} for i in (saved, wanted))
     keys = sorted((flat_saved.keys() | flat_wanted.keys()) - {"config"})
-    different = [f"{key}: {flat_saved.get(key)!r} there, {flat_wanted.get(key)!r} now"
-                 for key in keys if flat_saved.get(key) != flat_wanted.get(key)]
+    different = [
+        f"{key}: {flat_saved.get(key)!r} there, {flat_wanted.get(key)!r} now"
+        for key in keys
+        if flat_saved.get(key) != flat_wanted.get(key)
+    ]
     if different:
-        raise ValueError(f"{folder} holds a run with other settings ({'; '.join(different)}). "
-                         "Give the same settings to go on with it, or another --output_dir.")
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(different)}). "
+            "Give the same settings to go on with it, or another --output_dir."
+        )

@@ -1,4 +1,5 @@
 """math: ranges of model inputs, and the conventions in which people feed images to networks."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,7 +9,9 @@ import numpy as np
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
 CONVENTIONS = {
-    "byte": (0.0, 255.0), "unit": (0.0, 1.0), "symmetric": (-1.0, 1.0),
+    "byte": (0.0, 255.0),
+    "unit": (0.0, 1.0),
+    "symmetric": (-1.0, 1.0),
     "half": (-0.5, 0.5),  # unit less one half, or less the training set's mean
     "signed": (-128.0, 127.0),  # byte less 128, or less the training set's mean
     "standard": (-2.7, 2.7),  # less the training set's mean, then divided by its standard deviation
@@ -20,7 +23,8 @@ ALIKE = 0.75  # share of their union that two ranges have in common when either 
 
 @dataclasses.dataclass(frozen=True)
 class InputRange:
-    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural inputs, canvas units.
+    """Valid range of one input. low, high: float or one float per channel. prior_std: of natural
+    inputs, canvas units.
 
     fitted: no convention stands behind it, so that real images may show it to be wider.
     """
@@ -36,12 +40,20 @@ class InputRange:
 
 
 def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange:
-    """A range that holds `images`, [n, ..., channels] in model units, too; their spread in model units stays what it was."""
+    """A range that holds `images`, [n, ..., channels] in model units, too; their spread in model
+    units stays what it was.
+    """
     low, high = min(*valid.low, float(images.min())), max(*valid.high, float(images.max()))
     if (low, high) == (min(valid.low), max(valid.high)):
         return valid
     std = valid.prior_std * (max(valid.high) - min(valid.low)) / (high - low)
-    return dataclasses.replace(valid, low=(low,), high=(high,), prior_std=std, source=f"{valid.source}; widened to hold {source}")
+    return dataclasses.replace(
+        valid,
+        low=(low,),
+        high=(high,),
+        prior_std=std,
+        source=f"{valid.source}; widened to hold {source}",
+    )
 
 
 def parse_input_range(text: str, *, channels: int) -> InputRange:
@@ -53,8 +65,10 @@ def parse_input_range(text: str, *, channels: int) -> InputRange:
     except ValueError:
         low = high = 0.0
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
-                         f"{', '.join(CONVENTIONS)}; got {text!r}.")
+        raise ValueError(
+            f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
+            f"{', '.join(CONVENTIONS)}; got {text!r}."
+        )
     return InputRange((low,), (high,), "--input_range")
 
 
@@ -62,12 +76,21 @@ def convention(name: str, *, channels: int, source: str) -> InputRange:
     """A convention's range. Raises ValueError for one of three channels where there are others."""
     low, high = (np.atleast_1d(bound) for bound in CONVENTIONS[name])
     if len(low) not in (1, channels):
-        raise ValueError(f"--input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH.")
-    return InputRange(tuple(map(float, low)), tuple(map(float, high)), source, 1 / 2.7 if name == "standard" else 0.5)
+        raise ValueError(
+            f"--input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH."
+        )
+    return InputRange(
+        tuple(map(float, low)),
+        tuple(map(float, high)),
+        source,
+        1 / 2.7 if name == "standard" else 0.5,
+    )
 
 
 def alike(first: str, second: str) -> bool:
     """Whether two conventions differ so little that either will do: by ALIKE, in every channel."""
     (low, high), (other_low, other_high) = CONVENTIONS[first], CONVENTIONS[second]
     common = np.minimum(high, other_high) - np.maximum(low, other_low)
-    return bool(np.min(common / (np.maximum(high, other_high) - np.minimum(low, other_low))) >= ALIKE)
+    return bool(
+        np.min(common / (np.maximum(high, other_high) - np.minimum(low, other_low))) >= ALIKE
+    )

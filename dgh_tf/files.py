@@ -1,4 +1,5 @@
 """state: files that are either whole or absent, and their hashes."""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,9 +27,13 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; on success it is synced and renamed onto `path`, on failure removed."""
+    """Yields a temporary path beside `path`; on success it is synced and renamed onto `path`, on
+    failure removed.
+    """
     path = pathlib.Path(path)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    descriptor, name = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
+    )
     os.close(descriptor)
     temporary = pathlib.Path(name)
     try:
@@ -37,7 +42,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes the file private; give it the mode any other new file has
+        temporary.chmod(
+            0o666 & ~umask
+        )  # mkstemp makes the file private; give it the mode any other new file has
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
@@ -51,40 +58,61 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes `data` so that `path` holds either the old content or all of the new. Raises OSError (full disk, no permission)."""
+    """Writes `data` so that `path` holds either the old content or all of the new. Raises OSError
+    (full disk, no permission).
+    """
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
-    """Raises OSError unless a file can be written at `path`: asked before long work, by making and removing a file beside it.
+    """Raises OSError unless a file can be written at `path`: asked before long work, by making and
+    removing a file beside it.
 
     Args: flag: the option that gave the path, for the message.
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        raise IsADirectoryError(f"--{flag}={path}: {path} is a folder. Give the path of a file in it.")
+        raise IsADirectoryError(
+            f"--{flag}={path}: {path} is a folder. Give the path of a file in it."
+        )
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--{flag}={path}: the folder {path.parent} does not exist. Create it first.")
+        raise FileNotFoundError(
+            f"--{flag}={path}: the folder {path.parent} does not exist. Create it first."
+        )
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise OSError(f"--{flag}={path}: nothing can be written there ({error.strerror or error}). Give another place.") from error
+        raise OSError(
+            f"--{flag}={path}: nothing can be written there "
+            f"({error.strerror or error}). Give another place."
+        ) from error
     os.close(descriptor)
     os.unlink(name)
     return path
 
 
 def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
-    """Makes the folder where it is missing. Raises OSError, naming the option, where that cannot be or nothing can be written in it."""
+    """Makes the folder where it is missing. Raises OSError, naming the option, where that cannot be
+    or nothing can be written in it.
+    """
     path = pathlib.Path(path)
-    if not str(path).strip() or (path.is_symlink() and not path.exists()) or (path.exists() and not path.is_dir()):
-        raise NotADirectoryError(f"--{flag}={path} is a file or a link to nothing; expected a folder. Give another name.")
+    if (
+        not str(path).strip()
+        or (path.is_symlink() and not path.exists())
+        or (path.exists() and not path.is_dir())
+    ):
+        raise NotADirectoryError(
+            f"--{flag}={path} is a file or a link to nothing; expected a folder. Give another name."
+        )
     made = not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"--{flag}={path}: the folder cannot be made ({error.strerror or error}). Give another place.") from error
+        raise OSError(
+            f"--{flag}={path}: the folder cannot be made ({error.strerror or error}). "
+            "Give another place."
+        ) from error
     try:
         require_writable(path / "file", flag=flag)
     except OSError:
@@ -95,16 +123,20 @@ def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
 
 
 def _remove_unused(folder: pathlib.Path, lock: pathlib.Path) -> None:
-    """Removes a folder that holds nothing but this lock: what a run that was refused would leave behind."""
+    """Removes a folder that holds nothing but this lock: what a run that was refused would leave
+    behind.
+    """
     if folder.is_dir() and set(folder.iterdir()) <= {lock}:
         lock.unlink(missing_ok=True)
         folder.rmdir()
 
 
 def require_reasonable_zip(path: str | os.PathLike) -> None:
-    """Raises ValueError for an archive that unpacks to far more than its size: reading it would fill the memory.
+    """Raises ValueError for an archive that unpacks to far more than its size: reading it would
+    fill the memory.
 
-    Weights and images shrink a few times when they are packed, sparse ones some tens of times; zeros a thousand times.
+    Weights and images shrink a few times when they are packed, sparse ones some tens of times;
+    zeros a thousand times.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -113,17 +145,22 @@ def require_reasonable_zip(path: str | os.PathLike) -> None:
         return  # no archive: whoever reads it next says so
     packed = os.path.getsize(path)
     if unpacked > _MOST_UNPACKED * packed + _FREE_BYTES:
-        raise ValueError(f"{path} unpacks from {packed / 2**20:.1f} to {unpacked / 2**20:.0f} MiB, over {_MOST_UNPACKED} times its size, "
-                         "as an archive made to fill the memory does. Pass the file as it was saved.")
+        raise ValueError(
+            f"{path} unpacks from {packed / 2**20:.1f} to {unpacked / 2**20:.0f} MiB, "
+            f"over {_MOST_UNPACKED} times its size, "
+            "as an archive made to fill the memory does. Pass the file as it was saved."
+        )
 
 
 @contextlib.contextmanager
 def locked_folder(path: str | os.PathLike, *, flag: str, worker: int = 0) -> Iterator[pathlib.Path]:
-    """The folder of a run, made where it is missing and locked against a second process; a lock ends with its process.
+    """The folder of a run, made where it is missing and locked against a second process; a lock
+    ends with its process.
 
     A folder made here for a run that then fails before it writes anything is removed again.
 
-    Args: flag: the option that gave the path, for messages. worker: of several that share the folder, each with a lock of its own.
+    Args: flag: the option that gave the path, for messages. worker: of several that share the
+      folder, each with a lock of its own.
     Raises: ValueError when another process holds it, OSError when it cannot be made or written to.
     """
     import filelock
@@ -135,7 +172,9 @@ def locked_folder(path: str | os.PathLike, *, flag: str, worker: int = 0) -> Ite
         with filelock.FileLock(lock, timeout=0):
             yield folder
     except filelock.Timeout:
-        raise ValueError(f"Another process is writing to {folder}. Wait for it, or give another --{flag}.") from None
+        raise ValueError(
+            f"Another process is writing to {folder}. Wait for it, or give another --{flag}."
+        ) from None
     except BaseException:
         if not known:
             _remove_unused(folder, lock)

@@ -1,4 +1,7 @@
-"""cli: Ctrl-C while a command is still importing is one line, and is never lost. Every package imports this file before anything else."""
+"""cli: Ctrl-C while a command is still importing is one line, and is never lost. Every package
+imports this file before anything else.
+"""
+
 import _thread
 import sys
 import threading
@@ -15,7 +18,9 @@ def _said(kind, error, trace) -> None:
 
 
 def _again(dropped) -> None:
-    """sys.unraisablehook of a command: an interrupt in a callback, whose exceptions Python drops, comes again right after it."""
+    """sys.unraisablehook of a command: an interrupt in a callback, whose exceptions Python drops,
+    comes again right after it.
+    """
     if issubclass(dropped.exc_type, KeyboardInterrupt):
         later = threading.Timer(0.02, _thread.interrupt_main)
         later.daemon = True
@@ -24,6 +29,9 @@ def _again(dropped) -> None:
         sys.__unraisablehook__(dropped)
 
 
-if any(flag == "-m" and name.split(".")[0] in _PACKAGES for flag, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)):
+if any(
+    flag == "-m" and name.split(".")[0] in _PACKAGES
+    for flag, name in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+):
     # not for those who only import these packages
     sys.excepthook, sys.unraisablehook = _said, _again

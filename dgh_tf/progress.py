@@ -1,4 +1,7 @@
-"""cli: what a run tells while it goes on: metrics.jsonl, and a progress bar or plain lines with the time left."""
+"""cli: what a run tells while it goes on: metrics.jsonl, and a progress bar or plain lines with the
+time left.
+"""
+
 from __future__ import annotations
 
 import json
@@ -11,10 +14,14 @@ from dgh_tf.tensorboard import Summaries
 
 
 class Metrics:
-    """metrics.jsonl: one line per report; lines after the step that a run resumes from are dropped."""
+    """metrics.jsonl: one line per report; lines after the step that a run resumes from are
+    dropped.
+    """
 
     def __init__(self, folder: pathlib.Path | None, *, keep_until: int, tensorboard: bool):
-        """folder: None keeps the rows in memory alone (workers beside the chief). tensorboard: write summaries, too."""
+        """folder: None keeps the rows in memory alone (workers beside the chief). tensorboard:
+        write summaries, too.
+        """
         self.summaries = Summaries(folder) if folder and tensorboard else None
         self._path = folder / "metrics.jsonl" if folder else None
         self.rows: list[dict] = []
@@ -32,7 +39,11 @@ class Metrics:
 
     @property
     def last(self) -> dict[str, float]:
-        return {key: value for key, value in (self.rows or [{}])[-1].items() if key not in ("step", "rate")}
+        return {
+            key: value
+            for key, value in (self.rows or [{}])[-1].items()
+            if key not in ("step", "rate")
+        }
 
     def add(self, progress) -> None:
         """A report from within a step that was told of already is left out."""
@@ -44,7 +55,9 @@ class Metrics:
             with self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if self.summaries:
-            self.summaries.add(progress.step, {name: value for name, value in row.items() if name != "step"})
+            self.summaries.add(
+                progress.step, {name: value for name, value in row.items() if name != "step"}
+            )
 
 
 class ProgressBar:
@@ -52,7 +65,9 @@ class ProgressBar:
 
     def __init__(self, steps: int, *, done: int):
         self._steps, self._shown = steps, 0.0
-        self._first: tuple[float, int] | None = None  # time and step of the first report: what came before is compilation
+        self._first: tuple[float, int] | None = (
+            None  # time and step of the first report: what came before is compilation
+        )
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -75,7 +90,9 @@ class ProgressBar:
         now = time.monotonic()
         if self._first is None:
             self._first = now, progress.step
-            console.say(f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}")
+            console.say(
+                f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}"
+            )
         elif now - self._shown > 10 or progress.step == self._steps:
             self._shown, (began, at) = now, self._first
             left = (now - began) / max(progress.step - at, 1) * (self._steps - progress.step)

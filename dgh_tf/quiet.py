@@ -1,4 +1,7 @@
-"""cli: TensorFlow's own lines kept off the terminal. No flags here: what a program imports must not define any."""
+"""cli: TensorFlow's own lines kept off the terminal. No flags here: what a program imports must not
+define any.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +15,9 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
-    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when the block fails."""
+    """Holds back what this process, C++ code included, writes to file descriptor 2; shown only when
+    the block fails.
+    """
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -31,7 +36,9 @@ def held_stderr() -> Iterator[None]:
 
 
 class _QuietStart(importlib.abc.MetaPathFinder):
-    """Holds stderr while TensorFlow is imported, whoever imports it (Keras does too). Serves one import, then is gone."""
+    """Holds stderr while TensorFlow is imported, whoever imports it (Keras does too). Serves one
+    import, then is gone.
+    """
 
     def __init__(self, verbose: Callable[[], bool]):
         self._verbose = verbose
@@ -48,9 +55,11 @@ class _QuietStart(importlib.abc.MetaPathFinder):
 
 
 def quiet_tensorflow(verbose: Callable[[], bool] = lambda: False) -> None:
-    """Keeps TensorFlow's start-up lines off the terminal, unless `verbose` says otherwise when TensorFlow is imported.
+    """Keeps TensorFlow's start-up lines off the terminal, unless `verbose` says otherwise when
+    TensorFlow is imported.
 
-    Works only before that. TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes before absl's
+    Works only before that. TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes
+    before absl's
     InitializeLog, hence the hook.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

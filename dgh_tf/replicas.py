@@ -1,4 +1,7 @@
-"""keras: several devices: the strategy, the split of the set into batches, and what replicas tell each other."""
+"""keras: several devices: the strategy, the split of the set into batches, and what replicas tell
+each other.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -14,9 +17,14 @@ from dgh_tf.config import GenerationConfig
 
 
 def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
-    """Images of each batch: as many batches as replicas divide, sizes equal up to one. Raises ValueError for too few images."""
+    """Images of each batch: as many batches as replicas divide, sizes equal up to one. Raises
+    ValueError for too few images.
+    """
     if config.num_images < replicas:
-        raise ValueError(f"--num_images={config.num_images} is less than the {replicas} replicas; give each at least one image.")
+        raise ValueError(
+            f"--num_images={config.num_images} is less than the {replicas} replicas; "
+            "give each at least one image."
+        )
     batches = replicas * math.ceil(config.num_images / (config.batch_size * replicas))
     return [len(part) for part in np.array_split(np.arange(config.num_images), batches)]
 
@@ -28,15 +36,22 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         return tf.distribute.MirroredStrategy([d.name for d in devices])
     if name == "multi_worker":
         options = tf.distribute.experimental.CommunicationOptions(
-            implementation=tf.distribute.experimental.CommunicationImplementation.RING)
+            implementation=tf.distribute.experimental.CommunicationImplementation.RING
+        )
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    return tf.distribute.OneDeviceStrategy("GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0")
+    return tf.distribute.OneDeviceStrategy(
+        "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
+    )
 
 
-def exchange(change: tf.Tensor, heads: list[tf.Tensor], *, replicas: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The sum over replicas of how their rows of the table changed, and the heads' mean spreads [heads], by one all-reduce.
+def exchange(
+    change: tf.Tensor, heads: list[tf.Tensor], *, replicas: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The sum over replicas of how their rows of the table changed, and the heads' mean spreads
+    [heads], by one all-reduce.
 
-    No gradient passes: that of an all-reduce would be summed over replicas, whose images are not this one's to move.
+    No gradient passes: that of an all-reduce would be summed over replicas, whose images are not
+      this one's to move.
     """
     values = tf.stop_gradient(tf.concat([tf.reshape(change, [-1]), tf.stack(heads) / replicas], 0))
     if replicas > 1:
@@ -46,8 +61,10 @@ def exchange(change: tf.Tensor, heads: list[tf.Tensor], *, replicas: int) -> tup
 
 
 def worker_number(strategy: str) -> int:
-    """Number of this process among the workers of a job, 0 for the chief and for every other strategy. Raises ValueError
-    for a TF_CONFIG that names no workers."""
+    """Number of this process among the workers of a job, 0 for the chief and for every other
+    strategy. Raises ValueError
+    for a TF_CONFIG that names no workers.
+    """
     if strategy != "multi_worker":
         return 0
     try:
@@ -57,13 +74,19 @@ def worker_number(strategy: str) -> int:
             raise ValueError("its task is none of its workers")
         return number
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"--strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set it on every machine to "
-                         '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}, with '
-                         "the machine's own index.") from error
+        raise ValueError(
+            f"--strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set "
+            "it on every machine to "
+            '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": '
+            '"worker", "index": 0}}, with '
+            "the machine's own index."
+        ) from error
 
 
 def agreed_number(strategy: tf.distribute.Strategy, numbers: list[int]) -> int | None:
-    """The largest of `numbers` that all workers have (at most two each); None where there is none."""
+    """The largest of `numbers` that all workers have (at most two each); None where there
+    is none.
+    """
     if strategy.cluster_resolver is None or strategy.num_replicas_in_sync == 1:
         return max(numbers, default=None)
     padded = tf.constant([(numbers + [-1, -1])[:2]], tf.int64)
@@ -74,12 +97,22 @@ def agreed_number(strategy: tf.distribute.Strategy, numbers: list[int]) -> int |
 
 @contextlib.contextmanager
 def lost_peer(strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Turns the many ways in which TensorFlow says that another worker is gone into one ConnectionError."""
+    """Turns the many ways in which TensorFlow says that another worker is gone into one
+    ConnectionError.
+    """
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError,
-            tf.errors.InternalError) as error:
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+        tf.errors.DeadlineExceededError,
+        tf.errors.InternalError,
+    ) as error:
         if strategy.cluster_resolver is None:
             raise
-        raise ConnectionError("Another worker of this job cannot be reached any more. Start the same command on all workers again; they "
-                              "go on from the last checkpoint that all of them have.") from error
+        raise ConnectionError(
+            "Another worker of this job cannot be reached any more. Start the same "
+            "command on all workers again; they "
+            "go on from the last checkpoint that all of them have."
+        ) from error

@@ -1,4 +1,6 @@
-"""cli: the frame of report.html: style for phone and desktop, light and dark, and the script behind click-to-enlarge."""
+"""cli: the frame of report.html: style for phone and desktop, light and dark, and the script behind
+click-to-enlarge.
+"""
 
 STYLE = """
 :root { color-scheme: light dark; --line: #d8dce2; --soft: #f3f5f8; --dim: #5b6472; --a: #1f6feb; --b: #c4500a; --c: #1a7f37;
@@ -52,16 +54,32 @@ shown.addEventListener('click', () => shown.close());
 
 def page(*, title: str, body: str) -> str:
     """The whole document. title: plain text, escaped already; body: HTML."""
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta name="viewport" content="width=device-width, '
-            f'initial-scale=1">\n<title>{title}</title>\n<link rel="icon" href="data:,">\n<style>{STYLE}</style></head>\n<body>\n{body}\n'
-            f'<dialog aria-label="enlarged image"><img alt=""></dialog>\n<script>{SCRIPT}</script>\n</body></html>\n')
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n<meta '
+        'name="viewport" content="width=device-width, '
+        f'initial-scale=1">\n<title>{title}</title>\n<link rel="icon" '
+        f'href="data:,">\n<style>{STYLE}</style></head>\n<body>\n{body}\n'
+        '<dialog aria-label="enlarged image"><img '
+        f'alt=""></dialog>\n<script>{SCRIPT}</script>\n</body></html>\n'
+    )
 
 
-def table(rows: list[list[str]], *, head: list[str] | None = None, kind: str = "", numbers: int = 0) -> str:
-    """HTML table of cells that are HTML already. numbers: so many columns from the right hold numbers; kind: a CSS class."""
+def table(
+    rows: list[list[str]], *, head: list[str] | None = None, kind: str = "", numbers: int = 0
+) -> str:
+    """HTML table of cells that are HTML already. numbers: so many columns from the right hold
+    numbers; kind: a CSS class.
+    """
+
     def line(cells, tag):
         first = len(cells) - numbers
-        return "<tr>" + "".join(f"<{tag}{' class=n' if i >= first else ''}>{c}</{tag}>" for i, c in enumerate(cells)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}{' class=n' if i >= first else ''}>{c}</{tag}>" for i, c in enumerate(cells)
+            )
+            + "</tr>"
+        )
 
     if kind == "facts":
         lines = "".join(f"<tr><th>{key}</th><td>{value}</td></tr>" for key, value in rows)

@@ -1,8 +1,12 @@
-"""state: where canvases, optimizer slots and rows of the table live: in memory, or in a file streamed through a few buffers.
+"""state: where canvases, optimizer slots and rows of the table live: in memory, or in a file
+streamed through a few buffers.
 
-A batch's record is all that the run knows of it: per input a canvas, RAdam's first and second slot, float32 [batch,
-*canvas shape] each, and its row of the table. Whatever the number of images, a device holds the batches it works on.
+A batch's record is all that the run knows of it: per input a canvas, RAdam's first and second slot,
+float32 [batch,
+*canvas shape] each, and its row of the table. Whatever the number of images, a device holds the
+batches it works on.
 """
+
 from __future__ import annotations
 
 import concurrent.futures
@@ -29,7 +33,9 @@ class Slots(NamedTuple):
 
 
 class Store(Protocol):
-    """Records by number of batch; `take` gives one to work on (`upcoming`: the next one, to be fetched ahead), `put` returns it."""
+    """Records by number of batch; `take` gives one to work on (`upcoming`: the next one, to be
+    fetched ahead), `put` returns it.
+    """
 
     def take(self, batch: int, *, upcoming: int | None) -> Slots: ...
 
@@ -42,7 +48,9 @@ class Store(Protocol):
     def close(self) -> None: ...
 
 
-def record_shapes(canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channels: int) -> list[tuple[int, ...]]:
+def record_shapes(
+    canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channels: int
+) -> list[tuple[int, ...]]:
     """Shapes of the arrays of a record of `size` images. channels: of all layers together."""
     return [(size, *shape) for _ in range(3) for shape in canvas_shapes] + [(2, channels)]
 
@@ -52,10 +60,17 @@ def record_bytes(canvas_shapes: Sequence[tuple[int, ...]], size: int, *, channel
     return 4 * sum(map(math.prod, record_shapes(canvas_shapes, size, channels=channels)))
 
 
-def _variables(canvas_shapes: Sequence[tuple[int, ...]], size: int, channels: int, device: str, *, fixed: bool) -> Slots:
-    """Zeros for `size` images. fixed: no other size will be assigned; else all have one type, so that steps are traced once."""
+def _variables(
+    canvas_shapes: Sequence[tuple[int, ...]], size: int, channels: int, device: str, *, fixed: bool
+) -> Slots:
+    """Zeros for `size` images. fixed: no other size will be assigned; else all have one type, so
+    that steps are traced once.
+    """
+
     def zeros(shape):
-        return tf.Variable(tf.zeros([size, *shape]), shape=[size if fixed else None, *shape], trainable=False)
+        return tf.Variable(
+            tf.zeros([size, *shape]), shape=[size if fixed else None, *shape], trainable=False
+        )
 
     with tf.device(device):
         groups = [[zeros(shape) for shape in canvas_shapes] for _ in range(3)]
@@ -65,10 +80,20 @@ def _variables(canvas_shapes: Sequence[tuple[int, ...]], size: int, channels: in
 class MemoryStore:
     """Every batch's record in memory, on the device of the replica that works on it."""
 
-    def __init__(self, canvas_shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *, channels: int, devices: Sequence[str]):
+    def __init__(
+        self,
+        canvas_shapes: Sequence[tuple[int, ...]],
+        sizes: Sequence[int],
+        *,
+        channels: int,
+        devices: Sequence[str],
+    ):
         """sizes: images of every batch. devices: of the replicas, which take batches in turn."""
         fixed = len(set(sizes)) == 1
-        self._slots = [_variables(canvas_shapes, size, channels, devices[k % len(devices)], fixed=fixed) for k, size in enumerate(sizes)]
+        self._slots = [
+            _variables(canvas_shapes, size, channels, devices[k % len(devices)], fixed=fixed)
+            for k, size in enumerate(sizes)
+        ]
 
     def take(self, batch: int, *, upcoming: int | None) -> Slots:
         del upcoming
@@ -89,17 +114,28 @@ class MemoryStore:
 
 
 class FileStore:
-    """Records in one file; one thread reads the next record and writes the last one while a step runs.
+    """Records in one file; one thread reads the next record and writes the last one while a step
+    runs.
 
-    Plain reads and writes rather than a memory map: mapped pages would count as the process's memory. The file is a
+    Plain reads and writes rather than a memory map: mapped pages would count as the process's
+    memory. The file is a
     working copy that a kill may leave in any state; checkpoints are what survives.
     """
 
     _BUFFERS = 3  # for each replica: one in work, one being read ahead, one being written back
 
-    def __init__(self, path: pathlib.Path, canvas_shapes: Sequence[tuple[int, ...]], sizes: Sequence[int], *, channels: int,
-                 devices: Sequence[str]):
-        """As MemoryStore. Raises OSError where the disk has no room for the file: it is laid out in full at once."""
+    def __init__(
+        self,
+        path: pathlib.Path,
+        canvas_shapes: Sequence[tuple[int, ...]],
+        sizes: Sequence[int],
+        *,
+        channels: int,
+        devices: Sequence[str],
+    ):
+        """As MemoryStore. Raises OSError where the disk has no room for the file: it is laid out in
+        full at once.
+        """
         self._path = path
         self._shapes = [record_shapes(canvas_shapes, size, channels=channels) for size in sizes]
         self._stride = max(record_bytes(canvas_shapes, size, channels=channels) for size in sizes)
@@ -107,12 +143,19 @@ class FileStore:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         os.posix_fallocate(self._file, 0, self._stride * len(sizes))
         fixed = len(set(sizes)) == 1
-        self._buffers = [[_variables(canvas_shapes, sizes[0], channels, device, fixed=fixed) for _ in range(self._BUFFERS)]
-                         for device in devices]
+        self._buffers = [
+            [
+                _variables(canvas_shapes, sizes[0], channels, device, fixed=fixed)
+                for _ in range(self._BUFFERS)
+            ]
+            for device in devices
+        ]
         self._turns = [0] * len(devices)
         self._ahead: dict[int, concurrent.futures.Future] = {}
         self._writes: list[concurrent.futures.Future] = []
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)  # one: reads and writes keep their order
+        self._thread = concurrent.futures.ThreadPoolExecutor(
+            1
+        )  # one: reads and writes keep their order
 
     def take(self, batch: int, *, upcoming: int | None) -> Slots:
         fetched = self._ahead.pop(batch, None) or self._fetch(batch)
@@ -133,8 +176,14 @@ class FileStore:
         return self._thread.submit(read)
 
     def put(self, batch: int, slots: Slots) -> None:
-        self._writes = [w for w in self._writes if not w.done() or w.result()]  # raises what a write raised
-        self._writes.append(self._thread.submit(lambda: self._write(batch, [variable.numpy() for variable in slots.flat()])))
+        self._writes = [
+            w for w in self._writes if not w.done() or w.result()
+        ]  # raises what a write raised
+        self._writes.append(
+            self._thread.submit(
+                lambda: self._write(batch, [variable.numpy() for variable in slots.flat()])
+            )
+        )
 
     def read(self, batch: int) -> list[np.ndarray]:
         self._settle()
@@ -171,5 +220,8 @@ class FileStore:
             while rest:
                 moved = call(self._file, [rest], place)
                 if not moved:
-                    raise OSError(f"{self._path} is shorter than it was laid out. The same command goes on from the last checkpoint.")
+                    raise OSError(
+                        f"{self._path} is shorter than it was laid out. The same "
+                        "command goes on from the last checkpoint."
+                    )
                 rest, place = rest[moved:], place + moved

@@ -1,4 +1,5 @@
 """state: a run's figures as TensorBoard summaries; needs the extra `tensorboard`."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,8 +12,11 @@ import numpy as np
 def require() -> None:
     """Raises ValueError where TensorBoard is not installed: before long work, not after it."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("--tensorboard needs the package tensorboard, which is not installed. Install it with pip install tensorboard, "
-                         "or leave the flag out: metrics.jsonl and report.html hold the same figures.")
+        raise ValueError(
+            "--tensorboard needs the package tensorboard, which is not installed. "
+            "Install it with pip install tensorboard, "
+            "or leave the flag out: metrics.jsonl and report.html hold the same figures."
+        )
 
 
 class Summaries:

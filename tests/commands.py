@@ -1,4 +1,5 @@
 """Runs a command in this process, through the same flag parser and error guard as `python -m`."""
+
 import contextlib
 import importlib
 import io
@@ -31,7 +32,9 @@ def ready(command):
 
 @contextlib.contextmanager
 def process_of_its_own(arguments):
-    """Gives back afterwards what a command takes for itself: the arguments of the process and its signals."""
+    """Gives back afterwards what a command takes for itself: the arguments of the process and its
+    signals.
+    """
     before, numbers = sys.argv, (signal.SIGINT, signal.SIGTERM)
     handlers = [signal.getsignal(number) for number in numbers]
     sys.argv = arguments
@@ -47,7 +50,11 @@ def call(command, *arguments):
     """(exit code, stdout, stderr) of the command in this process."""
     out, err, arguments = io.StringIO(), io.StringIO(), [command, *map(str, arguments)]
     module = ready(command)
-    with process_of_its_own(arguments), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        process_of_its_own(arguments),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             code = console._guarded(module.main, console._parsed(arguments))
         except SystemExit as stop:

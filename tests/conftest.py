@@ -1,11 +1,15 @@
-"""Shared by all tests: two logical CPUs before TensorFlow starts, and the folder of real models where it exists."""
+"""Shared by all tests: two logical CPUs before TensorFlow starts, and the folder of real models
+where it exists.
+"""
+
 import os
 import pathlib
 import signal
 
 import pytest
 
-# a run in the background of a script ignores Ctrl-C, and so would every process that the tests start and interrupt
+# a run in the background of a script ignores Ctrl-C, and so would every process that the tests
+# start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,12 +20,16 @@ def pytest_configure():
     import tensorflow as tf
 
     cpus = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.set_logical_device_configuration(
+        cpus[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
-    """Real models and images to measure with; DGH_SHARED_DATA or ../shared/data beside the repository."""
+    """Real models and images to measure with; DGH_SHARED_DATA or ../shared/data beside the
+    repository.
+    """
     default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = pathlib.Path(os.environ.get("DGH_SHARED_DATA", default))
     if not (folder / "README.md").exists():

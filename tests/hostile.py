@@ -1,4 +1,7 @@
-"""Bad input and the promise to its giver: one clear line, exit code above 0, no traceback, nothing left half-written."""
+"""Bad input and the promise to its giver: one clear line, exit code above 0, no traceback, nothing
+left half-written.
+"""
+
 import os
 import pathlib
 
@@ -7,15 +10,33 @@ import commands
 SEEN: set[tuple[str, ...]] = set()
 TRAP = pathlib.Path("/tmp") / f"hostile_trap_{os.getpid()}"
 REQUIRED = {  # flags that each command needs, good values; {w} is the work folder
-    "tflite_export.convert": {"model": "{w}/good.keras", "calibration": "{w}/good.npy", "output": "{w}/out.tflite"},
-    "benchmarks.calibration": {"model": "{w}/good.keras", "real": "{w}/good.npz", "evaluation": "{w}/good.npz", "output_dir": "{w}/bench"},
+    "tflite_export.convert": {
+        "model": "{w}/good.keras",
+        "calibration": "{w}/good.npy",
+        "output": "{w}/out.tflite",
+    },
+    "benchmarks.calibration": {
+        "model": "{w}/good.keras",
+        "real": "{w}/good.npz",
+        "evaluation": "{w}/good.npz",
+        "output_dir": "{w}/bench",
+    },
     "benchmarks.layers": {"model": "{w}/good.keras", "calibrations": "{w}/good.npy"},
     "benchmarks.verdict": {"model": "{w}/good.keras", "tflite": "{w}/none.tflite"},
     "benchmarks.privacy": {"model": "{w}/good.keras", "output_dir": "{w}/privacy"},
     "benchmarks.speed": {"model": "{w}/good.keras", "output": "{w}/speed.json"},
     "benchmarks.suite": {"output_dir": "{w}/suite"},
-    "benchmarks.lowbit": {"model": "{w}/good.keras", "real": "{w}/good.npz", "evaluation": "{w}/good.npz", "output_dir": "{w}/low"},
-    "benchmarks.convergence": {"model": "{w}/good.keras", "evaluation": "{w}/good.npz", "output_dir": "{w}/convergence"},
+    "benchmarks.lowbit": {
+        "model": "{w}/good.keras",
+        "real": "{w}/good.npz",
+        "evaluation": "{w}/good.npz",
+        "output_dir": "{w}/low",
+    },
+    "benchmarks.convergence": {
+        "model": "{w}/good.keras",
+        "evaluation": "{w}/good.npz",
+        "output_dir": "{w}/convergence",
+    },
     "dgh_tf.report": {"output_dir": "{w}/nothing"},
     "dgh_tf.generate": {"model": "{w}/good.keras", "output_dir": "{w}/generated"},
 }
@@ -23,8 +44,11 @@ REQUIRED = {  # flags that each command needs, good values; {w} is the work fold
 
 def listing(folder):
     """Every file below a folder with its size and time, locks aside."""
-    return {str(p.relative_to(folder)): (p.lstat().st_size, p.lstat().st_mtime_ns) for p in pathlib.Path(folder).rglob("*")
-            if p.name != ".lock" and not p.is_dir()}
+    return {
+        str(p.relative_to(folder)): (p.lstat().st_size, p.lstat().st_mtime_ns)
+        for p in pathlib.Path(folder).rglob("*")
+        if p.name != ".lock" and not p.is_dir()
+    }
 
 
 def refused(work, command, *arguments, words="", code=1):
@@ -43,7 +67,12 @@ def refused(work, command, *arguments, words="", code=1):
 
 def convert(work, **changed):
     """Arguments of convert, good but for `changed`; None leaves one out."""
-    given = {"model": work / "good.keras", "calibration": work / "good.npy", "output": work / "out.tflite", **changed}
+    given = {
+        "model": work / "good.keras",
+        "calibration": work / "good.npy",
+        "output": work / "out.tflite",
+        **changed,
+    }
     return [f"--{name}={value}" for name, value in given.items() if value is not None]
 
 

@@ -1,4 +1,5 @@
 """Small generators at a chosen point of their run, and what they hold."""
+
 import numpy as np
 import tensorflow as tf
 
@@ -9,7 +10,11 @@ BASE = {"num_images": 7, "batch_size": 4, "steps": 2, "input_range": "-1,1"}
 
 
 def make(model, strategy=None, **settings):
-    return Generator(model, GenerationConfig(**{**BASE, **settings}), strategy=strategy or tf.distribute.OneDeviceStrategy("CPU:0"))
+    return Generator(
+        model,
+        GenerationConfig(**{**BASE, **settings}),
+        strategy=strategy or tf.distribute.OneDeviceStrategy("CPU:0"),
+    )
 
 
 def started(model, strategy=None, **settings):
@@ -19,13 +24,17 @@ def started(model, strategy=None, **settings):
 
 
 def first_step(generator):
-    """After one step RAdam does not move yet: canvases are those of the start and the first slot is (1 - beta1) * gradient."""
+    """After one step RAdam does not move yet: canvases are those of the start and the first slot is
+    (1 - beta1) * gradient.
+    """
     generator.run(report=lambda progress: progress.step >= 1, due=lambda: (True, False))
     return generator
 
 
 def slots(generator):
-    """(canvases, first slots, rows of the table) of a model with one input, each a list by batch."""
+    """(canvases, first slots, rows of the table) of a model with one input, each a list by
+    batch.
+    """
     records = [generator.store.read(place) for place in range(len(generator.batches))]
     return tuple([record[i] for record in records] for i in (0, 1, 3))
 

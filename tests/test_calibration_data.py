@@ -1,4 +1,7 @@
-"""Defective calibration images are refused before TensorFlow sees them; good ones pass unchanged."""
+"""Defective calibration images are refused before TensorFlow sees them; good ones pass
+unchanged.
+"""
+
 import json
 import pickle
 
@@ -29,7 +32,10 @@ DEFECTS = {
     "one Inf": (with_value(np.inf), "inf at image 5"),
     "minus Inf": (with_value(-np.inf), "-inf at image 5"),
     "float64 beyond float32": (with_value(0.0).astype(np.float64) + 1e300, "inf at image 0"),
-    "span beyond float32": (with_value(3e38) + with_value(-3e38)[::-1], "more than float32 can hold"),
+    "span beyond float32": (
+        with_value(3e38) + with_value(-3e38)[::-1],
+        "more than float32 can hold",
+    ),
     "no image": (np.empty((0, 16, 16, 3), np.float32), "is empty"),
     "constant": (np.full((8, 16, 16, 3), 0.5, np.float32), "constant: all 6144 values are 0.5"),
     "objects": (np.full((8, 16, 16, 3), None), "dtype object"),
@@ -50,12 +56,19 @@ def test_defect_is_refused_by_name(defect):
 
 @pytest.mark.parametrize(
     ("low", "high", "text"),
-    [(0.0, 255.0, "expected values in -1 .. 1"), (-1.01, 1.0, "expected values in"), (0.0, 0.1, "fills 0.05 of the"),
-     (0.0, 1.0, "one half of the range"), (-1.0, 0.0, "one half of the range")],
-)  # fmt: skip
+    [
+        (0.0, 255.0, "expected values in -1 .. 1"),
+        (-1.01, 1.0, "expected values in"),
+        (0.0, 0.1, "fills 0.05 of the"),
+        (0.0, 1.0, "one half of the range"),
+        (-1.0, 0.0, "one half of the range"),
+    ],
+)
 def test_wrong_range_is_refused(low, high, text):
     with pytest.raises(ValueError, match=text):
-        check_calibration(tiny_models.images(8, low=low, high=high), input_shapes=SHAPES, value_range=(-1.0, 1.0))
+        check_calibration(
+            tiny_models.images(8, low=low, high=high), input_shapes=SHAPES, value_range=(-1.0, 1.0)
+        )
 
 
 def test_good_images_pass_without_a_copy(good):
@@ -77,7 +90,9 @@ def test_other_numbers_become_float32_with_equal_values(dtype):
     images = tiny_models.images(8, low=0, high=255).astype(dtype)
     checked = check_calibration(images, input_shapes=SHAPES)["image"]
     assert checked.dtype == np.float32
-    np.testing.assert_array_equal(checked.astype(np.float64), images.astype(np.float32).astype(np.float64))
+    np.testing.assert_array_equal(
+        checked.astype(np.float64), images.astype(np.float32).astype(np.float64)
+    )
 
 
 def test_several_inputs_need_their_names_and_equal_counts(good):
@@ -102,7 +117,11 @@ def test_generate_folder_is_checked_against_its_manifest(tmp_path, good, digest)
     path = tmp_path / "images.npy"
     np.save(path, good)
     sha256 = sha256_file(path) if digest == "file" else sha256_array(good)
-    manifest = {"images_sha256": sha256, "input_range": {"low": [-1.0], "high": [1.0]}, "model_sha256": "abc"}
+    manifest = {
+        "images_sha256": sha256,
+        "input_range": {"low": [-1.0], "high": [1.0]},
+        "model_sha256": "abc",
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     loaded = load_calibration(tmp_path)
     assert isinstance(loaded.images, np.memmap)
@@ -120,7 +139,10 @@ def test_generate_folder_of_two_inputs(tmp_path, good):
     for name in "ab":
         np.save(tmp_path / f"images_{name}.npy", good)
     sha256 = sha256_array(good)
-    manifest = {"images_sha256": {"a": sha256, "b": sha256}, "input_range": {"a": [-1, 1], "b": [0, 1]}}
+    manifest = {
+        "images_sha256": {"a": sha256, "b": sha256},
+        "input_range": {"a": [-1, 1], "b": [0, 1]},
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     loaded = load_calibration(tmp_path)
     assert sorted(loaded.images) == ["a", "b"]
@@ -134,11 +156,15 @@ def test_arrays_from_npy_and_npz(tmp_path, good):
     np.testing.assert_array_equal(load_calibration(tmp_path / "a.npy").images, good)
     np.testing.assert_array_equal(load_calibration(tmp_path / "x.npz").images, good)
     assert load_calibration(tmp_path / "inputs.npz").images["right"].shape == (8, 4, 16, 3)
-    assert load_calibration(tmp_path / "a.npy").sha256 == load_calibration(tmp_path / "x.npz").sha256
+    assert (
+        load_calibration(tmp_path / "a.npy").sha256 == load_calibration(tmp_path / "x.npz").sha256
+    )
 
 
 class Trap:
-    """Unpickling it makes a file: the proof that nothing was unpickled is that the file is absent."""
+    """Unpickling it makes a file: the proof that nothing was unpickled is that the file is
+    absent.
+    """
 
     def __init__(self, path):
         self.path = path
@@ -165,8 +191,12 @@ def test_folder_of_images_is_resized_and_preprocessed(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     Image.fromarray(values).save(tmp_path / "class" / "1.png")
     Image.fromarray(np.full((40, 30, 3), 51, np.uint8)).save(tmp_path / "2.png")
-    loaded = load_calibration(tmp_path, image_shape=(16, 16, 3), scale=1 / 127.5, offset=-1.0).images
-    np.testing.assert_allclose(loaded[1], values / 127.5 - 1.0, atol=1e-6)  # 2.png sorts before class/1.png
+    loaded = load_calibration(
+        tmp_path, image_shape=(16, 16, 3), scale=1 / 127.5, offset=-1.0
+    ).images
+    np.testing.assert_allclose(
+        loaded[1], values / 127.5 - 1.0, atol=1e-6
+    )  # 2.png sorts before class/1.png
     np.testing.assert_allclose(loaded[0], -0.6, atol=1e-6)  # 51 / 127.5 - 1
     assert load_calibration(tmp_path, image_shape=(16, 16, 1)).images.shape == (2, 16, 16, 1)
     with pytest.raises(ValueError, match="fixed height"):

@@ -1,4 +1,7 @@
-"""Quality against steps: rows of whole runs and of runs looked at on their way, and a table by hand."""
+"""Quality against steps: rows of whole runs and of runs looked at on their way, and a table by
+hand.
+"""
+
 import json
 
 import commands
@@ -10,8 +13,16 @@ from benchmarks.convergence import summary
 
 @pytest.fixture(scope="module")
 def arguments(work):
-    return [f"--model={work}/good.keras", f"--evaluation={work}/good.npz", f"--output_dir={work}/convergence", "--num_images=4",
-            "--batch_size=2", "--steps=20,4", "--reference_steps=4,20", "--seeds=1"]
+    return [
+        f"--model={work}/good.keras",
+        f"--evaluation={work}/good.npz",
+        f"--output_dir={work}/convergence",
+        "--num_images=4",
+        "--batch_size=2",
+        "--steps=20,4",
+        "--reference_steps=4,20",
+        "--seeds=1",
+    ]
 
 
 def rows_after(work, *arguments):
@@ -30,7 +41,9 @@ def test_rows_lost_come_back_the_same_and_nothing_else_is_run(work, arguments):
     path.write_text(json.dumps([row for row in json.loads(path.read_text()) if row["steps"] == 4]))
     again, out = rows_after(work, *arguments)
     assert again == first and out.count(": gap ") == 2
-    assert all((work / "convergence" / name).stat().st_size for name in ("results.md", "convergence.png"))
+    assert all(
+        (work / "convergence" / name).stat().st_size for name in ("results.md", "convergence.png")
+    )
 
 
 def test_a_folder_of_other_arguments_is_refused(work, arguments):
@@ -40,8 +53,17 @@ def test_a_folder_of_other_arguments_is_refused(work, arguments):
 
 
 def test_the_table_holds_means_deviations_and_median_times_over_seeds():
-    rows = [{"source": "ours", "steps": 5, "seed": seed, "gap": gap, "sqnr_db": 10.0, "seconds": seconds}
-            for seed, gap, seconds in ((0, 0.1, 1.0), (1, 0.2, 2.0), (2, 0.6, 9.0))]
+    rows = [
+        {
+            "source": "ours",
+            "steps": 5,
+            "seed": seed,
+            "gap": gap,
+            "sqnr_db": 10.0,
+            "seconds": seconds,
+        }
+        for seed, gap, seconds in ((0, 0.1, 1.0), (1, 0.2, 2.0), (2, 0.6, 9.0))
+    ]
     line = [cell.strip() for cell in summary(rows).splitlines()[2].strip("|").split("|")]
     deviation = np.sqrt((0.2**2 + 0.1**2 + 0.3**2) / 3)  # from the mean of 0.3
     assert line == ["ours", "5", f"0.300 ± {deviation:.3f}", "10.000 ± 0.000", "", "2.0", "3"]

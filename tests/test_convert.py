@@ -1,4 +1,7 @@
-"""Conversion gives integers only, keeps names, agrees with the float model, and a crash of it is an error message."""
+"""Conversion gives integers only, keeps names, agrees with the float model, and a crash of it is an
+error message.
+"""
+
 import concurrent.futures
 import json
 import os
@@ -43,8 +46,12 @@ def heads():
 
 def test_every_tensor_is_an_integer(small):
     proof = check_integer(small[2], io_dtype="int8")
-    assert set(proof["tensor_dtypes"]) == {"INT8", "INT32"}  # INT32: biases and the axes of the mean
-    # By hand from the builder: 3 Conv2D, 1 depthwise, pooling, dense, softmax; BN and ReLU are fused away.
+    assert set(proof["tensor_dtypes"]) == {
+        "INT8",
+        "INT32",
+    }  # INT32: biases and the axes of the mean
+    # By hand from the builder: 3 Conv2D, 1 depthwise, pooling, dense, softmax; BN and ReLU are
+    # fused away.
     assert proof["operators"] == {
         "CONV_2D": 3, "DEPTHWISE_CONV_2D": 1, "MEAN": 1, "FULLY_CONNECTED": 1, "SOFTMAX": 1,
     }  # fmt: skip
@@ -55,7 +62,8 @@ def test_table_agrees_with_the_interpreter(small):
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     interpreter = Interpreter(
-        model_content=small[2], experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        model_content=small[2],
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
     expected = [op["op_name"] for op in interpreter._get_ops_details()]
     assert [row["operator"] for row in operator_table(small[2])] == expected
@@ -66,7 +74,9 @@ def test_table_agrees_with_the_interpreter(small):
 
 
 def test_float_file_is_refused_with_its_operators(small):
-    with pytest.raises(IntegerError, match=r"(?s)not fully integer.*CONV_2D #0: .*FLOAT32.*SOFTMAX"):
+    with pytest.raises(
+        IntegerError, match=r"(?s)not fully integer.*CONV_2D #0: .*FLOAT32.*SOFTMAX"
+    ):
         check_integer(small[3], io_dtype="int8")
 
 
@@ -81,10 +91,13 @@ def test_a_file_that_is_no_model_is_refused():
 
 
 def test_round_trip_is_within_half_a_step(small):
-    # Rounding to the nearest code errs by at most half a step; float32 arithmetic adds its own rounding (1e-6).
+    # Rounding to the nearest code errs by at most half a step; float32 arithmetic adds its own
+    # rounding (1e-6).
     detail = Runner(small[2]).inputs["image"]
     scale, zero_point = detail["quantization"]
-    x = np.linspace((-128 - zero_point) * scale, (127 - zero_point) * scale, 10001, dtype=np.float32)
+    x = np.linspace(
+        (-128 - zero_point) * scale, (127 - zero_point) * scale, 10001, dtype=np.float32
+    )
     codes = quantize(x, detail)
     assert codes.dtype == np.int8 and (codes.min(), codes.max()) == (-128, 127)
     assert np.abs(dequantize(codes, detail) - x).max() <= scale / 2 + 1e-6
@@ -92,7 +105,8 @@ def test_round_trip_is_within_half_a_step(small):
 
 
 def test_quantize_by_hand():
-    # By hand: 0.3 / 0.1 = 3, + zero point 5 -> 8; -0.26 / 0.1 = -2.6 -> -3, + 5 -> 2; back: (2 - 5) * 0.1 = -0.3.
+    # By hand: 0.3 / 0.1 = 3, + zero point 5 -> 8; -0.26 / 0.1 = -2.6 -> -3, + 5 -> 2; back: (2 - 5)
+    # * 0.1 = -0.3.
     detail = {"dtype": np.int16, "quantization": (0.1, 5)}
     assert quantize(np.float32([0.3, -0.26]), detail).tolist() == [8, 2]
     np.testing.assert_allclose(dequantize(np.int16([8, 2]), detail), [0.3, -0.3], rtol=1e-6)
@@ -104,13 +118,17 @@ def test_int8_agrees_with_the_float_model(small, kernels):
     x = tiny_models.images(64, seed=7)  # not the calibration images
     expected, got = model.predict(x, verbose=0), Runner(tflite, kernels=kernels).predict(x)
     assert got.shape == expected.shape and got.dtype == np.float32
-    assert np.abs(got - expected).max() < 8 / 256  # some steps of a softmax output, whose scale is 1/256
+    assert (
+        np.abs(got - expected).max() < 8 / 256
+    )  # some steps of a softmax output, whose scale is 1/256
     assert sqnr_db(expected, got) > 20
 
 
 def test_float_file_equals_the_keras_model(small):
     model, images, _, tflite = small
-    np.testing.assert_allclose(Runner(tflite).predict(images), model.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(
+        Runner(tflite).predict(images), model.predict(images, verbose=0), atol=1e-5
+    )
 
 
 def test_dict_outputs_keep_their_names(heads):
@@ -135,7 +153,9 @@ def test_runner_refuses_wrong_shapes(small):
 
 
 def test_bad_images_never_reach_the_converter(small, monkeypatch):
-    monkeypatch.setattr(converter, "run_worker", lambda *a, **k: pytest.fail("the converter was started"))
+    monkeypatch.setattr(
+        converter, "run_worker", lambda *a, **k: pytest.fail("the converter was started")
+    )
     with pytest.raises(ValueError, match="nan"):
         to_tflite(small[0], np.full((4, 16, 16, 3), np.nan, np.float32))
     with pytest.raises(ValueError, match="Unknown scheme 'int4'"):
@@ -143,11 +163,17 @@ def test_bad_images_never_reach_the_converter(small, monkeypatch):
 
 
 def test_a_real_crash_of_the_converter_is_an_error(small):
-    # Past the check on purpose: Inf in calibration data is a segmentation fault in TensorFlow 2.21's converter.
-    images, server = np.where(small[1] > 0.9, np.inf, small[1]).astype(np.float32), warm._ready().pid
+    # Past the check on purpose: Inf in calibration data is a segmentation fault in TensorFlow
+    # 2.21's converter.
+    images, server = (
+        np.where(small[1] > 0.9, np.inf, small[1]).astype(np.float32),
+        warm._ready().pid,
+    )
     with pytest.raises(ConversionError, match="crashed with SIG(SEGV|ABRT|FPE)"):
         converter._convert(small[0], {"image": (16, 16, 3)}, {"image": images}, "int8", None)
-    assert to_float_tflite(small[0]) == small[3] and warm._ready().pid == server  # only the fork of this conversion died
+    assert (
+        to_float_tflite(small[0]) == small[3] and warm._ready().pid == server
+    )  # only the fork of this conversion died
 
 
 def test_a_warm_process_gives_the_bytes_of_a_cold_one_in_any_thread(small, monkeypatch):
@@ -174,7 +200,9 @@ server, fork = warm._server.pid, os.fork()
 if fork:
     print(server, fork, flush=True)
 time.sleep(600)"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as parent:
         server, fork = map(int, parent.stdout.readline().split())
         assert running(server)
         parent.kill()
@@ -226,17 +254,27 @@ def test_command_writes_the_file_and_its_proof(tmp_path, small):
     model, images, tflite, _ = small
     model.save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", images)
-    done = command(f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy", f"--output={tmp_path}/o.tflite",
-                   "--target=edgetpu,tflm,cpu", "--algorithm=minmax")
+    done = command(
+        f"--model={tmp_path}/m.keras",
+        f"--calibration={tmp_path}/c.npy",
+        f"--output={tmp_path}/o.tflite",
+        "--target=edgetpu,tflm,cpu",
+        "--algorithm=minmax",
+    )
     assert (done.returncode, done.stderr) == (0, "")  # not a line of the libraries beneath
     assert "edgetpu: 7 of 7 operators mapped" in done.stdout and "tflm: 7 of 7" in done.stdout
     assert "7 operators, all integer; int8 in and out" in done.stdout
-    data, proof = (tmp_path / "o.tflite").read_bytes(), json.loads((tmp_path / "o.json").read_text())
+    data, proof = (
+        (tmp_path / "o.tflite").read_bytes(),
+        json.loads((tmp_path / "o.json").read_text()),
+    )
     assert proof["sha256"]["tflite"] == hashlib.sha256(data).hexdigest()
     assert proof["fully_integer"] and len(proof["table"]) == 7 and proof["algorithm"] == "minmax"
     assert all(verdict["fully_mapped"] for verdict in proof["targets"].values())
     ratios = [row["sqnr_db"] for row in proof["verdict"]["layers"]]
-    assert len(ratios) == 8 and ratios == sorted(ratios)  # the input and 7 operators, the worst first
+    assert len(ratios) == 8 and ratios == sorted(
+        ratios
+    )  # the input and 7 operators, the worst first
     np.testing.assert_array_equal(Runner(data).predict(images), Runner(tflite).predict(images))
 
 
@@ -244,15 +282,23 @@ def test_command_refuses_in_one_line_and_writes_nothing(tmp_path, small, monkeyp
     monkeypatch.setattr(warm, "run", lambda *a, **k: pytest.fail("the converter was started"))
     small[0].save(tmp_path / "m.keras")
     np.save(tmp_path / "c.npy", np.full((4, 16, 16, 3), np.inf, np.float32))
-    code, _, err = commands.call("tflite_export.convert", f"--model={tmp_path}/m.keras", f"--calibration={tmp_path}/c.npy",
-                                 f"--output={tmp_path}/o.tflite")
+    code, _, err = commands.call(
+        "tflite_export.convert",
+        f"--model={tmp_path}/m.keras",
+        f"--calibration={tmp_path}/c.npy",
+        f"--output={tmp_path}/o.tflite",
+    )
     assert code == 1
-    assert err.startswith("error: Calibration data for input 'image' holds inf") and err.count("\n") == 1
+    assert (
+        err.startswith("error: Calibration data for input 'image' holds inf")
+        and err.count("\n") == 1
+    )
     assert not list(tmp_path.glob("o.*"))
 
 
 def test_resnet8_int8_keeps_its_answers(shared_data):
-    # 0.957 over 10 000 images was measured with another program for 256 real calibration images; this set has 3000.
+    # 0.957 over 10 000 images was measured with another program for 256 real calibration images;
+    # this set has 3000.
     import keras
 
     model = keras.models.load_model(shared_data / "resnet8_cifar10.keras", compile=False)

@@ -1,4 +1,7 @@
-"""Labeled sets come out as they were stored, and every bad file is an error that says what to do."""
+"""Labeled sets come out as they were stored, and every bad file is an error that says what
+to do.
+"""
+
 import io
 import pickle
 
@@ -76,7 +79,8 @@ def test_named_folders_are_numbered_in_sorted_order(tmp_path):
 
 
 def test_images_of_another_size_are_cropped_centrally_and_resized(tmp_path):
-    # 8 x 30 cropped to 8 x 10 in the middle: all white. Pillow's filter reads up to 2 pixels beyond, so these are too.
+    # 8 x 30 cropped to 8 x 10 in the middle: all white. Pillow's filter reads up to 2 pixels
+    # beyond, so these are too.
     wide = np.zeros((1, 8, 30, 3), np.uint8)
     wide[:, :, 8:22] = 255
     x, _ = load(save_folder(tmp_path, ["0"], wide), input_shape=(4, 5, 3))
@@ -84,7 +88,9 @@ def test_images_of_another_size_are_cropped_centrally_and_resized(tmp_path):
 
 
 def test_one_channel_model_gets_grey_images(tmp_path):
-    x, _ = load(save_folder(tmp_path, ["0"], np.full((1, 8, 10, 3), 90, np.uint8)), input_shape=(8, 10, 1))
+    x, _ = load(
+        save_folder(tmp_path, ["0"], np.full((1, 8, 10, 3), 90, np.uint8)), input_shape=(8, 10, 1)
+    )
     assert x.shape == (1, 8, 10, 1) and (x == 90.0).all()
 
 
@@ -115,13 +121,21 @@ def npz(**arrays):
     return data.getvalue()
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"not a zip", "np.savez"), (b"", "np.savez"), (npz(x=X, y=Y)[:800], "np.savez"),
-    (npz(images=X), "holds the arrays images"),
-    (npz(x=X, y=Y[:3]), "as many integer"), (npz(x=X, y=Y.astype(float)), "as many integer"),
-    (npz(x=X[:, :4], y=Y), "the model takes"), (npz(x=X[:0], y=Y[:0]), "no images"), (npz(x=X, y=-Y), "negative"),
-    (npz(x=np.where(X > 250, np.nan, X), y=Y), "NaN"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a zip", "np.savez"),
+        (b"", "np.savez"),
+        (npz(x=X, y=Y)[:800], "np.savez"),
+        (npz(images=X), "holds the arrays images"),
+        (npz(x=X, y=Y[:3]), "as many integer"),
+        (npz(x=X, y=Y.astype(float)), "as many integer"),
+        (npz(x=X[:, :4], y=Y), "the model takes"),
+        (npz(x=X[:0], y=Y[:0]), "no images"),
+        (npz(x=X, y=-Y), "negative"),
+        (npz(x=np.where(X > 250, np.nan, X), y=Y), "NaN"),
+    ],
+)
 def test_bad_files_are_told_apart(tmp_path, content, message):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -146,15 +160,26 @@ def test_spectrogram_models_are_told_to_use_npz(tmp_path):
 
 def test_tfds_data_on_disk(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets")
-    pytest.importorskip("importlib_resources", reason="TFDS 4.9.10 writes data sets with it but does not require it")
-    examples = {"train": [(i, {"image": X[i], "label": int(Y[i])}) for i in range(4)],
-                "test": [(i, {"image": X[i], "label": int(Y[i])}) for i in (4, 5)]}
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image(shape=(8, 10, 3)),
-                                           "label": tfds.features.ClassLabel(num_classes=10)})
-    tfds.dataset_builders.store_as_tfds_dataset("tiny_set", "1.0.0", features, examples, data_dir=tmp_path)
+    pytest.importorskip(
+        "importlib_resources", reason="TFDS 4.9.10 writes data sets with it but does not require it"
+    )
+    examples = {
+        "train": [(i, {"image": X[i], "label": int(Y[i])}) for i in range(4)],
+        "test": [(i, {"image": X[i], "label": int(Y[i])}) for i in (4, 5)],
+    }
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(8, 10, 3)),
+            "label": tfds.features.ClassLabel(num_classes=10),
+        }
+    )
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny_set", "1.0.0", features, examples, data_dir=tmp_path
+    )
     x, y = load("tfds:tiny_set", data_dir=str(tmp_path), role="evaluation")
-    assert {(int(label), image.tobytes()) for image, label in zip(x, y, strict=True)} == \
-        {(int(Y[i]), X[i].astype(np.float32).tobytes()) for i in (4, 5)}
+    assert {(int(label), image.tobytes()) for image, label in zip(x, y, strict=True)} == {
+        (int(Y[i]), X[i].astype(np.float32).tobytes()) for i in (4, 5)
+    }
     assert len(load("tfds:tiny_set/train[:3]", data_dir=str(tmp_path))[0]) == 3
     with pytest.raises(ValueError, match="splits train, test, not 'val'"):
         load("tfds:tiny_set/val", data_dir=str(tmp_path))

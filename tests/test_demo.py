@@ -1,4 +1,7 @@
-"""The shipped demo models are small, load safely, and do on held-out images what their training scripts promise."""
+"""The shipped demo models are small, load safely, and do on held-out images what their training
+scripts promise.
+"""
+
 import pathlib
 
 import numpy as np
@@ -8,7 +11,7 @@ from benchmarks.detection import decode, mean_average_precision
 from dgh_tf.demo import data, detector_data
 
 DEMO = pathlib.Path(data.__file__).parent
-MIB = 2 ** 20
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,9 @@ def detector():
     return keras.models.load_model(DEMO / "demo_detector.keras", compile=False, safe_mode=True)
 
 
-@pytest.mark.parametrize(("name", "limit"), [("demo.keras", MIB // 4), ("demo_detector.keras", MIB)])
+@pytest.mark.parametrize(
+    ("name", "limit"), [("demo.keras", MIB // 4), ("demo_detector.keras", MIB)]
+)
 def test_shipped_file_is_small(name, limit):
     assert (DEMO / name).stat().st_size < limit
 
@@ -41,7 +46,9 @@ def test_images_repeat_exactly_and_fill_the_stated_range():
 
 
 def test_no_scan_is_on_both_sides_of_the_split():
-    sides = [{scan.tobytes() for scan in data.digits(held_out=held_out)[0]} for held_out in (False, True)]
+    sides = [
+        {scan.tobytes() for scan in data.digits(held_out=held_out)[0]} for held_out in (False, True)
+    ]
     assert not sides[0] & sides[1]
     assert [len(side) for side in sides] == [1200, 597]  # scikit-learn's 1797 scans, all different
 
@@ -49,7 +56,9 @@ def test_no_scan_is_on_both_sides_of_the_split():
 def test_upsampling_is_linear_interpolation():
     places = np.clip((np.arange(10) + 0.5) * 4 / 10 - 0.5, 0, 3)
     samples = np.array([3.0, -1.0, 4.0, 1.5])
-    np.testing.assert_allclose(data.upsampling(10, 4) @ samples, np.interp(places, np.arange(4), samples), atol=1e-6)
+    np.testing.assert_allclose(
+        data.upsampling(10, 4) @ samples, np.interp(places, np.arange(4), samples), atol=1e-6
+    )
 
 
 def test_demo_reads_held_out_digits(demo):
@@ -58,7 +67,9 @@ def test_demo_reads_held_out_digits(demo):
 
 
 def test_scene_boxes_hold_their_digits():
-    """A black texture leaves only ink, so every box must touch ink on its four sides and no ink may lie outside."""
+    """A black texture leaves only ink, so every box must touch ink on its four sides and no ink may
+    lie outside.
+    """
     ink, labels = data.digits(held_out=True)
     mask, boxes, classes = detector_data._place(ink, labels, rng=np.random.default_rng(5))
     inside = np.zeros(mask.shape, bool)
@@ -86,15 +97,26 @@ def test_detector_finds_held_out_digits(detector):
 
 
 def test_a_perfect_box_decodes_to_itself(detector):
-    """By hand: a head that puts all weight on bin 2 of the 16 lies 2 strides from its anchor's centre on each side."""
-    raw = {"boxes": np.zeros((1, 189, 64), np.float32), "classes": np.zeros((1, 189, 10), np.float32)}
+    """By hand: a head that puts all weight on bin 2 of the 16 lies 2 strides from its anchor's
+    centre on each side.
+    """
+    raw = {
+        "boxes": np.zeros((1, 189, 64), np.float32),
+        "classes": np.zeros((1, 189, 10), np.float32),
+    }
     raw["boxes"][0, 0].reshape(4, 16)[:, 2] = 100.0
     raw["classes"][0, 0, 7] = 0.9
     found = decode(detector, raw, np.zeros((1, 96, 96, 3), np.float32))
-    np.testing.assert_allclose(found["boxes"][0, 0], [4 - 16, 4 - 16, 4 + 16, 4 + 16], atol=1e-3)  # stride 8, centre 4
+    np.testing.assert_allclose(
+        found["boxes"][0, 0], [4 - 16, 4 - 16, 4 + 16, 4 + 16], atol=1e-3
+    )  # stride 8, centre 4
     assert found["classes"][0, 0] == 7 and found["confidence"][0, 0] == pytest.approx(0.9)
 
 
 def test_missing_head_is_named(detector):
     with pytest.raises(ValueError, match="classes"):
-        decode(detector, {"boxes": np.zeros((1, 189, 64), np.float32)}, np.zeros((1, 96, 96, 3), np.float32))
+        decode(
+            detector,
+            {"boxes": np.zeros((1, 189, 64), np.float32)},
+            np.zeros((1, 96, 96, 3), np.float32),
+        )

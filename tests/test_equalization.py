@@ -1,4 +1,7 @@
-"""Equalization leaves the function alone and evens out channels; corrected biases leave no mean error."""
+"""Equalization leaves the function alone and evens out channels; corrected biases leave no mean
+error.
+"""
+
 import numpy as np
 import pytest
 import tiny_models
@@ -37,13 +40,19 @@ def uneven(*, ceiling=None):
 
 
 def assert_same_function(tflite, constants, images):
-    before, after = Runner(tflite).predict(images), Runner(with_constants(tflite, constants=constants)).predict(images)
+    before, after = (
+        Runner(tflite).predict(images),
+        Runner(with_constants(tflite, constants=constants)).predict(images),
+    )
     assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
 
 
 @pytest.mark.parametrize("ceiling", [None, 6.0])
 def test_equalization_preserves_the_function(ceiling):
-    tflite, images = to_float_tflite(uneven(ceiling=ceiling)), tiny_models.images(16, shape=(8, 8, 3))
+    tflite, images = (
+        to_float_tflite(uneven(ceiling=ceiling)),
+        tiny_models.images(16, shape=(8, 8, 3)),
+    )
     graph = read_graph(tflite)
     assert len(equalizable_pairs(graph)) == 2  # the flattened pooling ends the chain
     constants = equalize(graph, images=images)
@@ -57,7 +66,11 @@ def test_ranges_of_a_pair_become_equal():
     for pair in equalizable_pairs(graph):
         first, second = (graph.operators[p] for p in (pair.first, pair.second))
         w1, w2 = constants[first.inputs[1]], constants[second.inputs[1]]
-        r1 = np.abs(w1).max((0, 1, 2)) if first.kind == "DEPTHWISE_CONV_2D" else np.abs(w1).max((1, 2, 3))
+        r1 = (
+            np.abs(w1).max((0, 1, 2))
+            if first.kind == "DEPTHWISE_CONV_2D"
+            else np.abs(w1).max((1, 2, 3))
+        )
         np.testing.assert_allclose(r1, np.abs(w2).max((0, 1, 2)), rtol=0.02)
 
 
@@ -77,12 +90,19 @@ def test_real_models_keep_their_function(file, shared_data):
 
 
 def test_corrected_biases_leave_no_mean_error():
-    """By construction the last layer's mean per channel is the float one; at 4 bits the rest gains as well."""
+    """By construction the last layer's mean per channel is the float one; at 4 bits the rest gains
+    as well.
+    """
     graph, images = read_graph(to_float_tflite(tiny_models.conv_bn_relu())), tiny_models.images(32)
     ranges, constants = collect_ranges(graph, images), quantized_constants(graph, weight_bits=4)
     fixed = correct_biases(graph, images, ranges=ranges, constants=constants)
     wide = {i: (low - 1e-3, high + 1e-3) for i, (low, high) in ranges.items()}
     reference = predict(graph, images)
-    before, after = (predict(graph, images, ranges=wide, constants=c) for c in (constants, {**constants, **fixed}))
-    assert np.abs((after - reference).mean(0)).max() < 0.3 * np.abs((before - reference).mean(0)).max()
+    before, after = (
+        predict(graph, images, ranges=wide, constants=c)
+        for c in (constants, {**constants, **fixed})
+    )
+    assert (
+        np.abs((after - reference).mean(0)).max() < 0.3 * np.abs((before - reference).mean(0)).max()
+    )
     assert np.mean((after - reference) ** 2) < np.mean((before - reference) ** 2)

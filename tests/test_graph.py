@@ -1,4 +1,7 @@
-"""The graph runs as LiteRT runs it, at any batch, and its gradients are those of finite differences."""
+"""The graph runs as LiteRT runs it, at any batch, and its gradients are those of finite
+differences.
+"""
+
 import numpy as np
 import pytest
 import tiny_models
@@ -26,24 +29,46 @@ def assert_like_litert(tflite, x):
         np.testing.assert_allclose(single, want[:1], rtol=0, atol=limit)
 
 
-@pytest.mark.parametrize("name", ["softmax_head", "two_heads", "silu_detector", "sliced_detector", "batchnorm_variants",
-                                  "segmentation", "nested_backbone"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "softmax_head",
+        "two_heads",
+        "silu_detector",
+        "sliced_detector",
+        "batchnorm_variants",
+        "segmentation",
+        "nested_backbone",
+    ],
+)
 def test_tiny_models_run_as_in_litert(name):
     model = getattr(tiny_models, name)()
-    assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))
+    assert_like_litert(
+        to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:])
+    )
 
 
 @pytest.mark.parametrize("spec", [pytest.param("demo", marks=pytest.mark.slow), "demo_detector"])
 def test_demos_run_as_in_litert(spec):
     model = load_model(spec)
-    assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))
+    assert_like_litert(
+        to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:])
+    )
 
 
-@pytest.mark.parametrize("file", ["resnet8_cifar10", pytest.param("mobilenet_v1_025_224", marks=pytest.mark.slow),
-                                  pytest.param("kws_dscnn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "resnet8_cifar10",
+        pytest.param("mobilenet_v1_025_224", marks=pytest.mark.slow),
+        pytest.param("kws_dscnn", marks=pytest.mark.slow),
+    ],
+)
 def test_real_models_run_as_in_litert(file, shared_data):
     model = load_model(str(shared_data / f"{file}.keras"))
-    assert_like_litert(to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:]))
+    assert_like_litert(
+        to_float_tflite(model), tiny_models.images(3, shape=model.inputs[0].shape[1:])
+    )
 
 
 def test_a_span_of_operators_continues_what_another_began():
@@ -57,7 +82,11 @@ def test_a_span_of_operators_continues_what_another_began():
 
 
 def test_observe_sees_inputs_and_activations_and_can_change_them():
-    graph, x, seen = read_graph(to_float_tflite(tiny_models.softmax_head())), tiny_models.images(2), {}
+    graph, x, seen = (
+        read_graph(to_float_tflite(tiny_models.softmax_head())),
+        tiny_models.images(2),
+        {},
+    )
 
     def record(index, value):
         seen[index] = value.shape
@@ -72,7 +101,11 @@ def test_gradients_of_weights_equal_finite_differences():
     import tensorflow as tf
 
     graph, x = read_graph(to_float_tflite(tiny_models.softmax_head())), tiny_models.images(2)
-    weights = [o.inputs[1] for o in graph.operators if o.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")]
+    weights = [
+        o.inputs[1]
+        for o in graph.operators
+        if o.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    ]
     out, rng = graph.outputs[0], np.random.default_rng(0)
 
     def loss(values):

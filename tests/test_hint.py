@@ -1,4 +1,5 @@
 """Few real images: files to model units by hand, and what is refused before anything runs."""
+
 import dataclasses
 
 import numpy as np
@@ -23,7 +24,9 @@ def pictures(folder, *, count, size=(6, 4), value=51):
 
 
 def test_pixels_become_model_units(tmp_path):
-    images = load_hint(pictures(tmp_path / "p", count=3), shape=SHAPE, low=[-1, -1, 0], high=[1, 1, 10])
+    images = load_hint(
+        pictures(tmp_path / "p", count=3), shape=SHAPE, low=[-1, -1, 0], high=[1, 1, 10]
+    )
     assert images.shape == (3, *SHAPE) and images.dtype == np.float32
     np.testing.assert_allclose(images[0, 0, 0], [-1 + 2 * 51 / 255, -1, 10], atol=1e-6)  # by hand
 
@@ -39,14 +42,23 @@ def test_uint8_arrays_are_pixels_and_others_model_units(tmp_path):
     x = np.random.default_rng(0).integers(0, 256, (2, *SHAPE), dtype=np.uint8)
     np.save(tmp_path / "u.npy", x)
     np.savez(tmp_path / "f.npz", x=x / 127.5 - 1)
-    pixels, units = (load_hint(tmp_path / name, shape=SHAPE, low=-1, high=1) for name in ("u.npy", "f.npz"))
+    pixels, units = (
+        load_hint(tmp_path / name, shape=SHAPE, low=-1, high=1) for name in ("u.npy", "f.npz")
+    )
     np.testing.assert_allclose(pixels, units, atol=1e-6)
 
 
-@pytest.mark.parametrize(("array", "told"), [
-    (np.zeros((2, 5, 5, 3), np.float32), "shape"), (np.full((1, *SHAPE), 200.0), "uint8 pixels"), (np.full((1, *SHAPE), np.nan), "outside"),
-    (np.zeros((33, *SHAPE), np.float32), "1 to 32"), (np.zeros((0, *SHAPE), np.float32), "1 to 32"), (np.array(["a"]), "numbers"),
-])
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((2, 5, 5, 3), np.float32), "shape"),
+        (np.full((1, *SHAPE), 200.0), "uint8 pixels"),
+        (np.full((1, *SHAPE), np.nan), "outside"),
+        (np.zeros((33, *SHAPE), np.float32), "1 to 32"),
+        (np.zeros((0, *SHAPE), np.float32), "1 to 32"),
+        (np.array(["a"]), "numbers"),
+    ],
+)
 def test_arrays_that_do_not_fit_are_refused(tmp_path, array, told):
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match=told):
@@ -77,7 +89,11 @@ def test_real_images_count_in_the_pooled_statistics_and_end_the_set():
     import keras
 
     model, real = tiny_models.softmax_head(), tiny_models.images(5)
-    generator = Generator(model, GenerationConfig(num_images=6, batch_size=3, steps=2, input_range="-1,1"), real_hint=real)
+    generator = Generator(
+        model,
+        GenerationConfig(num_images=6, batch_size=3, steps=2, input_range="-1,1"),
+        real_hint=real,
+    )
     generator.start()
     generator.run()
     images = generator.all_images()[0]
@@ -92,30 +108,46 @@ def test_real_images_count_in_the_pooled_statistics_and_end_the_set():
 
 def test_models_with_several_inputs_take_no_hint():
     with pytest.raises(ValueError, match="one input"):
-        Generator(tiny_models.two_inputs(), GenerationConfig(num_images=2, steps=1, input_range="-1,1"), real_hint=tiny_models.images(2))
+        Generator(
+            tiny_models.two_inputs(),
+            GenerationConfig(num_images=2, steps=1, input_range="-1,1"),
+            real_hint=tiny_models.images(2),
+        )
 
 
 def fitted_model():
-    """Spectrogram-shaped inputs of mean -50 and deviation 20 by the first BN layer's running statistics."""
+    """Spectrogram-shaped inputs of mean -50 and deviation 20 by the first BN layer's running
+    statistics.
+    """
     import keras
 
     inputs = keras.Input((49, 10, 1))
     first = keras.layers.BatchNormalization(name="first")
     x = keras.layers.Conv2D(4, 3)(first(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.BatchNormalization()(x))))
+    model = keras.Model(
+        inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.BatchNormalization()(x)))
+    )
     first.moving_mean.assign([-50.0])
     first.moving_variance.assign([400.0])
     return model
 
 
 def test_real_images_widen_a_range_that_no_convention_stands_behind():
-    """The widened ends are the images' own, the start's deviation in model units is kept, and a convention's range still refuses."""
+    """The widened ends are the images' own, the start's deviation in model units is kept, and a
+    convention's range still refuses.
+    """
     network = Network(fitted_model())
     images = np.random.default_rng(0).normal(-50, 20, (4, 49, 10, 1)).astype(np.float32)
     fitted = InputRange((-70.0,), (-20.0,), "fit", prior_std=0.4, fitted=True)
     real, (valid,) = real_images(images, network=network, ranges=[fitted])
-    assert np.array_equal(real, images) and (valid.low, valid.high) == ((images.min(),), (images.max(),))
-    assert valid.prior_std * (valid.high[0] - valid.low[0]) == pytest.approx(0.4 * 50) and "widened" in valid.source
+    assert np.array_equal(real, images) and (valid.low, valid.high) == (
+        (images.min(),),
+        (images.max(),),
+    )
+    assert (
+        valid.prior_std * (valid.high[0] - valid.low[0]) == pytest.approx(0.4 * 50)
+        and "widened" in valid.source
+    )
     wide = dataclasses.replace(fitted, low=(-200.0,), high=(100.0,))
     assert real_images(images, network=network, ranges=[wide])[1] == [wide]
     with pytest.raises(ValueError, match="do not know such values"):

@@ -1,5 +1,8 @@
-"""Values of flags that make no sense, at every command. Commands run in this process, through the same flag parser and error guard as
-`python -m`; what is promised of each refusal is in hostile.py."""
+"""Values of flags that make no sense, at every command. Commands run in this process, through the
+same flag parser and error guard as
+`python -m`; what is promised of each refusal is in hostile.py.
+"""
+
 import commands
 import hostile_files
 import pytest
@@ -17,17 +20,30 @@ def test_every_number_and_choice_of_every_command_refuses_nonsense(work):
         names = [flag.name for flag in flags.FLAGS.get_flags_for_module(command)]
         parsers = {name: flags.FLAGS[name].parser for name in names}
         for name, parser in parsers.items():
-            values = {"int": NUMBERS, "float": NUMBERS[:6], "bool": ["maybe", "2", "yess"]}.get(parser.flag_type(), [])
+            values = {"int": NUMBERS, "float": NUMBERS[:6], "bool": ["maybe", "2", "yess"]}.get(
+                parser.flag_type(), []
+            )
             if isinstance(parser, flags.EnumParser):
                 values = ["nonsense", "", "none,none"]
             if name == "seed" or getattr(parser, "lower_bound", 0) is None:
-                values = [value for value in values if value != "-1"] + (["-1"] if name == "seed" else [])
+                values = [value for value in values if value != "-1"] + (
+                    ["-1"] if name == "seed" else []
+                )
             for value in values:
-                refused(work, command, *(f"--{k}={v.format(w=work)}" for k, v in good.items()), f"--{name}={value}")
+                refused(
+                    work,
+                    command,
+                    *(f"--{k}={v.format(w=work)}" for k, v in good.items()),
+                    f"--{name}={value}",
+                )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(text=st.text(min_size=1, max_size=12).filter(lambda t: not t.strip().lstrip("+-").replace("_", "").isdigit()))
+@given(
+    text=st.text(min_size=1, max_size=12).filter(
+        lambda t: not t.strip().lstrip("+-").replace("_", "").isdigit()
+    )
+)
 def test_no_text_passes_for_a_number(work, text):
     refused(work, "tflite_export.convert", *convert(work), f"--seed={text}")
 
@@ -43,19 +59,50 @@ def test_unknown_flags_missing_flags_and_stray_words_are_refused(work, command):
 
 LONG = "a" * 300
 CONVERT = {  # flag: its bad value and words that the refusal must have
-    "model": [("absent.keras", "No model at"), ("", "model"), ("keras:NoSuchNet", "has no model"), ("keras:", "has no model"),
-              ("keras:__doc__", "has no model"), (LONG, ""), (".", ""), ("/dev/null", ""), ("bad\0name", "")],
-    "calibration": [("absent.npy", "There is no calibration data"), ("", ""), ("/dev/null", ""), (LONG + ".npy", ""), ("a\0.npy", "")],
-    "output": [("out.bin", "does not end in .tflite"), ("", "does not end in .tflite"), (".tflite", "does not end in"),
-               ("no/such/folder/o.tflite", "does not exist"), ("/dev/null/o.tflite", ""), ("/proc/o.tflite", ""), (LONG + ".tflite", ""),
-               ("o\0.tflite", "")],
+    "model": [
+        ("absent.keras", "No model at"),
+        ("", "model"),
+        ("keras:NoSuchNet", "has no model"),
+        ("keras:", "has no model"),
+        ("keras:__doc__", "has no model"),
+        (LONG, ""),
+        (".", ""),
+        ("/dev/null", ""),
+        ("bad\0name", ""),
+    ],
+    "calibration": [
+        ("absent.npy", "There is no calibration data"),
+        ("", ""),
+        ("/dev/null", ""),
+        (LONG + ".npy", ""),
+        ("a\0.npy", ""),
+    ],
+    "output": [
+        ("out.bin", "does not end in .tflite"),
+        ("", "does not end in .tflite"),
+        (".tflite", "does not end in"),
+        ("no/such/folder/o.tflite", "does not exist"),
+        ("/dev/null/o.tflite", ""),
+        ("/proc/o.tflite", ""),
+        (LONG + ".tflite", ""),
+        ("o\0.tflite", ""),
+    ],
     "preprocess": [("1", "not two numbers"), ("a,b", "not two numbers"), ("nan,nan", "")],
-    "input_range": [("1", "not two numbers"), ("5,-5", "low < high"), ("0,255", "fills"), ("nan,nan", "not two numbers"), ("inf,inf", "")],
+    "input_range": [
+        ("1", "not two numbers"),
+        ("5,-5", "low < high"),
+        ("0,255", "fills"),
+        ("nan,nan", "not two numbers"),
+        ("inf,inf", ""),
+    ],
     "target": [("toaster", "names toaster; expected none"), ("none,tflm", "names none")],
     "require_full_mapping": [("true", "--target is none")],
 }
-TOGETHER = [({"scheme": "w4a8", "target": "edgetpu"}, "takes 8 bits"), ({"scheme": "int16x8", "head": "logits"}, "--head=model"),
-            ({"scheme": "int16x8", "algorithm": "reconstruction"}, "has no scheme int16x8")]
+TOGETHER = [
+    ({"scheme": "w4a8", "target": "edgetpu"}, "takes 8 bits"),
+    ({"scheme": "int16x8", "head": "logits"}, "--head=model"),
+    ({"scheme": "int16x8", "algorithm": "reconstruction"}, "has no scheme int16x8"),
+]
 ALONE = [({flag: value}, words) for flag, pairs in CONVERT.items() for value, words in pairs]
 
 
@@ -72,55 +119,135 @@ def test_bad_lists_of_models_are_refused(work, name):
 
 def test_bad_arguments_of_the_suite_and_the_comparison(work):
     for value in ("x", "0", "-3", "8,8", "", "1.5"):
-        refused(work, "benchmarks.suite", f"--output_dir={work}/suite", "--only=demo", f"--num_images={value}")
-    refused(work, "benchmarks.suite", f"--output_dir={work}/suite", "--only=nobody", words="not in the list")
-    refused(work, "benchmarks.suite", f"--output_dir={work}/suite", "--only=demo", "--schemes=int3", words="expected some of")
-    refused(work, "benchmarks.suite", f"--output_dir={work}/suite", "--only=demo", "--sources=dreams")
-    refused(work, "benchmarks.suite", f"--output_dir={work}/suite", "--models=absent.json", words="no such file")
-    written(work, "code.yaml", b"models: !!python/object/apply:os.system ['touch %s']" % str(TRAP).encode())
+        refused(
+            work,
+            "benchmarks.suite",
+            f"--output_dir={work}/suite",
+            "--only=demo",
+            f"--num_images={value}",
+        )
+    refused(
+        work,
+        "benchmarks.suite",
+        f"--output_dir={work}/suite",
+        "--only=nobody",
+        words="not in the list",
+    )
+    refused(
+        work,
+        "benchmarks.suite",
+        f"--output_dir={work}/suite",
+        "--only=demo",
+        "--schemes=int3",
+        words="expected some of",
+    )
+    refused(
+        work, "benchmarks.suite", f"--output_dir={work}/suite", "--only=demo", "--sources=dreams"
+    )
+    refused(
+        work,
+        "benchmarks.suite",
+        f"--output_dir={work}/suite",
+        "--models=absent.json",
+        words="no such file",
+    )
+    written(
+        work,
+        "code.yaml",
+        b"models: !!python/object/apply:os.system ['touch %s']" % str(TRAP).encode(),
+    )
     refused(work, "benchmarks.suite", f"--output_dir={work}/suite", f"--models={work}/code.yaml")
     assert not TRAP.exists()
-    data = [f"--model={work}/good.keras", f"--real={work}/good.npz", f"--evaluation={work}/good.npz", f"--output_dir={work}/bench"]
+    data = [
+        f"--model={work}/good.keras",
+        f"--real={work}/good.npz",
+        f"--evaluation={work}/good.npz",
+        f"--output_dir={work}/bench",
+    ]
     for value in ("dreams", "", "real,dreams"):
         refused(work, "benchmarks.calibration", *data, f"--sources={value}")
     for value in ("x", "1", "1,2,3", "nan,0", "imagenett", ""):
         refused(work, "benchmarks.calibration", *data, "--num_images=4", f"--preprocess={value}")
     for value in ("0,", "1,0", "nan,nan", "wide", "0,1,2"):
         refused(work, "benchmarks.calibration", *data, "--num_images=4", f"--input_range={value}")
-    refused(work, "benchmarks.calibration", *data, "--num_images=5", words="fewer than --num_images")
+    refused(
+        work, "benchmarks.calibration", *data, "--num_images=5", words="fewer than --num_images"
+    )
     for value in ("tfds:", "tfds:no_such_set", "tfds:no_such_set/train", str(work), "absent.json"):
         refused(work, "benchmarks.calibration", *data[:1], f"--real={value}", *data[2:])
 
 
 def test_bad_arguments_of_the_low_bit_study_and_the_report(work):
     given = [f"--{k}={v.format(w=work)}" for k, v in REQUIRED["benchmarks.lowbit"].items()]
-    for more in ("--settings=W9A8", "--settings=", "--settings=8", "--rules=best", "--rules=", "--sources=dreams"):
+    for more in (
+        "--settings=W9A8",
+        "--settings=",
+        "--settings=8",
+        "--rules=best",
+        "--rules=",
+        "--sources=dreams",
+    ):
         refused(work, "benchmarks.lowbit", *given, more)
-    convergence = [f"--{k}={v.format(w=work)}" for k, v in REQUIRED["benchmarks.convergence"].items()]
-    for more in ("--recipes=theirs", "--recipes=", "--steps=0", "--steps=x", "--steps=", "--reference_steps=-1", "--evaluation=absent.npz",
-                 "--preprocess=x"):
+    convergence = [
+        f"--{k}={v.format(w=work)}" for k, v in REQUIRED["benchmarks.convergence"].items()
+    ]
+    for more in (
+        "--recipes=theirs",
+        "--recipes=",
+        "--steps=0",
+        "--steps=x",
+        "--steps=",
+        "--reference_steps=-1",
+        "--evaluation=absent.npz",
+        "--preprocess=x",
+    ):
         refused(work, "benchmarks.convergence", *convergence, more)
     assert not (work / "low").exists()
     folder = work / "reported"
     folder.mkdir()
     refused(work, "dgh_tf.report", f"--output_dir={folder}", words="holds no finished run")
-    for text in (b"{", b"5", b"[]", b"{}", bytes(range(256)), b'{"identity": {}, "images_sha256": "x"}'):
+    for text in (
+        b"{",
+        b"5",
+        b"[]",
+        b"{}",
+        bytes(range(256)),
+        b'{"identity": {}, "images_sha256": "x"}',
+    ):
         written(folder, "manifest.json", text)
         SEEN.add(("manifest of a report", text.decode("latin1")))
         refused(work, "dgh_tf.report", f"--output_dir={folder}", words=str(folder))
 
 
 SETTINGS = {
-    "learning_rate": ["nan", "inf", "-1", "0"], "bn_weight": ["-1", "nan"], "output_weight": ["inf"], "prior_weight": ["-0.5"],
-    "std_weight": ["nan"], "stretch_limit": ["-2"], "num_images": ["0", "-5"], "batch_size": ["0"], "steps": ["0"], "seed": [str(2**31)],
-    "schedule": ["linear", ""], "flip": ["sideways"], "start": ["dogs"], "strategy": ["many"], "image_size": ["x", "0,0", "8", "8,8,8"],
-    "input_range": ["wide", "1,0", "nan,nan", "0", "0,inf"], "model": ["absent.keras", "keras:Nope", "", "/dev/null"],
+    "learning_rate": ["nan", "inf", "-1", "0"],
+    "bn_weight": ["-1", "nan"],
+    "output_weight": ["inf"],
+    "prior_weight": ["-0.5"],
+    "std_weight": ["nan"],
+    "stretch_limit": ["-2"],
+    "num_images": ["0", "-5"],
+    "batch_size": ["0"],
+    "steps": ["0"],
+    "seed": [str(2**31)],
+    "schedule": ["linear", ""],
+    "flip": ["sideways"],
+    "start": ["dogs"],
+    "strategy": ["many"],
+    "image_size": ["x", "0,0", "8", "8,8,8"],
+    "input_range": ["wide", "1,0", "nan,nan", "0", "0,inf"],
+    "model": ["absent.keras", "keras:Nope", "", "/dev/null"],
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_generation_refuses_settings_that_make_no_sense(work, name):
     for value in SETTINGS[name]:
-        given = {"model": work / "good.keras", "output_dir": work / "generated", "steps": 1, name: value}
+        given = {
+            "model": work / "good.keras",
+            "output_dir": work / "generated",
+            "steps": 1,
+            name: value,
+        }
         refused(work, "dgh_tf.generate", *(f"--{k}={v}" for k, v in given.items()))
         assert not (work / "generated").exists()

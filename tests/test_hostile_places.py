@@ -1,4 +1,7 @@
-"""Places that cannot be written to, are in use or full, and Ctrl-C; the last test counts the bad inputs of all hostile files."""
+"""Places that cannot be written to, are in use or full, and Ctrl-C; the last test counts the bad
+inputs of all hostile files.
+"""
+
 import contextlib
 import json
 import os
@@ -21,27 +24,64 @@ def test_output_that_cannot_be_written_is_refused_before_work(work):
         refused(work, "tflite_export.convert", *convert(work, output=work / output))
     data = [f"--real={work}/good.npz", f"--evaluation={work}/good.npz", "--num_images=4"]
     for folder in ("a_file", "a_file/below", "lost"):
-        refused(work, "benchmarks.calibration", f"--model={work}/good.keras", *data, f"--output_dir={work / folder}")
+        refused(
+            work,
+            "benchmarks.calibration",
+            f"--model={work}/good.keras",
+            *data,
+            f"--output_dir={work / folder}",
+        )
         refused(work, "benchmarks.suite", f"--output_dir={work / folder}", "--only=demo")
-        refused(work, "benchmarks.privacy", f"--model={work}/good.keras", f"--output_dir={work / folder}")
-        refused(work, "dgh_tf.generate", f"--model={work}/good.keras", f"--output_dir={work / folder}")
+        refused(
+            work,
+            "benchmarks.privacy",
+            f"--model={work}/good.keras",
+            f"--output_dir={work / folder}",
+        )
+        refused(
+            work, "dgh_tf.generate", f"--model={work}/good.keras", f"--output_dir={work / folder}"
+        )
     for output in ("a_file/s.json", "taken.tflite", "nowhere/s.json"):
         refused(work, "benchmarks.speed", f"--model={work}/good.keras", f"--output={work / output}")
-        refused(work, "benchmarks.layers", f"--model={work}/good.keras", f"--calibrations={work}/good.npy", f"--output={work / output}")
-        refused(work, "benchmarks.verdict", f"--model={work}/good.keras", f"--tflite={work}/good.npy", f"--output={work / output}")
+        refused(
+            work,
+            "benchmarks.layers",
+            f"--model={work}/good.keras",
+            f"--calibrations={work}/good.npy",
+            f"--output={work / output}",
+        )
+        refused(
+            work,
+            "benchmarks.verdict",
+            f"--model={work}/good.keras",
+            f"--tflite={work}/good.npy",
+            f"--output={work / output}",
+        )
 
 
-@pytest.mark.parametrize(("command", "arguments"), [
-    ("benchmarks.calibration", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]), ("benchmarks.suite", ["--only=demo"]),
-    ("dgh_tf.generate", ["--steps=1"]), ("benchmarks.lowbit", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]),
-])
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("benchmarks.calibration", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]),
+        ("benchmarks.suite", ["--only=demo"]),
+        ("dgh_tf.generate", ["--steps=1"]),
+        ("benchmarks.lowbit", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]),
+    ],
+)
 def test_a_second_process_on_the_same_folder_is_refused(work, command, arguments):
     import filelock
 
     (work / "busy").mkdir(exist_ok=True)
     model = [] if command == "benchmarks.suite" else [f"--model={work}/good.keras"]
     with filelock.FileLock(work / "busy" / ".lock", timeout=0):
-        refused(work, command, *model, *(a.format(w=work) for a in arguments), f"--output_dir={work}/busy", words="writing to")
+        refused(
+            work,
+            command,
+            *model,
+            *(a.format(w=work) for a in arguments),
+            f"--output_dir={work}/busy",
+            words="writing to",
+        )
 
 
 def test_a_killed_owner_leaves_no_lock(work):
@@ -49,11 +89,24 @@ def test_a_killed_owner_leaves_no_lock(work):
 
     folder = work / "orphan"
     folder.mkdir()
-    owner = subprocess.Popen([sys.executable, "-c", "import filelock, sys, time\n"
-                              "with filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)", str(folder / ".lock")],
-                             stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import filelock, sys, time\n"
+            "with filelock.FileLock(sys.argv[1]): print('held', flush=True); time.sleep(60)",
+            str(folder / ".lock"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert owner.stdout.readline() == "held\n"
-    arguments = [f"--real={work}/good.npz", f"--evaluation={work}/good.npz", f"--model={work}/good.keras", f"--output_dir={folder}"]
+    arguments = [
+        f"--real={work}/good.npz",
+        f"--evaluation={work}/good.npz",
+        f"--model={work}/good.keras",
+        f"--output_dir={folder}",
+    ]
     refused(work, "benchmarks.calibration", *arguments, words="writing to")
     owner.kill()
     owner.wait()
@@ -66,15 +119,31 @@ def test_damaged_results_are_refused_and_kept(work):
     folder.mkdir()
     for text in (b"{", b"[5]", b'[{"source": "real"}]', bytes(range(256))):
         written(folder, "results.json", text)
-        refused(work, "benchmarks.calibration", f"--model={work}/good.keras", f"--real={work}/good.npz", f"--evaluation={work}/good.npz",
-                "--num_images=4", f"--output_dir={folder}", "--sources=real", f"--steps={len(SEEN) + 1}", words=str(folder))
+        refused(
+            work,
+            "benchmarks.calibration",
+            f"--model={work}/good.keras",
+            f"--real={work}/good.npz",
+            f"--evaluation={work}/good.npz",
+            "--num_images=4",
+            f"--output_dir={folder}",
+            "--sources=real",
+            f"--steps={len(SEEN) + 1}",
+            words=str(folder),
+        )
         assert (folder / "results.json").read_bytes() == text
 
 
 def test_a_refused_run_removes_only_a_folder_that_it_made(work):
     (work / "kept").mkdir()
     for name in ("kept", "new"):
-        refused(work, "dgh_tf.generate", f"--model={work}/good.keras", f"--output_dir={work}/{name}", "--input_range=wide")
+        refused(
+            work,
+            "dgh_tf.generate",
+            f"--model={work}/good.keras",
+            f"--output_dir={work}/{name}",
+            "--input_range=wide",
+        )
     assert (work / "kept").is_dir() and not (work / "new").exists()
 
 
@@ -82,7 +151,10 @@ def test_each_worker_locks_a_shared_folder_for_itself(tmp_path):
     from dgh_tf.files import locked_folder
 
     with locked_folder(tmp_path, flag="f"), locked_folder(tmp_path, flag="f", worker=1):
-        with pytest.raises(ValueError, match="writing to"), locked_folder(tmp_path, flag="f", worker=1):
+        with (
+            pytest.raises(ValueError, match="writing to"),
+            locked_folder(tmp_path, flag="f", worker=1),
+        ):
             pass
         with pytest.raises(ValueError, match="writing to"), locked_folder(tmp_path, flag="f"):
             pass
@@ -90,8 +162,14 @@ def test_each_worker_locks_a_shared_folder_for_itself(tmp_path):
 
 def process(*arguments, **options):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    return subprocess.Popen([sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment, **options)
+    return subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
 
 
 @pytest.fixture
@@ -118,7 +196,10 @@ def test_odd_names_work(names):
     done = process("tflite_export.convert", *convert(names))
     _, err = done.communicate(timeout=120)
     assert (done.returncode, err) == (0, "")
-    assert json.loads((names / "out.json").read_text())["fully_integer"] and (names / "out.tflite").stat().st_size > 1000
+    assert (
+        json.loads((names / "out.json").read_text())["fully_integer"]
+        and (names / "out.tflite").stat().st_size > 1000
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.7, 1.5, 3.0, 4.5])
@@ -133,13 +214,21 @@ def test_ctrl_c_at_any_time_is_one_line_at_most(names, seconds):
     for name in left:
         (names / name).unlink()
     # nothing, or on a fast machine the pair as it was replaced together
-    assert not left or set(left) == {"late.tflite", "late.json"} and json.loads(left["late.json"])["fully_integer"], set(left)
-    assert running.returncode in (130, -signal.SIGINT, *([0] if left else [])) and (not left or seconds > 1)
+    assert (
+        not left
+        or set(left) == {"late.tflite", "late.json"}
+        and json.loads(left["late.json"])["fully_integer"]
+    ), set(left)
+    assert running.returncode in (130, -signal.SIGINT, *([0] if left else [])) and (
+        not left or seconds > 1
+    )
 
 
 @contextlib.contextmanager
 def mounted(folder, options):
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("a small tmpfs cannot be mounted here")
     try:
         yield folder
@@ -155,35 +244,67 @@ def full_disk(tmp_path):
 
 
 def test_a_place_without_write_permission_is_refused_before_work(work, tmp_path):
-    """A read-only file system: it refuses root too, as a folder of another user refuses everyone else."""
-    model, data = f"--model={work}/good.keras", [f"--real={work}/good.npz", f"--evaluation={work}/good.npz"]
+    """A read-only file system: it refuses root too, as a folder of another user refuses everyone
+    else.
+    """
+    model, data = (
+        f"--model={work}/good.keras",
+        [f"--real={work}/good.npz", f"--evaluation={work}/good.npz"],
+    )
     with mounted(tmp_path, "ro,size=64k") as folder:
-        refused(work, "tflite_export.convert", *convert(work, output=folder / "o.tflite"), words="nothing can be written there")
-        for command, more in (("benchmarks.calibration", data), ("benchmarks.privacy", []), ("dgh_tf.generate", ["--steps=1"])):
+        refused(
+            work,
+            "tflite_export.convert",
+            *convert(work, output=folder / "o.tflite"),
+            words="nothing can be written there",
+        )
+        for command, more in (
+            ("benchmarks.calibration", data),
+            ("benchmarks.privacy", []),
+            ("dgh_tf.generate", ["--steps=1"]),
+        ):
             for place in (folder, folder / "new"):
                 refused(work, command, model, *more, f"--output_dir={place}")
         refused(work, "benchmarks.suite", "--only=demo", f"--output_dir={folder}")
         refused(work, "benchmarks.speed", model, f"--output={folder}/s.json")
-        refused(work, "benchmarks.layers", model, f"--calibrations={work}/good.npy", f"--output={folder}/s.json")
+        refused(
+            work,
+            "benchmarks.layers",
+            model,
+            f"--calibrations={work}/good.npy",
+            f"--output={folder}/s.json",
+        )
 
 
 def test_a_full_disk_keeps_the_old_files(full_disk):
-    """Both new files are whole on disk before the first old one is replaced: a proof never stands beside another file."""
+    """Both new files are whole on disk before the first old one is replaced: a proof never stands
+    beside another file.
+    """
     from tflite_export.convert import write_pair
 
     write_pair(full_disk / "out.tflite", b"the old file", full_disk / "out.json", "the old proof")
     for room in (0, 6, 12):  # KiB: nothing fits; the smaller fits; the larger fits, but not both
         (full_disk / "filler").write_bytes(bytes((64 - 8 - room) * 1024))
         with pytest.raises(OSError, match="No space left.*out"):
-            write_pair(full_disk / "out.tflite", bytes(9000), full_disk / "out.json", "x" * 9000 if room == 12 else "x")
-        assert (full_disk / "out.tflite").read_bytes() == b"the old file" and (full_disk / "out.json").read_text() == "the old proof"
+            write_pair(
+                full_disk / "out.tflite",
+                bytes(9000),
+                full_disk / "out.json",
+                "x" * 9000 if room == 12 else "x",
+            )
+        assert (full_disk / "out.tflite").read_bytes() == b"the old file" and (
+            full_disk / "out.json"
+        ).read_text() == "the old proof"
         assert {path.name for path in full_disk.iterdir()} == {"out.tflite", "out.json", "filler"}
 
 
 def test_an_array_on_a_full_disk_names_its_file(full_disk):
     from dgh_tf.files import atomic_path
 
-    with pytest.raises(OSError, match="images.npy") as error, atomic_path(full_disk / "images.npy") as path:
+    with (
+        pytest.raises(OSError, match="images.npy") as error,
+        atomic_path(full_disk / "images.npy") as path,
+    ):
         np.save(path, np.zeros(100_000))
     assert error.value.errno == 28 and not list(full_disk.iterdir())  # ENOSPC
 
@@ -193,7 +314,12 @@ def test_convert_on_a_full_disk_is_one_line(work, full_disk):
     (full_disk / "filler").write_bytes(bytes(64 * 1024))
     running = process("tflite_export.convert", *convert(work, output=full_disk / "out.tflite"))
     _, err = running.communicate(timeout=120)
-    assert running.returncode == 1 and err.startswith("error: ") and err.count("\n") == 1 and "No space left" in err, err
+    assert (
+        running.returncode == 1
+        and err.startswith("error: ")
+        and err.count("\n") == 1
+        and "No space left" in err
+    ), err
     assert "Free some space" in err and "out." in err
     assert {path.name for path in full_disk.iterdir()} == {"filler"}
 

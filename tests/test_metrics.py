@@ -1,4 +1,5 @@
 """Metrics against values worked by hand and against scikit-learn."""
+
 import math
 
 import numpy as np
@@ -14,7 +15,9 @@ LABELS = RNG.integers(0, 7, size=200)
 
 
 def test_top1_equals_scikit_learns():
-    assert metrics.top1(OUTPUTS, LABELS) == pytest.approx(sklearn.metrics.top_k_accuracy_score(LABELS, OUTPUTS, k=1))
+    assert metrics.top1(OUTPUTS, LABELS) == pytest.approx(
+        sklearn.metrics.top_k_accuracy_score(LABELS, OUTPUTS, k=1)
+    )
 
 
 def test_agreement_equals_scikit_learns_accuracy_of_the_choices():
@@ -24,14 +27,19 @@ def test_agreement_equals_scikit_learns_accuracy_of_the_choices():
 
 
 def test_mse_equals_scikit_learns():
-    expected = sklearn.metrics.mean_squared_error(REFERENCE.astype(np.float64), OUTPUTS.astype(np.float64))
+    expected = sklearn.metrics.mean_squared_error(
+        REFERENCE.astype(np.float64), OUTPUTS.astype(np.float64)
+    )
     assert metrics.mse(REFERENCE, OUTPUTS) == pytest.approx(expected, rel=1e-12)
 
 
 def test_mse_is_summed_in_float64():
-    # By hand: every error is 1e-3 beside values of 4096; 4096 + 1e-3 in float32 is off by 5 %, so give float64 outputs.
+    # By hand: every error is 1e-3 beside values of 4096; 4096 + 1e-3 in float32 is off by 5 %, so
+    # give float64 outputs.
     reference = np.full((1000, 1000), 4096.0, np.float32)
-    assert metrics.mse(reference, reference.astype(np.float64) + 1e-3) == pytest.approx(1e-6, rel=1e-6)
+    assert metrics.mse(reference, reference.astype(np.float64) + 1e-3) == pytest.approx(
+        1e-6, rel=1e-6
+    )
 
 
 def test_sqnr_by_hand():
@@ -45,7 +53,9 @@ def test_sqnr_of_uniform_rounding_is_the_textbook_value():
     # Uniform signal over b bits: 6.02 b dB (Bennett 1948). 8 bits: 48.16 dB.
     signal = RNG.uniform(-1, 1, size=(1000, 100))
     step = 2.0 / 256
-    assert metrics.sqnr_db(signal, (np.floor(signal / step) + 0.5) * step) == pytest.approx(48.16, abs=0.05)
+    assert metrics.sqnr_db(signal, (np.floor(signal / step) + 0.5) * step) == pytest.approx(
+        48.16, abs=0.05
+    )
 
 
 def test_spread_by_hand():

@@ -1,4 +1,7 @@
-"""Moments: against float64 numpy, over uneven batches, for large means, and their gradient against the formula and differences."""
+"""Moments: against float64 numpy, over uneven batches, for large means, and their gradient against
+the formula and differences.
+"""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,7 +19,10 @@ def numpy_moments(x, axis=-1):
     return len(x), x.mean(0), ((x - x.mean(0)) ** 2).sum(0)
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((4, 5, 6, 3), -1), ((4, 3, 5, 6), 1), ((7, 10, 4), -1), ((9, 4), -1), ((2, 3, 4, 5, 6), 4)])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((4, 5, 6, 3), -1), ((4, 3, 5, 6), 1), ((7, 10, 4), -1), ((9, 4), -1), ((2, 3, 4, 5, 6), 4)],
+)
 def test_equal_to_float64_numpy_for_every_rank_and_channel_axis(shape, axis):
     x = activations(shape, mean=0.7, std=2.0)
     count, mean, m2 = numpy_moments(x, axis)
@@ -30,16 +36,22 @@ def test_equal_to_float64_numpy_for_every_rank_and_channel_axis(shape, axis):
 def test_variance_survives_a_mean_ten_thousand_times_the_deviation():
     x = activations((8, 16, 16, 4), mean=1000.0, std=0.1)
     _, mean, m2 = numpy_moments(x)
-    naive = (x**2).mean((0, 1, 2)) - x.mean((0, 1, 2)) ** 2  # E[x^2] - E[x]^2 in float32: what the shift is there to avoid
+    naive = (x**2).mean((0, 1, 2)) - x.mean(
+        (0, 1, 2)
+    ) ** 2  # E[x^2] - E[x]^2 in float32: what the shift is there to avoid
     assert np.max(np.abs(naive / 0.01 - 1.0)) > 0.5
-    got = channel_moments(tf.constant(x), shift=np.full(4, 1000.2, np.float32))  # the guess is two deviations off
+    got = channel_moments(
+        tf.constant(x), shift=np.full(4, 1000.2, np.float32)
+    )  # the guess is two deviations off
     np.testing.assert_allclose(got.mean, mean, rtol=1e-7)
     np.testing.assert_allclose(got.m2, m2, rtol=1e-3)
 
 
 def test_shift_changes_nothing_but_rounding():
     x = tf.constant(activations((4, 8, 8, 3), mean=1.0))
-    first, second = (channel_moments(x, shift=np.full(3, shift, np.float32)) for shift in (0.0, 1.3))
+    first, second = (
+        channel_moments(x, shift=np.full(3, shift, np.float32)) for shift in (0.0, 1.3)
+    )
     np.testing.assert_allclose(first.mean, second.mean, rtol=1e-5)
     np.testing.assert_allclose(first.m2, second.m2, rtol=1e-4)
 
@@ -66,19 +78,26 @@ def test_normalization_and_sums_in_one_are_those_of_float64_numpy_forward_and_ba
     x = activations(shape, mean=50.0 if far else 0.5)
     scale, offset = np.linspace(0.5, 2.0, channels), np.linspace(-1.0, 1.0, channels)
     shift = np.full(channels, 50.0 if far else 0.0, np.float32)
-    a, b, c = (np.random.default_rng(i).standard_normal(s) for i, s in ((1, shape), (2, channels), (3, channels)))
+    a, b, c = (
+        np.random.default_rng(i).standard_normal(s)
+        for i, s in ((1, shape), (2, channels), (3, channels))
+    )
     with tf.GradientTape() as tape:
         variable = tf.constant(x)
         tape.watch(variable)
         y, (sums, squares, count) = normalize(variable, scale=scale, offset=offset, shift=shift)
-        value = tf.reduce_sum(a.astype(np.float32) * y) + tf.reduce_sum(b.astype(np.float32) * sums + c.astype(np.float32) * squares)
+        value = tf.reduce_sum(a.astype(np.float32) * y) + tf.reduce_sum(
+            b.astype(np.float32) * sums + c.astype(np.float32) * squares
+        )
     d = x.astype(np.float64) - shift
     rest = tuple(range(len(shape) - 1))
     np.testing.assert_allclose(y, x * scale + offset, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(sums, d.sum(rest), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(squares, (d**2).sum(rest), rtol=1e-4)
     assert float(count) == x.size / channels
-    np.testing.assert_allclose(tape.gradient(value, variable), a * scale + b + 2.0 * c * d, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        tape.gradient(value, variable), a * scale + b + 2.0 * c * d, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_shift_is_left_out_only_where_no_channel_needs_it():
@@ -95,10 +114,17 @@ def test_gradient_is_the_closed_form():
         variable = tf.constant(x)
         tape.watch(variable)
         got = channel_moments(variable, shift=np.full(3, 1.5, np.float32))
-        value = tf.reduce_sum(a.astype(np.float32) * got.mean) + tf.reduce_sum(b.astype(np.float32) * got.m2)
+        value = tf.reduce_sum(a.astype(np.float32) * got.mean) + tf.reduce_sum(
+            b.astype(np.float32) * got.m2
+        )
     x64 = x.astype(np.float64)
     n = x64[..., 0].size
-    np.testing.assert_allclose(tape.gradient(value, variable), a / n + 2.0 * b * (x64 - x64.mean((0, 1, 2))), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        tape.gradient(value, variable),
+        a / n + 2.0 * b * (x64 - x64.mean((0, 1, 2))),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_gradient_equals_central_differences_of_float64_numpy():
@@ -119,10 +145,14 @@ def test_gradient_equals_central_differences_of_float64_numpy():
         high, low = x64.copy(), x64.copy()
         high[index] += step
         low[index] -= step
-        assert gradient[index] == pytest.approx((value_of(high) - value_of(low)) / (2 * step), rel=1e-3, abs=1e-5)
+        assert gradient[index] == pytest.approx(
+            (value_of(high) - value_of(low)) / (2 * step), rel=1e-3, abs=1e-5
+        )
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((3, 5, 6, 2), -1), ((3, 2, 5, 6), 1), ((3, 7, 4), -1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((3, 5, 6, 2), -1), ((3, 2, 5, 6), 1), ((3, 7, 4), -1)]
+)
 def test_image_moments_are_those_of_each_image_alone(shape, axis):
     x = activations(shape, mean=1.0)
     mean, variance = image_moments(tf.constant(x), axis=axis)

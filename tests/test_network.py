@@ -1,4 +1,7 @@
-"""dgh_tf.network and dgh_tf.heads: what a traced model shows, against Keras' own sub-models and hand-written graphs."""
+"""dgh_tf.network and dgh_tf.heads: what a traced model shows, against Keras' own sub-models and
+hand-written graphs.
+"""
+
 from __future__ import annotations
 
 import keras
@@ -13,13 +16,18 @@ from dgh_tf.network import Network
 
 
 def tapped(network: Network, arrays: list[np.ndarray]):
-    """Values of one traced pass: BN inputs [(layer index, array)], logits by head name, last BN layer by head name."""
+    """Values of one traced pass: BN inputs [(layer index, array)], logits by head name, last BN
+    layer by head name.
+    """
     structure = {}
 
     def run(*inputs):
         result = network.forward(list(inputs))
         structure["calls"] = [index for index, _ in result.calls]
-        structure["last"] = {h.name: None if h.last_call is None else result.calls[h.last_call][0] for h in result.heads}
+        structure["last"] = {
+            h.name: None if h.last_call is None else result.calls[h.last_call][0]
+            for h in result.heads
+        }
         return [x for _, x in result.calls], {h.name: h.logits for h in result.heads}
 
     inputs, logits = tf.function(run, autograph=False)(*map(tf.constant, arrays))
@@ -51,9 +59,18 @@ def test_shared_layer_gives_every_call():
     np.testing.assert_allclose(calls[1][1], second, atol=1e-5)
 
 
-@pytest.mark.parametrize(("build", "layers"), [(tiny.nested_backbone, 3), (tiny.subclassed, 2), (tiny.sequential, 2),
-                                               (lambda: tiny.subclassed(keras=tf_keras), 2),
-                                               (tiny.batchnorm_variants, 6), (tiny.one_dimensional, 2), (tiny.vector, 2)])
+@pytest.mark.parametrize(
+    ("build", "layers"),
+    [
+        (tiny.nested_backbone, 3),
+        (tiny.subclassed, 2),
+        (tiny.sequential, 2),
+        (lambda: tiny.subclassed(keras=tf_keras), 2),
+        (tiny.batchnorm_variants, 6),
+        (tiny.one_dimensional, 2),
+        (tiny.vector, 2),
+    ],
+)
 def test_every_bn_layer_is_found(build, layers):
     assert len(Network(build()).layers) == layers
 
@@ -66,7 +83,9 @@ def test_softmax_is_stripped_to_its_logits():
     model, x = tiny.softmax_head(), tiny.images(3)
     _, logits, _ = tapped(Network(model), [x])
     exponentials = np.exp(np.float64(logits["output"]))
-    np.testing.assert_allclose(exponentials / exponentials.sum(1, keepdims=True), model(x), atol=1e-6)
+    np.testing.assert_allclose(
+        exponentials / exponentials.sum(1, keepdims=True), model(x), atol=1e-6
+    )
 
 
 def test_sigmoid_is_stripped_per_head_and_each_head_has_its_own_last_bn():
@@ -74,9 +93,13 @@ def test_sigmoid_is_stripped_per_head_and_each_head_has_its_own_last_bn():
     network = Network(model)
     _, logits, last = tapped(network, [x])
     outputs = model(x)
-    np.testing.assert_allclose(1 / (1 + np.exp(-np.float64(logits["classes"]))), outputs["classes"], atol=1e-6)
+    np.testing.assert_allclose(
+        1 / (1 + np.exp(-np.float64(logits["classes"]))), outputs["classes"], atol=1e-6
+    )
     np.testing.assert_allclose(logits["boxes"], outputs["boxes"], atol=1e-5)
-    assert network.layers[last["boxes"]].mean.shape == (8,)  # the block before `boxes` has 8 filters, the other 12
+    assert network.layers[last["boxes"]].mean.shape == (
+        8,
+    )  # the block before `boxes` has 8 filters, the other 12
     assert network.layers[last["classes"]].mean.shape == (12,)
 
 
@@ -85,9 +108,15 @@ def test_heads_are_found_behind_slices_of_joined_levels():
     network = Network(model)
     _, logits, last = tapped(network, [x])
     assert {name: value.shape for name, value in logits.items()} == {
-        "boxes_0": (2, 8, 8, 4), "boxes_1": (2, 4, 4, 4), "classes_0": (2, 8, 8, 3), "classes_1": (2, 4, 4, 3)}
+        "boxes_0": (2, 8, 8, 4),
+        "boxes_1": (2, 4, 4, 4),
+        "classes_0": (2, 8, 8, 3),
+        "classes_1": (2, 4, 4, 3),
+    }
     joined = np.concatenate([logits[f"classes_{i}"].reshape(2, -1, 3) for i in range(2)], axis=1)
-    np.testing.assert_allclose(1 / (1 + np.exp(-np.float64(joined))), model(x)["classes"], atol=1e-6)
+    np.testing.assert_allclose(
+        1 / (1 + np.exp(-np.float64(joined))), model(x)["classes"], atol=1e-6
+    )
     assert [len(network.layers[last[name]].mean) for name in sorted(last)] == [6, 6, 7, 7]
 
 
@@ -110,14 +139,23 @@ def test_raw_heads_and_silu_stay_as_they_are():
         np.testing.assert_allclose(logits[name], value, atol=1e-5)
     assert len(set(last.values())) == 3
     inputs = keras.Input((8, 8, 3))
-    ends_in_silu = tiny.settle(keras.Model(inputs, keras.layers.Activation("silu")(keras.layers.BatchNormalization()(inputs))))
+    ends_in_silu = tiny.settle(
+        keras.Model(
+            inputs, keras.layers.Activation("silu")(keras.layers.BatchNormalization()(inputs))
+        )
+    )
     x = tiny.images(2, shape=(8, 8, 3))
-    np.testing.assert_allclose(tapped(Network(ends_in_silu), [x])[1]["output"], ends_in_silu(x), atol=1e-6)
+    np.testing.assert_allclose(
+        tapped(Network(ends_in_silu), [x])[1]["output"], ends_in_silu(x), atol=1e-6
+    )
 
 
 def test_inputs_keep_the_model_s_order_and_dicts_are_taken():
     network = Network(tiny.two_inputs())
-    assert (network.input_names, network.input_shapes) == (["right", "left"], [(8, 8, 1), (16, 16, 3)])
+    assert (network.input_names, network.input_shapes) == (
+        ["right", "left"],
+        [(8, 8, 1), (16, 16, 3)],
+    )
     left, right = keras.Input((8, 8, 3), name="left"), keras.Input((8, 8, 1), name="right")
     joined = keras.layers.BatchNormalization()(keras.layers.Concatenate()([left, right]))
     model = tiny.settle(keras.Model({"right": right, "left": left}, joined))
@@ -125,7 +163,9 @@ def test_inputs_keep_the_model_s_order_and_dicts_are_taken():
     arrays = [tiny.images(2, shape=shape) for shape in network.input_shapes]
     calls, _, _ = tapped(network, arrays)
     by_name = dict(zip(network.input_names, arrays, strict=True))
-    np.testing.assert_allclose(calls[0][1], np.concatenate([by_name["left"], by_name["right"]], axis=-1))
+    np.testing.assert_allclose(
+        calls[0][1], np.concatenate([by_name["left"], by_name["right"]], axis=-1)
+    )
 
 
 @pytest.mark.parametrize("build", [tiny.nested_backbone, tiny.two_inputs, tiny.two_heads])
@@ -155,6 +195,7 @@ def test_parts_without_statistics_are_named():
 def test_calls_are_put_back_also_after_an_error_and_also_the_user_s_own():
     model = tiny.conv_bn_relu()
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
     def mine(x, training=False):
         return x
 
@@ -166,10 +207,17 @@ def test_calls_are_put_back_also_after_an_error_and_also_the_user_s_own():
 
 
 def broken(values: dict[int, float], *, layer: int = 0):
-    """conv_bn_relu with weights of one BN layer (0 gamma, 1 beta, 2 mean, 3 variance) filled with a value."""
+    """conv_bn_relu with weights of one BN layer (0 gamma, 1 beta, 2 mean, 3 variance) filled with a
+    value.
+    """
     model = tiny.conv_bn_relu()
     bn = [item for item in model.layers if isinstance(item, keras.layers.BatchNormalization)][layer]
-    bn.set_weights([np.full_like(w, values.get(i, 0)) if i in values else w for i, w in enumerate(bn.get_weights())])
+    bn.set_weights(
+        [
+            np.full_like(w, values.get(i, 0)) if i in values else w
+            for i, w in enumerate(bn.get_weights())
+        ]
+    )
     return model
 
 
@@ -189,21 +237,36 @@ def plain(*middle):
 
 def token_ids():
     inputs = keras.Input((8,), dtype="int32")
-    return tiny.settle(keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Embedding(5, 3)(inputs))))
+    return tiny.settle(
+        keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Embedding(5, 3)(inputs)))
+    )
 
 
-@pytest.mark.parametrize(("build", "found", "advice"), [
-    (plain, "no BatchNormalization", "before folding"),
-    (lambda: plain(keras.layers.GroupNormalization(2)), "GroupNormalization", "keeps none of the training set"),
-    (lambda: plain(keras.layers.LayerNormalization()), "LayerNormalization", "real images"),
-    (lambda: broken({3: np.nan}), "not finite", "train again"),
-    (lambda: broken({2: np.inf}, layer=2), "not finite", "train again"),
-    (broken_kernel, "logits/kernel.*not finite", "train again"),
-    (lambda: broken({3: 0.0}), "zero or below", "trained or converted"),
-    (lambda: plain(keras.layers.BatchNormalization()), "initial statistics", "trained weights"),
-    (lambda: keras.Sequential([keras.layers.Conv2D(3, 3), keras.layers.BatchNormalization()]), "never called or built", "Input layer"),
-    (token_ids, "int32", "behind that input"),
-])
+@pytest.mark.parametrize(
+    ("build", "found", "advice"),
+    [
+        (plain, "no BatchNormalization", "before folding"),
+        (
+            lambda: plain(keras.layers.GroupNormalization(2)),
+            "GroupNormalization",
+            "keeps none of the training set",
+        ),
+        (lambda: plain(keras.layers.LayerNormalization()), "LayerNormalization", "real images"),
+        (lambda: broken({3: np.nan}), "not finite", "train again"),
+        (lambda: broken({2: np.inf}, layer=2), "not finite", "train again"),
+        (broken_kernel, "logits/kernel.*not finite", "train again"),
+        (lambda: broken({3: 0.0}), "zero or below", "trained or converted"),
+        (lambda: plain(keras.layers.BatchNormalization()), "initial statistics", "trained weights"),
+        (
+            lambda: keras.Sequential(
+                [keras.layers.Conv2D(3, 3), keras.layers.BatchNormalization()]
+            ),
+            "never called or built",
+            "Input layer",
+        ),
+        (token_ids, "int32", "behind that input"),
+    ],
+)
 def test_models_that_cannot_work_are_refused_with_what_to_do(build, found, advice):
     with pytest.raises(ValueError, match=found) as caught:
         Network(build())

@@ -1,4 +1,7 @@
-"""Nearest-neighbour distances against scikit-learn and by hand; a leak must be seen, and unseen images must not be one."""
+"""Nearest-neighbour distances against scikit-learn and by hand; a leak must be seen, and unseen
+images must not be one.
+"""
+
 import numpy as np
 import pytest
 
@@ -11,13 +14,18 @@ def test_nearest_equals_scikit_learn():
     from sklearn.neighbors import NearestNeighbors
 
     a, b = RNG.normal(size=(70, 5, 3)), RNG.normal(size=(90, 5, 3))
-    expected = NearestNeighbors(n_neighbors=1).fit(b.reshape(90, -1)).kneighbors(a.reshape(70, -1))[0][:, 0] / np.sqrt(15)
+    expected = NearestNeighbors(n_neighbors=1).fit(b.reshape(90, -1)).kneighbors(a.reshape(70, -1))[
+        0
+    ][:, 0] / np.sqrt(15)
     np.testing.assert_allclose(privacy.nearest(a, b, block=32), expected, atol=1e-9)
 
 
 def test_brightness_and_contrast_hide_no_copy():
     images = RNG.uniform(0, 255, (6, 16, 16, 3))
-    assert privacy.nearest(privacy.normalized(images * 0.3 + 40), privacy.normalized(images)).max() < 1e-6
+    assert (
+        privacy.nearest(privacy.normalized(images * 0.3 + 40), privacy.normalized(images)).max()
+        < 1e-6
+    )
 
 
 def test_shifts_and_mirrors_hide_no_copy():
@@ -35,7 +43,13 @@ def test_a_leak_is_seen_and_fresh_images_are_not_one():
     share = {(row["space"], row["kind"]): row["closer_than_unseen"] for row in rows}
     assert {space for space, _ in share} == set(privacy.SPACES)
     for space in privacy.SPACES:
-        assert share[space, "leak"] == 1.0 and share[space, "generated"] < 0.2 and share[space, "unseen"] == 0.0
+        assert (
+            share[space, "leak"] == 1.0
+            and share[space, "generated"] < 0.2
+            and share[space, "unseen"] == 0.0
+        )
     # two independent standard normal images are sqrt(2) apart, the nearest of 60 a little less
-    assert next(row["median"] for row in rows if row["kind"] == "unseen") == pytest.approx(2**0.5, rel=0.1)
+    assert next(row["median"] for row in rows if row["kind"] == "unseen") == pytest.approx(
+        2**0.5, rel=0.1
+    )
     assert "100%" in privacy.table_of(rows)

@@ -1,4 +1,7 @@
-"""Selected ranges: found right, shared as TFLite shares scales, and honoured by the converter to the last float."""
+"""Selected ranges: found right, shared as TFLite shares scales, and honoured by the converter to
+the last float.
+"""
+
 import numpy as np
 import pytest
 import tiny_models
@@ -24,19 +27,26 @@ def test_scales_of_the_file_equal_the_selected_ranges(name, rule):
     ranges = collect_ranges(graph, images, rule=rule)
     made = to_tflite_with_ranges(tflite, ranges=ranges)
     check_integer(made, io_dtype="int8")
-    rows, activations = scales_by_name(made), {i for o in graph.operators for i in o.outputs} | set(graph.inputs)
+    rows, activations = (
+        scales_by_name(made),
+        {i for o in graph.operators for i in o.outputs} | set(graph.inputs),
+    )
     found = [i for i in ranges if graph.tensors[i].name in rows]
     assert set(ranges) == activations and len(found) >= 0.9 * len(ranges)
     for i in found:
         row, (low, high) = rows[graph.tensors[i].name], ranges[i]
-        assert row["scales"][0] == pytest.approx((high - low) / 255, rel=1e-5), graph.tensors[i].name
+        assert row["scales"][0] == pytest.approx((high - low) / 255, rel=1e-5), graph.tensors[
+            i
+        ].name
         assert row["zero_points"][0] == pytest.approx(-128 - low / row["scales"][0], abs=0.51)
 
 
 def test_min_max_equals_the_converters_own_calibration():
     model, images = tiny_models.two_heads(), tiny_models.images(8)
     tflite = to_float_tflite(model)
-    ours = scales_by_name(to_tflite_with_ranges(tflite, ranges=collect_ranges(read_graph(tflite), images)))
+    ours = scales_by_name(
+        to_tflite_with_ranges(tflite, ranges=collect_ranges(read_graph(tflite), images))
+    )
     theirs = scales_by_name(to_tflite(model, images))
     common = set(ours) & set(theirs)
     assert len(common) >= 0.8 * len(theirs)
@@ -50,7 +60,9 @@ def test_min_max_is_that_of_the_activations():
     run(graph, feeds_of(graph, images), observe=lambda i, v: seen.setdefault(i, v))
     ranges = collect_ranges(graph, images, batch_size=3)
     out = graph.outputs[0]
-    assert ranges[out] == pytest.approx((min(0, seen[out].numpy().min()), max(0, seen[out].numpy().max())), rel=1e-5)
+    assert ranges[out] == pytest.approx(
+        (min(0, seen[out].numpy().min()), max(0, seen[out].numpy().max())), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("bits", [4, 6])
@@ -63,7 +75,9 @@ def test_least_squares_clipping_beats_min_max_and_every_other_clipping(bits):
         return np.mean((np.clip(np.round(values / step), 0, 2**bits - 1) * step - values) ** 2)
 
     low, high = least_squares_range(counts, 0.0, 20.0, bits=bits)
-    assert low == 0 and error(high) <= 1.15 * min(error(h) for h in np.linspace(1, 20, 191)) < error(20.0)
+    assert low == 0 and error(high) <= 1.15 * min(
+        error(h) for h in np.linspace(1, 20, 191)
+    ) < error(20.0)
 
 
 def test_percentile_leaves_out_the_outliers():

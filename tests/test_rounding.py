@@ -1,4 +1,7 @@
-"""Adaptive rounding against values worked by hand, and against the best of all choices on a problem small enough to try them."""
+"""Adaptive rounding against values worked by hand, and against the best of all choices on a problem
+small enough to try them.
+"""
+
 import itertools
 
 import numpy as np
@@ -8,9 +11,12 @@ from tflite_export import rounding
 
 
 def test_rectified_sigmoid_by_hand():
-    # sigmoid(0) = 1/2 -> 1/2; sigmoid(ln 3) = 3/4 -> 0.8; sigmoid(-ln 3) = 1/4 -> 0.2; sigmoid(ln 11) = 11/12 -> exactly 1
+    # sigmoid(0) = 1/2 -> 1/2; sigmoid(ln 3) = 3/4 -> 0.8; sigmoid(-ln 3) = 1/4 -> 0.2; sigmoid(ln
+    # 11) = 11/12 -> exactly 1
     v = np.float32([0.0, np.log(3), -np.log(3), np.log(11), 5.0, -5.0])
-    np.testing.assert_allclose(rounding.rectified_sigmoid(v).numpy(), [0.5, 0.8, 0.2, 1.0, 1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(
+        rounding.rectified_sigmoid(v).numpy(), [0.5, 0.8, 0.2, 1.0, 1.0, 0.0], atol=1e-6
+    )
 
 
 def test_optimization_starts_at_the_float_weights():
@@ -21,7 +27,9 @@ def test_optimization_starts_at_the_float_weights():
 
 
 def test_hard_integers_by_hand_and_within_the_limit():
-    integers = rounding.hard_integers(np.float32([0.3, -0.3, 2.0, -2.0]), floors=np.float32([2, 2, 7, -8]), limit=7)
+    integers = rounding.hard_integers(
+        np.float32([0.3, -0.3, 2.0, -2.0]), floors=np.float32([2, 2, 7, -8]), limit=7
+    )
     assert integers.dtype == np.int8 and integers.tolist() == [3, 2, 7, -7]
 
 
@@ -32,15 +40,20 @@ def test_penalty_by_hand():
     assert float(rounding.rounding_penalty(v, 20.0)) == pytest.approx(2 - 0.6**20, abs=1e-5)
 
 
-@pytest.mark.parametrize("progress, beta, weight", [(0.0, 20, 0), (0.1, 20, 0), (0.2, 20, 1), (0.6, 11, 1), (1.0, 2, 1)])
+@pytest.mark.parametrize(
+    "progress, beta, weight", [(0.0, 20, 0), (0.1, 20, 0), (0.2, 20, 1), (0.6, 11, 1), (1.0, 2, 1)]
+)
 def test_beta_falls_after_the_warmup(progress, beta, weight):
     got = rounding.annealed_beta(progress)
     assert float(got[0]) == pytest.approx(beta, abs=1e-4) and float(got[1]) == weight
 
 
 def test_learned_rounding_finds_what_nearest_misses():
-    """Six weights on nearly equal inputs: what counts is the sum of the errors, which rounding to nearest leaves at 2.45.
-    All 64 choices are tried one by one: the learned one is close to the best, nearest far from it."""
+    """Six weights on nearly equal inputs: what counts is the sum of the errors, which rounding to
+    nearest leaves at 2.45.
+    All 64 choices are tried one by one: the learned one is close to the best, nearest far from
+    it.
+    """
     import keras
     import tensorflow as tf
 
@@ -52,7 +65,11 @@ def test_learned_rounding_finds_what_nearest_misses():
         return float(np.mean((x @ (weights - scale * integers)) ** 2))
 
     choices = [error(floors + np.float32(choice)) for choice in itertools.product((0, 1), repeat=6)]
-    v, optimizer, steps = tf.Variable(rounding.initial_choice(weights, scale)), keras.optimizers.Adam(0.02), 500
+    v, optimizer, steps = (
+        tf.Variable(rounding.initial_choice(weights, scale)),
+        keras.optimizers.Adam(0.02),
+        500,
+    )
     optimizer.build([v])
 
     @tf.function(autograph=False)
@@ -60,11 +77,15 @@ def test_learned_rounding_finds_what_nearest_misses():
         beta, on = rounding.annealed_beta(progress)
         with tf.GradientTape() as tape:
             soft = rounding.soft_weights(v, floors=floors, scales=scale, limit=7)
-            loss = tf.reduce_mean(tf.linalg.matvec(x, weights - soft) ** 2) + 0.1 * on * rounding.rounding_penalty(v, beta)
+            loss = tf.reduce_mean(
+                tf.linalg.matvec(x, weights - soft) ** 2
+            ) + 0.1 * on * rounding.rounding_penalty(v, beta)
         optimizer.apply([tape.gradient(loss, v)], [v])
 
     for step in range(steps):
         move(tf.constant(step / steps))
     learned = error(rounding.hard_integers(v.numpy(), floors=floors, limit=7))
-    assert min(choices) < 0.25 and error(np.rint(weights)) > 5  # 2 or 3 of 6 go up: 0.45^2 or 0.55^2; none: 2.45^2
+    assert (
+        min(choices) < 0.25 and error(np.rint(weights)) > 5
+    )  # 2 or 3 of 6 go up: 0.45^2 or 0.55^2; none: 2.45^2
     assert learned < 0.5

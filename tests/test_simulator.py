@@ -1,4 +1,7 @@
-"""The simulator computes what LiteRT's integer kernels compute, far closer than the quantization noise itself."""
+"""The simulator computes what LiteRT's integer kernels compute, far closer than the quantization
+noise itself.
+"""
+
 import numpy as np
 import pytest
 import tiny_models
@@ -8,27 +11,50 @@ from dgh_tf.loading import load_model
 from tflite_export import Runner, to_float_tflite, to_tflite_with_ranges
 from tflite_export.graph import read_graph
 from tflite_export.ranges import collect_ranges
-from tflite_export.simulator import channel_axes, nudged, predict, quantize_weights, quantized_constants
+from tflite_export.simulator import (
+    channel_axes,
+    nudged,
+    predict,
+    quantize_weights,
+    quantized_constants,
+)
 
 
 def off_by(tflite, images):
-    """Steps of the output's grid between the simulated run and LiteRT's reference kernels, which are plain integer code,
-    the same on every CPU; and between the simulated and the float run. Both flat, over all outputs."""
+    """Steps of the output's grid between the simulated run and LiteRT's reference kernels, which
+    are plain integer code,
+    the same on every CPU; and between the simulated and the float run. Both flat, over all
+    outputs.
+    """
     graph = read_graph(tflite)
     ranges = collect_ranges(graph, images)
     runner = Runner(to_tflite_with_ranges(tflite, ranges=ranges), kernels="reference")
-    runs = [runner.predict(images), predict(graph, images, ranges=ranges, constants=quantized_constants(graph)), predict(graph, images)]
-    integer, simulated, reference = (each if isinstance(each, dict) else {next(iter(runner.outputs)): each} for each in runs)
+    runs = [
+        runner.predict(images),
+        predict(graph, images, ranges=ranges, constants=quantized_constants(graph)),
+        predict(graph, images),
+    ]
+    integer, simulated, reference = (
+        each if isinstance(each, dict) else {next(iter(runner.outputs)): each} for each in runs
+    )
     steps = {name: detail["quantization"][0] for name, detail in runner.outputs.items()}
-    return [np.concatenate([np.ravel(np.abs(simulated[n] - other[n])) / step for n, step in steps.items()])
-            for other in (integer, reference)]
+    return [
+        np.concatenate(
+            [np.ravel(np.abs(simulated[n] - other[n])) / step for n, step in steps.items()]
+        )
+        for other in (integer, reference)
+    ]
 
 
 @pytest.mark.parametrize("name", ["two_heads", "sliced_detector"])
 def test_simulated_w8a8_is_steps_from_the_integer_kernels(name):
-    """A rounding that falls the other way in one layer moves the next ones by a step: the mean stays under half a step."""
+    """A rounding that falls the other way in one layer moves the next ones by a step: the mean
+    stays under half a step.
+    """
     model = getattr(tiny_models, name)()
-    steps, noise = off_by(to_float_tflite(model), tiny_models.images(16, shape=model.inputs[0].shape[1:]))
+    steps, noise = off_by(
+        to_float_tflite(model), tiny_models.images(16, shape=model.inputs[0].shape[1:])
+    )
     assert steps.mean() < 0.5 and steps.max() < 16
     assert noise.max() > 1  # there is an error to simulate
 
@@ -39,7 +65,9 @@ def test_a_single_layer_is_a_step_off_at_most():
 
     inputs = keras.Input((16, 16, 3))
     keras.utils.set_random_seed(0)
-    model = keras.Model(inputs, keras.layers.Conv2D(8, 3, padding="same", activation="relu")(inputs))
+    model = keras.Model(
+        inputs, keras.layers.Conv2D(8, 3, padding="same", activation="relu")(inputs)
+    )
     steps, _ = off_by(to_float_tflite(model), tiny_models.images(16))
     assert steps.max() < 1.5 and np.mean(steps > 0.5) < 0.05
 
@@ -47,7 +75,11 @@ def test_a_single_layer_is_a_step_off_at_most():
 def test_zero_of_a_symmetric_range_is_the_converters():
     """[-1, 1] puts zero between codes 127 and 128; the file says which."""
     tflite = to_float_tflite(tiny_models.conv_bn_relu())
-    runner = Runner(to_tflite_with_ranges(tflite, ranges=collect_ranges(read_graph(tflite), tiny_models.images(8))))
+    runner = Runner(
+        to_tflite_with_ranges(
+            tflite, ranges=collect_ranges(read_graph(tflite), tiny_models.images(8))
+        )
+    )
     scale, zero_point = next(iter(runner.inputs.values()))["quantization"]
     low, high = nudged(-1.0, 1.0, bits=8)
     assert scale == pytest.approx(2 / 255, rel=1e-6)
@@ -56,7 +88,9 @@ def test_zero_of_a_symmetric_range_is_the_converters():
 
 def test_resnet8_simulated_is_steps_from_litert(shared_data):
     images = np.load(shared_data / "cifar10_real.npz")["x"][:32].astype(np.float32)
-    steps, _ = off_by(to_float_tflite(load_model(str(shared_data / "resnet8_cifar10.keras"))), images)
+    steps, _ = off_by(
+        to_float_tflite(load_model(str(shared_data / "resnet8_cifar10.keras"))), images
+    )
     assert steps.mean() < 4  # of 256 steps of a probability
 
 
@@ -67,7 +101,9 @@ def test_fewer_bits_cost_more():
     for weight_bits, activation_bits in ((8, 8), (8, 6), (8, 4), (4, 4)):
         ranges = collect_ranges(graph, images, activation_bits=activation_bits)
         constants = quantized_constants(graph, weight_bits=weight_bits)
-        got = predict(graph, images, ranges=ranges, constants=constants, activation_bits=activation_bits)
+        got = predict(
+            graph, images, ranges=ranges, constants=constants, activation_bits=activation_bits
+        )
         noise.append(sqnr_db(reference, got))
     assert noise == sorted(noise, reverse=True)
 
@@ -79,14 +115,19 @@ def test_weights_are_rounded_to_nearest_per_channel(bits, axis):
     weights[..., 0] = 0 if axis == 3 else weights[..., 0]
     limit = 2 ** (bits - 1) - 1
     integers, scales = quantize_weights(weights, axis=axis, weight_bits=bits)
-    rows, codes = np.moveaxis(weights, axis, 0).reshape(5, -1), np.moveaxis(integers, axis, 0).reshape(5, -1)
+    rows, codes = (
+        np.moveaxis(weights, axis, 0).reshape(5, -1),
+        np.moveaxis(integers, axis, 0).reshape(5, -1),
+    )
     for row, code, scale in zip(rows, codes, scales, strict=True):
         assert not row.any() or scale == pytest.approx(np.abs(row).max() / limit)
         assert np.abs(code * scale - row).max() <= scale / 2 * (1 + 1e-5)
 
 
 def test_clipping_is_the_best_that_can_be_found():
-    """Against the least squared error over 2000 scales, tried one by one in float64. An outlier of 8 deviations makes clipping pay."""
+    """Against the least squared error over 2000 scales, tried one by one in float64. An outlier of
+    8 deviations makes clipping pay.
+    """
     row = np.random.default_rng(0).normal(size=(1, 1, 1, 400))
     row[..., 0] = 8.0
 
@@ -101,4 +142,6 @@ def test_clipping_is_the_best_that_can_be_found():
 def test_every_weight_tensor_has_an_axis():
     graph = read_graph(to_float_tflite(tiny_models.two_heads()))
     kinds = [o.kind for o in graph.operators]
-    assert len(channel_axes(graph)) == sum(k in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") for k in kinds)
+    assert len(channel_axes(graph)) == sum(
+        k in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") for k in kinds
+    )

@@ -1,4 +1,7 @@
-"""The speed benchmark: its limit really is one forward and backward pass, and its figures hang together."""
+"""The speed benchmark: its limit really is one forward and backward pass, and its figures hang
+together.
+"""
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +14,9 @@ from dgh_tf.network import Network
 
 def test_the_limit_repeats_the_gradient_of_the_plain_model():
     model = load_model("demo")
-    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape[1:])).astype("float32"))
+    x = tf.constant(
+        np.random.default_rng(0).uniform(-1, 1, (2, *model.input_shape[1:])).astype("float32")
+    )
     with tf.GradientTape() as tape:  # the independent source: Keras called eagerly
         tape.watch(x)
         value = tf.reduce_sum(tf.math.log(model(x, training=False)[:, :1]))
@@ -27,6 +32,13 @@ def test_the_limit_repeats_the_gradient_of_the_plain_model():
 
 
 def test_efficiency_is_the_ratio_of_the_two_rates():
-    row = speed.measure(tiny_models.conv_bn_relu(), batch_size=4, batches=1, seconds=0.3, repeats=1, input_range="-1,1")
+    row = speed.measure(
+        tiny_models.conv_bn_relu(),
+        batch_size=4,
+        batches=1,
+        seconds=0.3,
+        repeats=1,
+        input_range="-1,1",
+    )
     assert row["efficiency"] == pytest.approx(row["rates"][0] / row["limit_rates"][0])
     assert row["image_steps_per_second"] > 0 and row["peak_rss_mib"] > 100

@@ -1,7 +1,10 @@
-"""Full-integer TFLite export: checked calibration data in, .tflite bytes with a proof of integers out.
+"""Full-integer TFLite export: checked calibration data in, .tflite bytes with a proof of integers
+out.
 
-The names below load their file on first use, so `import tflite_export` costs nothing and starts no TensorFlow.
+The names below load their file on first use, so `import tflite_export` costs nothing and starts no
+TensorFlow.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -28,5 +31,7 @@ __all__ = sorted(_HOME)
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'tflite_export' has no attribute {name!r}. It has {', '.join(__all__)}.")
+        raise AttributeError(
+            f"module 'tflite_export' has no attribute {name!r}. It has {', '.join(__all__)}."
+        )
     return getattr(importlib.import_module(f"tflite_export.{_HOME[name]}"), name)

@@ -1,9 +1,13 @@
 """math: checks of calibration images, and their form for tf.lite.TFLiteConverter.
 
-Images are arrays [number, ...input shape] in the model's input units; models with several inputs take a dict of such
-arrays by input name. The converter of TensorFlow 2.21 must not see bad data: all-NaN or empty data silently gives a
-float model, an Inf kills the process, constants and a wrong value range pass and give a useless scale.
+Images are arrays [number, ...input shape] in the model's input units; models with several inputs
+take a dict of such
+arrays by input name. The converter of TensorFlow 2.21 must not see bad data: all-NaN or empty data
+silently gives a
+float model, an Inf kills the process, constants and a wrong value range pass and give a useless
+scale.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +17,12 @@ import numpy as np
 Images = np.ndarray | Mapping[str, np.ndarray]
 Range = tuple[float | Sequence[float], float | Sequence[float]]
 
-_ROUNDING = 1e-3  # share of the range's width by which values may leave it: float32 rounding of clipped images
-_NARROWEST = 0.25  # natural images fill most of the range; [0, 1] data for a [0, 255] model fills 0.004 of it
-# The activations of all images are in memory at once where biases or roundings are learned; a layer holds up to some sixteen
+# share of the range's width by which values may leave it: float32 rounding of clipped images
+_ROUNDING = 1e-3
+# natural images fill most of the range; [0, 1] data for a [0, 255] model fills 0.004 of it
+_NARROWEST = 0.25
+# The activations of all images are in memory at once where biases or roundings are learned; a layer
+# holds up to some sixteen
 # times what the input does, in float and quantized: about 4 GB at this many input values.
 _MOST_IMAGES, _LEAST_IMAGES, _MOST_VALUES = 128, 8, 2**25
 _CHUNK = 2**22  # values looked at together, so that a memory-mapped array is never copied whole
@@ -29,19 +36,25 @@ def _rows(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _fits(shape: tuple[int, ...], expected: Sequence[int | None]) -> bool:
-    return len(shape) == len(expected) and all(e is None or s == e for s, e in zip(shape, expected, strict=True))
+    return len(shape) == len(expected) and all(
+        e is None or s == e for s, e in zip(shape, expected, strict=True)
+    )
 
 
 def _check_form(array: np.ndarray, expected: Sequence[int | None], name: str) -> np.ndarray:
-    """Dtype, count and shape; returns the array as float32 (the same memory if it is float32 already)."""
+    """Dtype, count and shape; returns the array as float32 (the same memory if it is float32
+    already).
+    """
     if array.dtype.kind not in "fiu":
         raise ValueError(
-            f"Calibration data for input '{name}' has dtype {array.dtype}; expected numbers such as float32 or uint8. "
+            f"Calibration data for input '{name}' has dtype {array.dtype}; expected "
+            "numbers such as float32 or uint8. "
             "Convert it to a float32 array in the model's input units."
         )
     if array.ndim == 0 or array.size == 0:
         raise ValueError(
-            f"Calibration data for input '{name}' is empty (shape {list(array.shape)}); expected at least one image "
+            f"Calibration data for input '{name}' is empty (shape "
+            f"{list(array.shape)}); expected at least one image "
             f"of shape {list(expected)}. Check the source it was loaded from."
         )
     if not _fits(array.shape[1:], expected):
@@ -52,14 +65,19 @@ def _check_form(array: np.ndarray, expected: Sequence[int | None], name: str) ->
             hint = "Move the channels to the last axis: images.transpose(0, 2, 3, 1)."
         raise ValueError(
             f"Calibration data for input '{name}' has shape {list(array.shape)}; expected "
-            f"[number of images, {', '.join('any' if e is None else str(e) for e in expected)}]. {hint}"
+            "[number of images, "
+            f"{', '.join('any' if e is None else str(e) for e in expected)}]. {hint}"
         )
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the next check names
+    with np.errstate(
+        over="ignore"
+    ):  # a float64 beyond float32 becomes Inf, which the next check names
         return np.asarray(array, dtype=np.float32)
 
 
 def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """NaN, Inf, constants; returns the smallest and the largest value per channel (last axis), float32 [channels]."""
+    """NaN, Inf, constants; returns the smallest and the largest value per channel (last axis),
+    float32 [channels].
+    """
     low, high = [], []
     for start, rows in _rows(array):
         finite = np.isfinite(rows)
@@ -67,8 +85,10 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
             where = np.argwhere(~finite)[0]
             value = rows[tuple(where)]
             raise ValueError(
-                f"Calibration data for input '{name}' holds {value} at image {start + where[0]}, position "
-                f"{where[1:].tolist()}; expected finite float32 numbers. Remove or regenerate that image; "
+                f"Calibration data for input '{name}' holds {value} at image "
+                f"{start + where[0]}, position "
+                f"{where[1:].tolist()}; expected finite float32 numbers. Remove or "
+                "regenerate that image; "
                 "a division by zero in preprocessing is the usual cause."
             )
         axes = tuple(range(rows.ndim - 1))
@@ -78,12 +98,15 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
     smallest, largest = float(np.min(low)), float(np.max(high))
     if smallest == largest:
         raise ValueError(
-            f"Calibration data for input '{name}' is constant: all {array.size} values are {smallest:g}; expected "
-            "images. A constant gives the input a useless scale. Check the source it was loaded from."
+            f"Calibration data for input '{name}' is constant: all {array.size} "
+            f"values are {smallest:g}; expected "
+            "images. A constant gives the input a useless scale. Check the source it "
+            "was loaded from."
         )
     if largest - smallest > float(np.finfo(np.float32).max):
         raise ValueError(
-            f"Calibration data for input '{name}' spans {smallest:g} .. {largest:g}, more than float32 can hold; "
+            f"Calibration data for input '{name}' spans {smallest:g} .. {largest:g}, "
+            "more than float32 can hold; "
             "expected the model's input units. Check the preprocessing."
         )
     return low, high
@@ -92,27 +115,37 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
 def _check_range(low: np.ndarray, high: np.ndarray, value_range: Range, name: str) -> None:
     """Compares the values' span per channel with the model's input range."""
     want_low, want_high = (np.asarray(bound, np.float64) for bound in value_range)
-    if want_low.size not in (1, low.size):  # channels are not the last axis: compare all of them together
+    if want_low.size not in (
+        1,
+        low.size,
+    ):  # channels are not the last axis: compare all of them together
         low, high, want_low, want_high = low.min(), high.max(), want_low.min(), want_high.max()
     width = want_high - want_low
     if not np.all(width > 0):
-        raise ValueError(f"The input range of '{name}' is {value_range}; expected low < high. Correct it.")
+        raise ValueError(
+            f"The input range of '{name}' is {value_range}; expected low < high. Correct it."
+        )
     seen = f"spans {float(np.min(low)):g} .. {float(np.max(high)):g}"
     limits = f"{float(np.min(want_low)):g} .. {float(np.max(want_high)):g}"
     expected = f"expected values in {limits}, the model's input range"
-    fix = "Use the preprocessing the model was trained with, or correct the input range if that is wrong."
+    fix = (
+        "Use the preprocessing the model was trained with, or correct the input range if "
+        "that is wrong."
+    )
     if np.any(low < want_low - _ROUNDING * width) or np.any(high > want_high + _ROUNDING * width):
         raise ValueError(f"Calibration data for input '{name}' {seen}; {expected}. {fix}")
     share = np.max((high - low) / width)
     if share < _NARROWEST:
         raise ValueError(
-            f"Calibration data for input '{name}' {seen}: that fills {share:.2g} of the range; {expected} and most of "
+            f"Calibration data for input '{name}' {seen}: that fills {share:.2g} of "
+            f"the range; {expected} and most of "
             f"it used. {fix}"
         )
     middle = (want_low + want_high) / 2
     if np.all(low >= middle) or np.all(high <= middle):
         raise ValueError(
-            f"Calibration data for input '{name}' {seen}: all of it in one half of the range; {expected}, from both "
+            f"Calibration data for input '{name}' {seen}: all of it in one half of "
+            f"the range; {expected}, from both "
             f"halves. Data in [0, 1] for a model that takes [-1, 1] looks like this. {fix}"
         )
 
@@ -126,32 +159,44 @@ def check_calibration(
     """Checks calibration images before a converter sees them.
 
     Args:
-      images: array [number, ...input shape] of any real dtype, or a dict of such arrays by input name.
-      input_shapes: shape without the batch axis by input name, in the model's order; None fits any size.
-      value_range: (low, high) of the model's input units, numbers or one value per channel, or a dict of such pairs by
+      images: array [number, ...input shape] of any real dtype, or a dict of such arrays by input
+        name.
+      input_shapes: shape without the batch axis by input name, in the model's order; None fits any
+        size.
+      value_range: (low, high) of the model's input units, numbers or one value per channel, or a
+        dict of such pairs by
         input name; None when it is not known.
     Returns:
       float32 arrays by input name, in the order of `input_shapes`. float32 input is not copied.
     Raises:
-      ValueError: wrong names, dtype, shape or number, NaN, Inf, constant data, values outside `value_range` or filling
+      ValueError: wrong names, dtype, shape or number, NaN, Inf, constant data, values outside
+        `value_range` or filling
         less than a quarter of it or only one half of it.
     """
     if not isinstance(images, Mapping):
         if len(input_shapes) != 1:
             raise ValueError(
-                f"Calibration data is one array, but the model has {len(input_shapes)} inputs. Pass a dict of arrays "
+                "Calibration data is one array, but the model has "
+                f"{len(input_shapes)} inputs. Pass a dict of arrays "
                 f"by input name: {', '.join(input_shapes)}."
             )
         images = {next(iter(input_shapes)): images}
     if set(images) != set(input_shapes):
         raise ValueError(
-            f"Calibration data names the inputs {', '.join(map(str, images)) or '(none)'}; expected "
+            "Calibration data names the inputs "
+            f"{', '.join(map(str, images)) or '(none)'}; expected "
             f"{', '.join(input_shapes)}. Rename the arrays."
         )
-    checked = {name: _check_form(np.asanyarray(images[name]), shape, name) for name, shape in input_shapes.items()}
+    checked = {
+        name: _check_form(np.asanyarray(images[name]), shape, name)
+        for name, shape in input_shapes.items()
+    }
     counts = {name: len(array) for name, array in checked.items()}
     if len(set(counts.values())) > 1:
-        raise ValueError(f"Calibration data has different numbers of images per input: {counts}. Pass equally many.")
+        raise ValueError(
+            f"Calibration data has different numbers of images per input: {counts}. "
+            "Pass equally many."
+        )
     for name, array in checked.items():
         low, high = _check_values(array, name)
         limits = value_range.get(name) if isinstance(value_range, Mapping) else value_range
@@ -164,20 +209,27 @@ def few_images(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Some of the images, evenly spread: at most _MOST_IMAGES, fewer where they are large."""
     count = len(next(iter(images.values())))
     values = sum(array[0].size for array in images.values())
-    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))).astype(int)
+    chosen = np.linspace(
+        0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))
+    ).astype(int)
     return {name: np.asarray(array[chosen]) for name, array in images.items()}
 
 
-def representative_dataset(images: Images) -> Callable[[], Iterator[list[np.ndarray] | dict[str, np.ndarray]]]:
+def representative_dataset(
+    images: Images,
+) -> Callable[[], Iterator[list[np.ndarray] | dict[str, np.ndarray]]]:
     """The callable that tf.lite.TFLiteConverter.representative_dataset takes.
 
     Args:
-      images: float32 array [number, ...input shape], or a dict of such arrays by input name, as `check_calibration`
+      images: float32 array [number, ...input shape], or a dict of such arrays by input name, as
+        `check_calibration`
         returns it. The checks are not repeated here.
     Returns:
-      A function that yields one image at a time with batch axis 1: a list of one array, or a dict by input name (the
+      A function that yields one image at a time with batch axis 1: a list of one array, or a dict
+      by input name (the
       converter then needs a model with a signature: from_keras_model or from_saved_model).
     """
+
     def samples() -> Iterator[list[np.ndarray] | dict[str, np.ndarray]]:
         if not isinstance(images, Mapping):
             for i in range(len(images)):

@@ -1,7 +1,10 @@
-"""cli: python -m tflite_export.convert: a Keras model and calibration images become a full-integer .tflite file.
+"""cli: python -m tflite_export.convert: a Keras model and calibration images become a full-integer
+.tflite file.
 
-Flags are defined only when this runs as a command, so that importing it beside another command never clashes.
+Flags are defined only when this runs as a command, so that importing it beside another command
+never clashes.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -32,26 +35,68 @@ from tflite_export.worker import SCHEMES
 __all__ = ["to_float_tflite", "to_tflite"]
 
 FLAGS = flags.FLAGS
-_LONG = ("reconstruction", "distillation")  # minutes: an operator that stays float is looked for first
+_LONG = (
+    "reconstruction",
+    "distillation",
+)  # minutes: an operator that stays float is looked for first
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string("model", None, "demo, demo_detector, a .keras/.h5 file, a SavedModel folder or keras:NAME.")
+    flags.DEFINE_string(
+        "model", None, "demo, demo_detector, a .keras/.h5 file, a SavedModel folder or keras:NAME."
+    )
     flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")
-    flags.DEFINE_bool("allow_unsafe_deserialization", False, "Run Python code that the model file brings (Lambda layers).")
+    flags.DEFINE_bool(
+        "allow_unsafe_deserialization",
+        False,
+        "Run Python code that the model file brings (Lambda layers).",
+    )
     flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
-    flags.DEFINE_string("output", None, "The .tflite file to write; the proof goes beside it as .json.")
-    flags.DEFINE_enum("scheme", "int8", list(SCHEMES), "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.")
-    flags.DEFINE_enum("algorithm", "best", list(NAMES), "How images become integers (docs/algorithms.md). best: what measured best for the "
-                      "scheme; minmax where the model does not allow it. minmax: the converter's own.")
-    flags.DEFINE_enum("head", "model", list(HEADS), "model: the outputs as they are. logits: without a softmax or sigmoid at the end.")
+    flags.DEFINE_string(
+        "output", None, "The .tflite file to write; the proof goes beside it as .json."
+    )
+    flags.DEFINE_enum(
+        "scheme",
+        "int8",
+        list(SCHEMES),
+        "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.",
+    )
+    flags.DEFINE_enum(
+        "algorithm",
+        "best",
+        list(NAMES),
+        "How images become integers (docs/algorithms.md). best: what measured best for the "
+        "scheme; minmax where the model does not allow it. minmax: the converter's own.",
+    )
+    flags.DEFINE_enum(
+        "head",
+        "model",
+        list(HEADS),
+        "model: the outputs as they are. logits: without a softmax or sigmoid at the end.",
+    )
     flags.DEFINE_integer("seed", 0, "Of what the algorithm draws at random.", lower_bound=0)
-    flags.DEFINE_list("target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}.")
-    flags.DEFINE_bool("require_full_mapping", False, "Fail, and write nothing, when a target leaves an operator to a slower processor.")
-    flags.DEFINE_list("input_range", None, "low,high of the model's input units; overrides the manifest's.")
-    flags.DEFINE_list("preprocess", ["1", "0"], "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.")
-    flags.DEFINE_bool("verdict", True, "Tell in F.json what the calibration images say of the file.")
-    flags.DEFINE_float("timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0)
+    flags.DEFINE_list(
+        "target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}."
+    )
+    flags.DEFINE_bool(
+        "require_full_mapping",
+        False,
+        "Fail, and write nothing, when a target leaves an operator to a slower processor.",
+    )
+    flags.DEFINE_list(
+        "input_range", None, "low,high of the model's input units; overrides the manifest's."
+    )
+    flags.DEFINE_list(
+        "preprocess",
+        ["1", "0"],
+        "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.",
+    )
+    flags.DEFINE_bool(
+        "verdict", True, "Tell in F.json what the calibration images say of the file."
+    )
+    flags.DEFINE_float(
+        "timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0
+    )
     flags.mark_flags_as_required(["model", "calibration", "output"])
 
 
@@ -61,19 +106,31 @@ def _pair(values: list[str], name: str) -> tuple[float, float]:
         if not math.isfinite(first) or not math.isfinite(second):
             raise ValueError
     except ValueError:
-        raise ValueError(f"--{name}={','.join(values)} is not two numbers. Write it as --{name}=1.0,0.0.") from None
+        raise ValueError(
+            f"--{name}={','.join(values)} is not two numbers. Write it as --{name}=1.0,0.0."
+        ) from None
     return first, second
 
 
 def _output_paths(text: str) -> tuple[pathlib.Path, pathlib.Path]:
     path = pathlib.Path(text)
     if path.suffix != ".tflite":
-        raise ValueError(f"--output={text} does not end in .tflite. The proof goes beside it as .json; give F.tflite.")
-    return require_writable(path, flag="output"), require_writable(path.with_suffix(".json"), flag="output")
+        raise ValueError(
+            f"--output={text} does not end in .tflite. The proof goes beside it as "
+            ".json; give F.tflite."
+        )
+    return require_writable(path, flag="output"), require_writable(
+        path.with_suffix(".json"), flag="output"
+    )
 
 
 def proof(
-    tflite: bytes, *, scheme: str, float_weight_bytes: int, calibration: Calibration, model_sha256: str
+    tflite: bytes,
+    *,
+    scheme: str,
+    float_weight_bytes: int,
+    calibration: Calibration,
+    model_sha256: str,
 ) -> dict[str, Any]:
     """What F.json holds. Raises IntegerError when the file is not fully integer.
 
@@ -93,13 +150,17 @@ def proof(
             "calibration": calibration.sha256,
             "tflite": hashlib.sha256(tflite).hexdigest(),
         },
-        "calibration": {name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()},
+        "calibration": {
+            name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()
+        },
         "versions": {"tensorflow": tf.__version__},
     }
 
 
 def write_pair(path: pathlib.Path, tflite: bytes, proof_path: pathlib.Path, text: str) -> None:
-    """Writes both files, whole, before either takes its place, so that a full disk leaves the old pair. Raises OSError."""
+    """Writes both files, whole, before either takes its place, so that a full disk leaves the old
+    pair. Raises OSError.
+    """
     with atomic_path(path) as new, atomic_path(proof_path) as new_proof:
         new.write_bytes(tflite)
         new_proof.write_text(text)
@@ -108,8 +169,10 @@ def write_pair(path: pathlib.Path, tflite: bytes, proof_path: pathlib.Path, text
 def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
     ends = {e["dtype"].lower() for e in report["inputs"] + report["outputs"]}
     return (
-        f"{path}: {sum(report['operators'].values())} operators, all integer; {'/'.join(sorted(ends))} in and out; "
-        f"{report['bytes'] / 1024:.0f} KiB (the float32 weights alone take {report['float_weight_bytes'] / 1024:.0f}); "
+        f"{path}: {sum(report['operators'].values())} operators, all integer; "
+        f"{'/'.join(sorted(ends))} in and out; "
+        f"{report['bytes'] / 1024:.0f} KiB (the float32 weights alone take "
+        f"{report['float_weight_bytes'] / 1024:.0f}); "
         f"proof in {path.with_suffix('.json').name}"
     )
 
@@ -120,27 +183,42 @@ def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
 
     scale, offset = _pair(FLAGS.preprocess, "preprocess")
     limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
-    model = load_model(model_flag, weights=FLAGS.weights, allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization)
+    model = load_model(
+        model_flag,
+        weights=FLAGS.weights,
+        allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization,
+    )
     digest = model_sha256(model_flag, weights=FLAGS.weights)
     declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
-    calibration = load_calibration(FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset)
+    calibration = load_calibration(
+        FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset
+    )
     if calibration.model_sha256 not in (None, digest):
         raise ValueError(
             f"The images in {FLAGS.calibration} were generated for another model (sha256 "
-            f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate images for this model."
+            f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate "
+            "images for this model."
         )
-    images = check_calibration(calibration.images, input_shapes=input_shapes(model, calibration.images),
-                               value_range=limits or calibration.value_range)
+    images = check_calibration(
+        calibration.images,
+        input_shapes=input_shapes(model, calibration.images),
+        value_range=limits or calibration.value_range,
+    )
     return model, digest, calibration, images
 
 
 def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
-    """Everything that can be refused before TensorFlow starts; returns the files to write, the algorithm and the targets."""
+    """Everything that can be refused before TensorFlow starts; returns the files to write, the
+    algorithm and the targets.
+    """
     path, proof_path = _output_paths(FLAGS.output)
     algorithm = check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
     if FLAGS.require_full_mapping and not targets:
-        raise ValueError("--require_full_mapping asks a target, but --target is none. Name the target, or drop the flag.")
+        raise ValueError(
+            "--require_full_mapping asks a target, but --target is none. Name the "
+            "target, or drop the flag."
+        )
     _pair(FLAGS.preprocess, "preprocess")
     if FLAGS.input_range:
         _pair(FLAGS.input_range, "input_range")
@@ -150,10 +228,21 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
 
 
 def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
-    """The integer file and its notes by the algorithm asked for. "best" promises a file wherever minmax gives one."""
+    """The integer file and its notes by the algorithm asked for. "best" promises a file wherever
+    minmax gives one.
+    """
+
     def made(algorithm: str) -> tuple[bytes, dict[str, Any]]:
-        tflite, notes = quantize(model, images, scheme=FLAGS.scheme, algorithm=algorithm, head=FLAGS.head, seed=FLAGS.seed,
-                                 say=console.say, timeout=FLAGS.timeout)
+        tflite, notes = quantize(
+            model,
+            images,
+            scheme=FLAGS.scheme,
+            algorithm=algorithm,
+            head=FLAGS.head,
+            seed=FLAGS.seed,
+            say=console.say,
+            timeout=FLAGS.timeout,
+        )
         check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme][1])
         return tflite, notes
 
@@ -164,7 +253,10 @@ def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, 
     except Exception as error:  # whatever goes wrong in a graph run outside the converter
         why = " ".join(str(error).split())[:200] or type(error).__name__
     tflite, notes = made("minmax")
-    return tflite, {**notes, "fallback": f"The best algorithm does not take this model ({why}), so minmax was used."}
+    return tflite, {
+        **notes,
+        "fallback": f"The best algorithm does not take this model ({why}), so minmax was used.",
+    }
 
 
 def main(argv: list[str]) -> int:
@@ -180,21 +272,37 @@ def main(argv: list[str]) -> int:
     if FLAGS.head == "logits":
         float_tflite = without_softmax(float_tflite)
     if algorithm in _LONG:
-        check_operators(model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout)
-    console.say(f"converting {model.name} to {FLAGS.scheme} with {len(next(iter(images.values())))} images, algorithm {algorithm}")
+        check_operators(
+            model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout
+        )
+    console.say(
+        f"converting {model.name} to {FLAGS.scheme} with "
+        f"{len(next(iter(images.values())))} images, algorithm {algorithm}"
+    )
     try:
         tflite, notes = _quantized(model, images)
     except (ConversionError, IntegerError) as error:
         raise explained(error, float_tflite=float_tflite, scheme=FLAGS.scheme) from error
-    report = proof(tflite, scheme=FLAGS.scheme, float_weight_bytes=4 * model.count_params(), calibration=calibration, model_sha256=digest)
+    report = proof(
+        tflite,
+        scheme=FLAGS.scheme,
+        float_weight_bytes=4 * model.count_params(),
+        calibration=calibration,
+        model_sha256=digest,
+    )
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
     report["targets"] = judge(tflite, targets=targets, float_tflite=float_tflite)
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])
     if FLAGS.verdict:
         with held_stderr():  # LiteRT announces its delegate
-            report["verdict"] = calibration_verdict(float_tflite, tflite, images, generated=calibration.model_sha256 is not None,
-                                                    same_inside=notes["algorithm"] != "equalization")
+            report["verdict"] = calibration_verdict(
+                float_tflite,
+                tflite,
+                images,
+                generated=calibration.model_sha256 is not None,
+                same_inside=notes["algorithm"] != "equalization",
+            )
     write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")
     console.say(_summary(path, report))
     told = [notes.get("fallback"), *(each["summary"] for each in report["targets"].values())]

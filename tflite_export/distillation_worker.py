@@ -1,12 +1,17 @@
-"""cli: the process in which tensorflow-model-optimization trains a fake-quantized copy of a model to answer as the model does.
+"""cli: the process in which tensorflow-model-optimization trains a fake-quantized copy of a model
+to answer as the model does.
 
-`python -m tflite_export.distillation_worker FOLDER`. FOLDER/request.json says what to do (see `Request`); it holds
-FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where training starts from other weights than the
-model's, and one FOLDER/<n>.npy of images per input. Progress goes to standard output, a line at a time. Leaves
+`python -m tflite_export.distillation_worker FOLDER`. FOLDER/request.json says what to do (see
+`Request`); it holds
+FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where training starts from other
+weights than the
+model's, and one FOLDER/<n>.npy of images per input. Progress goes to standard output, a line at a
+time. Leaves
 FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
 
 A process of its own because importing TFMOT turns tf.keras to Keras 2 for good.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +36,8 @@ _LINES = 10  # of progress in a run
 class Request:
     """What to train.
 
-    weight_bits: 8 or 4. steps, batch_size, rate: of Adam; the rate falls along a cosine. seed: of order and augmentation.
+    weight_bits: 8 or 4. steps, batch_size, rate: of Adam; the rate falls along a cosine. seed: of
+      order and augmentation.
     augment: flip and shift images. head: "logits" ends the file before a softmax or sigmoid.
     outputs: names of the outputs in the .tflite file, in the model's order.
     """
@@ -48,7 +54,8 @@ class Request:
 
 
 def quantized(model: Any, *, weight_bits: int) -> Any:
-    """The model with TFMOT's fake quantization of weights, activations, input and output; see `distillation_quantizers`.
+    """The model with TFMOT's fake quantization of weights, activations, input and output; see
+    `distillation_quantizers`.
 
     Raises: ValueError naming a layer that cannot be quantized.
     """
@@ -58,24 +65,35 @@ def quantized(model: Any, *, weight_bits: int) -> Any:
     from tflite_export import distillation_quantizers as own
 
     api = tfmot.quantization.keras
-    configs = {layer.name: own.config_for(layer, weight_bits=weight_bits) for layer in model.layers
-               if not isinstance(layer, tf_keras.layers.InputLayer)}
+    configs = {
+        layer.name: own.config_for(layer, weight_bits=weight_bits)
+        for layer in model.layers
+        if not isinstance(layer, tf_keras.layers.InputLayer)
+    }
     with api.quantize_scope({"LayerConfig": own.LayerConfig}):
         annotated = tf_keras.models.clone_model(
-            model, clone_function=lambda layer: api.quantize_annotate_layer(layer.__class__.from_config(layer.get_config()),
-                                                                            configs[layer.name]))
+            model,
+            clone_function=lambda layer: api.quantize_annotate_layer(
+                layer.__class__.from_config(layer.get_config()), configs[layer.name]
+            ),
+        )
         annotated.set_weights(model.get_weights())
         try:
             return api.quantize_apply(annotated, own.Scheme(), quantized_layer_name_prefix="")
         except RuntimeError as error:
-            raise ValueError(f"TFMOT cannot quantize this model: {error} Replace the layer, or use another algorithm.") from error
+            raise ValueError(
+                f"TFMOT cannot quantize this model: {error} Replace the layer, or use "
+                "another algorithm."
+            ) from error
 
 
 @contextlib.contextmanager
 def _observing() -> Iterator[None]:
-    """Inside, TFMOT's quantizers change nothing: those of weights do nothing, those of activations widen their range.
+    """Inside, TFMOT's quantizers change nothing: those of weights do nothing, those of activations
+    widen their range.
 
-    TFMOT starts every range at -6 .. 6 and moves it by a thousandth per step: thousands of steps before it fits.
+    TFMOT starts every range at -6 .. 6 and moves it by a thousandth per step: thousands of steps
+    before it fits.
     """
     from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
 
@@ -99,7 +117,9 @@ def _observing() -> Iterator[None]:
 
 
 def calibrate(student: Any, batches: Iterator[list[Any]]) -> list[np.ndarray]:
-    """Sets the activations' ranges to what `batches` (lists of tensors, one per input) reach; returns the float outputs by batch."""
+    """Sets the activations' ranges to what `batches` (lists of tensors, one per input) reach;
+    returns the float outputs by batch.
+    """
     for variable in student.weights:
         if variable.name.split(":")[0].endswith(("_min", "_max")) and not variable.shape.rank:
             variable.assign(0.0)  # TFLite's ranges hold zero
@@ -108,7 +128,8 @@ def calibrate(student: Any, batches: Iterator[list[Any]]) -> list[np.ndarray]:
 
 
 def clip_to_grid(student: Any, *, weight_bits: int) -> None:
-    """Clips kernels to the range per channel that costs them least at `weight_bits`; TFMOT's scale is the largest weight.
+    """Clips kernels to the range per channel that costs them least at `weight_bits`; TFMOT's scale
+    is the largest weight.
 
     The same search as `simulator.quantize_weights` with rule "mse".
     """
@@ -123,7 +144,9 @@ def clip_to_grid(student: Any, *, weight_bits: int) -> None:
 
 
 def set_weight_ranges(student: Any) -> None:
-    """Sets the kernels' ranges to those of the weights as they are; in training they are one step behind."""
+    """Sets the kernels' ranges to those of the weights as they are; in training they are one step
+    behind.
+    """
     for layer in student.layers:
         for kernel, quantizer, variables in getattr(layer, "_weight_vars", []):
             quantizer(kernel, True, weights=variables)
@@ -138,20 +161,24 @@ def logits_model(model: Any) -> Any:
         layer = tensor.node.layer
         inner = getattr(layer, "layer", layer)
         kind = type(inner).__name__
-        last = kind == "Softmax" or (kind == "Activation" and inner.activation.__name__ in ("softmax", "sigmoid"))
+        last = kind == "Softmax" or (
+            kind == "Activation" and inner.activation.__name__ in ("softmax", "sigmoid")
+        )
         outputs.append(tensor.node.keras_inputs[0] if last else tensor)
     return tf_keras.Model(model.inputs, outputs)
 
 
 def _augmented(batch: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
-    """Images [n, height, width, channels] shifted by up to an eighth (mirrored at the edge), half of them flipped; others as they are."""
+    """Images [n, height, width, channels] shifted by up to an eighth (mirrored at the edge), half
+    of them flipped; others as they are.
+    """
     out = []
     for images in batch:
         if images.ndim == 4 and min(images.shape[1:3]) >= 16:
             pad = [max(1, side // 8) for side in images.shape[1:3]]
             wide = np.pad(images, [(0, 0), (pad[0],) * 2, (pad[1],) * 2, (0, 0)], mode="reflect")
             top, left = (rng.integers(0, 2 * p + 1) for p in pad)
-            images = wide[:, top:top + images.shape[1], left:left + images.shape[2]]
+            images = wide[:, top : top + images.shape[1], left : left + images.shape[2]]
             images = np.where(rng.random((len(images), 1, 1, 1)) < 0.5, images[:, :, ::-1], images)
         out.append(np.ascontiguousarray(images, np.float32))
     return out
@@ -160,29 +187,41 @@ def _augmented(batch: list[np.ndarray], rng: np.random.Generator) -> list[np.nda
 def grid_units(student: Any, variables: list[Any], *, weight_bits: int) -> list[np.ndarray]:
     """What one step of the integer grid is for every variable: float32, broadcastable to it.
 
-    Kernels: their scale per channel. Biases have no such grid; a step is taken as large compared with their root mean
+    Kernels: their scale per channel. Biases have no such grid; a step is taken as large compared
+      with their root mean
     square as a step of a kernel is compared with its largest weight.
     """
     limit, units = 2 ** (weight_bits - 1) - 1, {}
     for layer in student.layers:
         for kernel, quantizer, _ in getattr(layer, "_weight_vars", []):
-            largest = np.abs(kernel.numpy()).max(axis=tuple(range(kernel.shape.rank - quantizer.channel_axes)), keepdims=True)
+            largest = np.abs(kernel.numpy()).max(
+                axis=tuple(range(kernel.shape.rank - quantizer.channel_axes)), keepdims=True
+            )
             units[kernel.ref()] = np.maximum(largest, 1e-3 * largest.max() + 1e-12) / limit
-    rest = {v.ref(): (np.sqrt(np.mean(np.square(v.numpy()))) or 1.0) / limit for v in variables if v.ref() not in units}
+    rest = {
+        v.ref(): (np.sqrt(np.mean(np.square(v.numpy()))) or 1.0) / limit
+        for v in variables
+        if v.ref() not in units
+    }
     return [np.asarray((units | rest)[v.ref()], np.float32) for v in variables]
 
 
-def _adam(variables: list[Any], units: list[np.ndarray], *, first: float = 0.9, second: float = 0.999) -> Callable[..., None]:
+def _adam(
+    variables: list[Any], units: list[np.ndarray], *, first: float = 0.9, second: float = 0.999
+) -> Callable[..., None]:
     """Adam (Kingma and Ba 2015, algorithm 1) whose rate is in steps of the integer grid.
 
-    Folded weights differ by orders of magnitude between layers and channels; one rate for all ruins the smallest ones.
+    Folded weights differ by orders of magnitude between layers and channels; one rate for all ruins
+    the smallest ones.
     """
     import tensorflow as tf
 
     slots = [(tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v))) for v in variables]
 
     def update(gradients, rate, number):
-        for variable, unit, (mean, square), g in zip(variables, units, slots, gradients, strict=True):
+        for variable, unit, (mean, square), g in zip(
+            variables, units, slots, gradients, strict=True
+        ):
             g = g * unit  # the gradient in grid steps
             mean.assign(first * mean + (1 - first) * g)
             square.assign(second * square + (1 - second) * g * g)
@@ -193,13 +232,18 @@ def _adam(variables: list[Any], units: list[np.ndarray], *, first: float = 0.9, 
 
 
 def train(student: Any, teacher: Any, arrays: list[np.ndarray], request: Request) -> None:
-    """Adam on the squared error of the logits, every output's divided by the variance of the teacher's. No labels."""
+    """Adam on the squared error of the logits, every output's divided by the variance of the
+    teacher's. No labels.
+    """
     import tensorflow as tf
 
     rng = np.random.default_rng(request.seed)
     count = len(arrays[0])
     size = min(request.batch_size, count)
-    spread = [float(np.var(output)) or 1.0 for output in _as_list(teacher.predict(arrays, batch_size=size, verbose=0))]
+    spread = [
+        float(np.var(output)) or 1.0
+        for output in _as_list(teacher.predict(arrays, batch_size=size, verbose=0))
+    ]
     variables = student.trainable_variables
     update = _adam(variables, grid_units(student, variables, weight_bits=request.weight_bits))
 
@@ -208,22 +252,44 @@ def train(student: Any, teacher: Any, arrays: list[np.ndarray], request: Request
         targets = _as_list(teacher(batch, training=False))
         with tf.GradientTape() as tape:
             answers = _as_list(student(batch, training=True))
-            loss = tf.add_n([tf.reduce_mean(tf.square(a - t)) / s for a, t, s in zip(answers, targets, spread, strict=True)])
+            loss = tf.add_n(
+                [
+                    tf.reduce_mean(tf.square(a - t)) / s
+                    for a, t, s in zip(answers, targets, spread, strict=True)
+                ]
+            )
         update(tape.gradient(loss, variables), rate, number)
         return loss
 
-    started, every, order, recent = time.monotonic(), max(1, request.steps // _LINES), np.array([], int), []
+    started, every, order, recent = (
+        time.monotonic(),
+        max(1, request.steps // _LINES),
+        np.array([], int),
+        [],
+    )
     for number in range(1, request.steps + 1):
         if len(order) < size:
             order = np.concatenate([order, rng.permutation(count)])
         chosen, order = order[:size], order[size:]
         batch = [array[np.sort(chosen)] for array in arrays]
         rate = request.rate * (1 + math.cos(math.pi * (number - 1) / request.steps)) / 2
-        recent.append(float(step(_augmented(batch, rng) if request.augment else batch, tf.constant(rate), tf.constant(float(number)))))
+        recent.append(
+            float(
+                step(
+                    _augmented(batch, rng) if request.augment else batch,
+                    tf.constant(rate),
+                    tf.constant(float(number)),
+                )
+            )
+        )
         if number % every == 0 or number == 1:
             left = (time.monotonic() - started) / number * (request.steps - number)
-            print(f"distillation step {number}/{request.steps}: squared error {np.mean(recent):.3g} of the logits' variance, "
-                  f"about {left:.0f} s left", flush=True)
+            print(
+                f"distillation step {number}/{request.steps}: squared error "
+                f"{np.mean(recent):.3g} of the logits' variance, "
+                f"about {left:.0f} s left",
+                flush=True,
+            )
             recent = []
 
 
@@ -241,13 +307,25 @@ def run(folder: pathlib.Path) -> bytes:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-    model, start = tf_keras.models.load_model(folder / "model.keras", compile=False), folder / "start.keras"
-    arrays = [np.load(folder / f"{i}.npy", mmap_mode="r", allow_pickle=False) for i in range(len(request.inputs))]
-    student = quantized(tf_keras.models.load_model(start, compile=False) if start.exists() else model, weight_bits=request.weight_bits)
+    model, start = (
+        tf_keras.models.load_model(folder / "model.keras", compile=False),
+        folder / "start.keras",
+    )
+    arrays = [
+        np.load(folder / f"{i}.npy", mmap_mode="r", allow_pickle=False)
+        for i in range(len(request.inputs))
+    ]
+    student = quantized(
+        tf_keras.models.load_model(start, compile=False) if start.exists() else model,
+        weight_bits=request.weight_bits,
+    )
     student.trainable = True
     _freeze_batchnorm(student)
     size = request.batch_size
-    calibrate(student, ([np.asarray(a[i:i + size]) for a in arrays] for i in range(0, len(arrays[0]), size)))
+    calibrate(
+        student,
+        ([np.asarray(a[i : i + size]) for a in arrays] for i in range(0, len(arrays[0]), size)),
+    )
     clip_to_grid(student, weight_bits=request.weight_bits)
     train(logits_model(student), logits_model(model), arrays, request)
     set_weight_ranges(student)
@@ -255,7 +333,9 @@ def run(folder: pathlib.Path) -> bytes:
 
 
 def _freeze_batchnorm(student: Any) -> None:
-    """BatchNorm that could not be folded runs on its statistics and does not update them, also with training=True."""
+    """BatchNorm that could not be folded runs on its statistics and does not update them, also with
+    training=True.
+    """
     for layer in student.layers:
         inner = getattr(layer, "layer", layer)
         if type(inner).__name__ in ("BatchNormalization", "SyncBatchNormalization"):
@@ -272,7 +352,10 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
 
     ends = logits_model(student).outputs if request.head == "logits" else student.outputs
     deployed = tf_keras.Model(student.inputs, dict(zip(request.outputs, ends, strict=True)))
-    shapes = {name: tuple(np.load(folder / f"{i}.npy", mmap_mode="r").shape[1:]) for i, name in enumerate(request.inputs)}
+    shapes = {
+        name: tuple(np.load(folder / f"{i}.npy", mmap_mode="r").shape[1:])
+        for i, name in enumerate(request.inputs)
+    }
     save_frozen(deployed, folder / "trained", shapes=shapes)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "trained"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -1,8 +1,11 @@
 """math: ranges of activations over calibration images: min/max, least squared error or percentile.
 
-The ranges go to the converter (`to_tflite_with_ranges`) and to the simulator alike. What TFLite decides itself is
-decided here in the same way, so both agree: fixed ranges of softmax and its like, one scale on both sides of a reshape.
+The ranges go to the converter (`to_tflite_with_ranges`) and to the simulator alike. What TFLite
+decides itself is
+decided here in the same way, so both agree: fixed ranges of softmax and its like, one scale on both
+sides of a reshape.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -15,12 +18,37 @@ from tflite_export.graph import Graph, feeds_of, run
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")
 _BINS = 2048
-_PARTS = np.linspace(0.025, 1.0, 40)  # candidates of the clipping search, as parts of the observed minimum and maximum
+_PARTS = np.linspace(
+    0.025, 1.0, 40
+)  # candidates of the clipping search, as parts of the observed minimum and maximum
 # input and output have one scale (SameOperandsAndResultsScale in TensorFlow Lite's quantizer)
-_ONE_SCALE = {"MAX_POOL_2D", "AVERAGE_POOL_2D", "RESHAPE", "SQUEEZE", "EXPAND_DIMS", "PAD", "PADV2", "MIRROR_PAD", "SPLIT",
-              "SPLIT_V", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "TRANSPOSE", "STRIDED_SLICE", "SLICE", "GATHER",
-              "UNPACK", "TILE", "BROADCAST_TO"}
-_JOINED = {"CONCATENATION", "PACK", "MAXIMUM", "MINIMUM"}  # several inputs and the output have one scale
+_ONE_SCALE = {
+    "MAX_POOL_2D",
+    "AVERAGE_POOL_2D",
+    "RESHAPE",
+    "SQUEEZE",
+    "EXPAND_DIMS",
+    "PAD",
+    "PADV2",
+    "MIRROR_PAD",
+    "SPLIT",
+    "SPLIT_V",
+    "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "TRANSPOSE",
+    "STRIDED_SLICE",
+    "SLICE",
+    "GATHER",
+    "UNPACK",
+    "TILE",
+    "BROADCAST_TO",
+}
+_JOINED = {
+    "CONCATENATION",
+    "PACK",
+    "MAXIMUM",
+    "MINIMUM",
+}  # several inputs and the output have one scale
 
 
 def _fixed(kind: str, bits: int) -> tuple[float, float] | None:
@@ -30,8 +58,11 @@ def _fixed(kind: str, bits: int) -> tuple[float, float] | None:
     return (-1.0, 1.0 - 2.0 ** (1 - bits)) if kind in ("TANH", "L2_NORMALIZATION") else None
 
 
-def share_scales(graph: Graph, ranges: Mapping[int, tuple[float, float]], *, activation_bits: int = 8) -> Ranges:
-    """The ranges as TFLite can hold them: zero inside, fixed where the specification fixes them, equal where it shares.
+def share_scales(
+    graph: Graph, ranges: Mapping[int, tuple[float, float]], *, activation_bits: int = 8
+) -> Ranges:
+    """The ranges as TFLite can hold them: zero inside, fixed where the specification fixes them,
+    equal where it shares.
 
     Tensors that share a scale get the hull of their ranges.
     """
@@ -42,7 +73,12 @@ def share_scales(graph: Graph, ranges: Mapping[int, tuple[float, float]], *, act
             i = root[i]
         return i
 
-    fixed = {i: _fixed(o.kind, activation_bits) for o in graph.operators for i in o.outputs if i in ranges}
+    fixed = {
+        i: _fixed(o.kind, activation_bits)
+        for o in graph.operators
+        for i in o.outputs
+        if i in ranges
+    }
     fixed = {i: limits for i, limits in fixed.items() if limits is not None}
     for operator in graph.operators:
         ends = [i for i in (*operator.inputs, *operator.outputs) if i in ranges]
@@ -61,7 +97,9 @@ def share_scales(graph: Graph, ranges: Mapping[int, tuple[float, float]], *, act
     return {i: hull[i] for i in ranges}
 
 
-def least_squares_range(counts: np.ndarray, low: float, high: float, *, bits: int = 8) -> tuple[float, float]:
+def least_squares_range(
+    counts: np.ndarray, low: float, high: float, *, bits: int = 8
+) -> tuple[float, float]:
     """The clipping of least squared error, found over a grid of clipped minima and maxima.
 
     Args:
@@ -82,16 +120,27 @@ def least_squares_range(counts: np.ndarray, low: float, high: float, *, bits: in
     return best[1], best[2]
 
 
-def percentile_range(counts: np.ndarray, low: float, high: float, *, percentile: float = 99.99) -> tuple[float, float]:
-    """The range that leaves 100 - `percentile` per cent of the values outside on either side, and holds zero."""
+def percentile_range(
+    counts: np.ndarray, low: float, high: float, *, percentile: float = 99.99
+) -> tuple[float, float]:
+    """The range that leaves 100 - `percentile` per cent of the values outside on either side, and
+    holds zero.
+    """
     share, edges = np.cumsum(counts) / max(counts.sum(), 1), np.linspace(low, high, len(counts) + 1)
     first = int(np.searchsorted(share, 1 - percentile / 100, side="right"))
     last = int(np.searchsorted(share, percentile / 100))
-    return min(0.0, float(edges[min(first, len(counts) - 1)])), max(0.0, float(edges[min(last, len(counts) - 1) + 1]))
+    return min(0.0, float(edges[min(first, len(counts) - 1)])), max(
+        0.0, float(edges[min(last, len(counts) - 1) + 1])
+    )
 
 
-def _observe_all(graph: Graph, feeds: Mapping[int, np.ndarray], note: Callable[[int, Any], None],
-                 constants: Mapping[int, Any] | None, batch_size: int) -> None:
+def _observe_all(
+    graph: Graph,
+    feeds: Mapping[int, np.ndarray],
+    note: Callable[[int, Any], None],
+    constants: Mapping[int, Any] | None,
+    batch_size: int,
+) -> None:
     def observe(index: int, value: Any) -> Any:
         note(index, value)
         return value
@@ -111,11 +160,13 @@ def collect_ranges(
     constants: Mapping[int, Any] | None = None,
     batch_size: int = 32,
 ) -> Ranges:
-    """Range of every graph input and activation over calibration images, ready for `to_tflite_with_ranges`.
+    """Range of every graph input and activation over calibration images, ready for
+    `to_tflite_with_ranges`.
 
     Args:
       images: float32 [images, ...] in the model's input units, or a dict by input name.
-      rule: "minmax"; "mse": least squared error at `activation_bits` over a histogram; "percentile". Inputs always
+      rule: "minmax"; "mse": least squared error at `activation_bits` over a histogram;
+        "percentile". Inputs always
         keep their minimum and maximum, at 8 bits.
       constants: floats instead of the file's, by tensor index.
     Raises:
@@ -130,7 +181,10 @@ def collect_ranges(
     def extend(index: int, value: Any) -> None:
         low, high = float(tf.reduce_min(value)), float(tf.reduce_max(value))
         if not np.isfinite(low + high):
-            raise ValueError(f"Tensor {graph.tensors[index].name} is not finite on the calibration images; check them.")
+            raise ValueError(
+                f"Tensor {graph.tensors[index].name} is not finite on the calibration "
+                "images; check them."
+            )
         old = seen.get(index, (0.0, 0.0))
         seen[index] = (min(low, old[0]), max(high, old[1]))
 
@@ -147,6 +201,9 @@ def collect_ranges(
         _observe_all(graph, feeds, count, constants, batch_size)
         for i, (low, high) in seen.items():
             if counts[i].any():
-                seen[i] = (least_squares_range(counts[i], low, high, bits=activation_bits) if rule == "mse"
-                           else percentile_range(counts[i], low, high, percentile=percentile))
+                seen[i] = (
+                    least_squares_range(counts[i], low, high, bits=activation_bits)
+                    if rule == "mse"
+                    else percentile_range(counts[i], low, high, percentile=percentile)
+                )
     return share_scales(graph, seen, activation_bits=activation_bits)

@@ -1,4 +1,7 @@
-"""math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer weights of 8 or 4 bits; cuts softmax off."""
+"""math: writes chosen numbers into .tflite bytes: float constants, calibrated ranges, integer
+weights of 8 or 4 bits; cuts softmax off.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -6,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
-# axis of output channels of the weights (always input 1) in operators that TFLite quantizes per output channel
+# axis of output channels of the weights (always input 1) in operators that TFLite quantizes per
+# output channel
 CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0, "TRANSPOSE_CONV": 0}
-FOUR_BIT_VERSION = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 10}  # of the operator with INT4 weights
+FOUR_BIT_VERSION = {
+    "CONV_2D": 7,
+    "DEPTHWISE_CONV_2D": 7,
+    "FULLY_CONNECTED": 10,
+}  # of the operator with INT4 weights
 SHAPE_ONLY = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _BIAS_INPUT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
@@ -38,7 +46,9 @@ def _fill(model: Any, tensor: Any, data: bytes) -> None:
 
 
 def in_order(tflite: bytes, *, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """The file with its inputs and outputs in the order of these names of its signature; the converter's own order has no meaning."""
+    """The file with its inputs and outputs in the order of these names of its signature; the
+    converter's own order has no meaning.
+    """
     model = _open(tflite)
     signature, changed = model.signatureDefs[0], False
     graph = model.subgraphs[signature.subgraphIndex]
@@ -52,18 +62,25 @@ def in_order(tflite: bytes, *, inputs: Sequence[str], outputs: Sequence[str]) ->
 
 
 def with_constants(tflite: bytes, *, constants: Mapping[int, np.ndarray]) -> bytes:
-    """The float file with other float32 constants, by tensor index. Raises ValueError for another shape."""
+    """The float file with other float32 constants, by tensor index. Raises ValueError for another
+    shape.
+    """
     model = _open(tflite)
     for index, value in constants.items():
         tensor = model.subgraphs[0].tensors[index]
         if tuple(tensor.shape) != np.shape(value):
-            raise ValueError(f"Constant {tensor.name.decode()} has shape {list(tensor.shape)}; got {list(np.shape(value))}.")
+            raise ValueError(
+                f"Constant {tensor.name.decode()} has shape {list(tensor.shape)}; got "
+                f"{list(np.shape(value))}."
+            )
         _fill(model, tensor, np.ascontiguousarray(value, np.float32).tobytes())
     return _pack(model)
 
 
 def with_ranges(tflite: bytes, *, ranges: Mapping[int, tuple[float, float]]) -> bytes:
-    """The float file as if calibrated: (low, high) by tensor index, where the quantizer reads what calibration saw."""
+    """The float file as if calibrated: (low, high) by tensor index, where the quantizer reads what
+    calibration saw.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     model = _open(tflite)
@@ -75,38 +92,59 @@ def with_ranges(tflite: bytes, *, ranges: Mapping[int, tuple[float, float]]) -> 
 
 
 def without_softmax(tflite: bytes) -> bytes:
-    """The float file without the softmax and sigmoid at its outputs, which become the logits; their names stay.
+    """The float file without the softmax and sigmoid at its outputs, which become the logits; their
+    names stay.
 
-    Only reshapes may stand between such an operator and the outputs. Raises ValueError where there is none.
+    Only reshapes may stand between such an operator and the outputs. Raises ValueError where there
+    is none.
     """
     from tflite_export.integer_check import operator_table
 
     model = _open(tflite)
     graph = model.subgraphs[0]
     kinds = [row["operator"] for row in operator_table(tflite) if row["subgraph"] == 0]
-    readers = {i: [place for place, o in enumerate(graph.operators) if i in o.inputs] for o in graph.operators for i in o.outputs}
+    readers = {
+        i: [place for place, o in enumerate(graph.operators) if i in o.inputs]
+        for o in graph.operators
+        for i in o.outputs
+    }
 
     def at_the_end(tensor: int) -> bool:
         if tensor in graph.outputs:
             return not readers[tensor]
         return bool(readers[tensor]) and all(
-            kinds[place] in SHAPE_ONLY and at_the_end(int(graph.operators[place].outputs[0])) for place in readers[tensor])
+            kinds[place] in SHAPE_ONLY and at_the_end(int(graph.operators[place].outputs[0]))
+            for place in readers[tensor]
+        )
 
-    dropped = {int(o.outputs[0]): int(o.inputs[0]) for o, kind in zip(graph.operators, kinds, strict=True)
-               if kind in ("SOFTMAX", "LOGISTIC") and at_the_end(int(o.outputs[0]))}
+    dropped = {
+        int(o.outputs[0]): int(o.inputs[0])
+        for o, kind in zip(graph.operators, kinds, strict=True)
+        if kind in ("SOFTMAX", "LOGISTIC") and at_the_end(int(o.outputs[0]))
+    }
     if not dropped:
-        raise ValueError("The model does not end in a softmax or sigmoid, so its outputs are the logits already. Use --head=model.")
+        raise ValueError(
+            "The model does not end in a softmax or sigmoid, so its outputs are the "
+            "logits already. Use --head=model."
+        )
     graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in dropped]
-    kept = [i for i in range(len(graph.tensors)) if i not in dropped]  # a tensor that nothing makes is an error to some readers
+    kept = [
+        i for i in range(len(graph.tensors)) if i not in dropped
+    ]  # a tensor that nothing makes is an error to some readers
     place = {-1: -1, **{old: new for new, old in enumerate(kept)}}
 
     def moved(indices: Any) -> np.ndarray | None:
-        return None if indices is None else np.int32([place[dropped.get(int(i), int(i))] for i in indices])
+        return (
+            None
+            if indices is None
+            else np.int32([place[dropped.get(int(i), int(i))] for i in indices])
+        )
 
     graph.tensors = [graph.tensors[i] for i in kept]
     for operator in graph.operators:
         operator.inputs, operator.outputs, operator.intermediates = map(
-            moved, (operator.inputs, operator.outputs, operator.intermediates))
+            moved, (operator.inputs, operator.outputs, operator.intermediates)
+        )
     graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
     for signature in model.signatureDefs or []:
         for entry in [*signature.inputs, *signature.outputs]:
@@ -129,7 +167,8 @@ def unpack_int4(data: bytes, count: int) -> np.ndarray:
 
 
 def _weighted(model: Any, tflite: bytes) -> dict[str, tuple[str, Any, Any]]:
-    """(kind, operator, its weights' tensor) by name of the operator's output, of every operator with constant weights.
+    """(kind, operator, its weights' tensor) by name of the operator's output, of every operator
+    with constant weights.
 
     Outputs have the same names in float and integer files of all converters; weights do not.
     """
@@ -141,19 +180,34 @@ def _weighted(model: Any, tflite: bytes) -> dict[str, tuple[str, Any, Any]]:
             tensor = graph.tensors[operator.inputs[1]]
             data = model.buffers[tensor.buffer].data
             if data is not None and len(data):
-                found[graph.tensors[operator.outputs[0]].name.decode()] = row["operator"], operator, tensor
+                found[graph.tensors[operator.outputs[0]].name.decode()] = (
+                    row["operator"],
+                    operator,
+                    tensor,
+                )
     return found
 
 
 def float_weights(tflite: bytes) -> dict[str, tuple[str, np.ndarray]]:
-    """(kind, float32 weights) of every operator quantized per output channel, by name of its output."""
+    """(kind, float32 weights) of every operator quantized per output channel, by name of its
+    output.
+    """
     model = _open(tflite)
-    return {name: (kind, np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32).reshape(tuple(tensor.shape)))
-            for name, (kind, _, tensor) in _weighted(model, tflite).items()}
+    return {
+        name: (
+            kind,
+            np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.float32).reshape(
+                tuple(tensor.shape)
+            ),
+        )
+        for name, (kind, _, tensor) in _weighted(model, tflite).items()
+    }
 
 
 def integer_weights(tflite: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(int8 [shape of the weights], float32 scales [1 or channels]) of operators with INT8 or INT4 weights, by name of the output."""
+    """(int8 [shape of the weights], float32 scales [1 or channels]) of operators with INT8 or INT4
+    weights, by name of the output.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     model, found = _open(tflite), {}
@@ -161,22 +215,33 @@ def integer_weights(tflite: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         data, shape = bytes(model.buffers[tensor.buffer].data), tuple(tensor.shape)
         if tensor.type in (schema.TensorType.INT4, schema.TensorType.INT8):
             four = tensor.type == schema.TensorType.INT4
-            values = unpack_int4(data, int(np.prod(shape))) if four else np.frombuffer(data, np.int8)
+            values = (
+                unpack_int4(data, int(np.prod(shape))) if four else np.frombuffer(data, np.int8)
+            )
             found[name] = (values.reshape(shape), np.asarray(tensor.quantization.scale, np.float32))
     return found
 
 
 def _rescale_bias(model: Any, kind: str, operator: Any, scales: np.ndarray) -> None:
-    """int32 bias = round(bias / (input scale * weight scale)), from the integers and scales it had."""
+    """int32 bias = round(bias / (input scale * weight scale)), from the integers and scales
+    it had.
+    """
     place = _BIAS_INPUT[kind]
     if len(operator.inputs) <= place or operator.inputs[place] < 0:
         return
     graph = model.subgraphs[0]
-    bias, source = graph.tensors[operator.inputs[place]], graph.tensors[operator.inputs[2 if kind == "TRANSPOSE_CONV" else 0]]
-    old = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32) * np.asarray(bias.quantization.scale, np.float64)
+    bias, source = (
+        graph.tensors[operator.inputs[place]],
+        graph.tensors[operator.inputs[2 if kind == "TRANSPOSE_CONV" else 0]],
+    )
+    old = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32) * np.asarray(
+        bias.quantization.scale, np.float64
+    )
     new = np.float64(source.quantization.scale[0]) * scales.astype(np.float64)
     limits = np.iinfo(np.int32)
-    _fill(model, bias, np.clip(np.rint(old / new), limits.min, limits.max).astype(np.int32).tobytes())
+    _fill(
+        model, bias, np.clip(np.rint(old / new), limits.min, limits.max).astype(np.int32).tobytes()
+    )
     bias.quantization.scale = np.broadcast_to(new, old.shape).astype(np.float32)
     bias.quantization.zeroPoint = np.zeros(len(old), np.int64)
 
@@ -188,11 +253,14 @@ def with_integers(
 
     Args:
       tflite: a full-integer file with int8 activations.
-      weights: by name of the operator's output (the float file has the same names): integers of the weights' shape within
+      weights: by name of the operator's output (the float file has the same names): integers of the
+        weights' shape within
         -2^(b-1)..2^(b-1)-1, and float scales [output channels].
-      weight_bits: 8 leaves INT8 tensors; 4 makes packed INT4 tensors (convolutions, depthwise and dense only).
+      weight_bits: 8 leaves INT8 tensors; 4 makes packed INT4 tensors (convolutions, depthwise and
+        dense only).
     Raises:
-      ValueError: no such operator, another shape, integers out of range, scales that are not positive, different weights for
+      ValueError: no such operator, another shape, integers out of range, scales that are not
+        positive, different weights for
         operators that share theirs, or an operator that has no 4-bit kernel.
     """
     from ai_edge_litert import schema_py_generated as schema
@@ -201,15 +269,30 @@ def with_integers(
     weighted = _weighted(model, tflite)
     for name, (integers, scales) in weights.items():
         if name not in weighted:
-            raise ValueError(f"The file has no weights behind {name}; it has them behind {', '.join(sorted(weighted))}.")
+            raise ValueError(
+                f"The file has no weights behind {name}; it has them behind "
+                f"{', '.join(sorted(weighted))}."
+            )
         (kind, operator, tensor), scales = weighted[name], np.asarray(scales, np.float32)
         _require_fit(name, kind, tuple(tensor.shape), integers, scales, weight_bits)
         for other, (_, _, used) in weighted.items():
-            if used is tensor and not (other in weights and all(map(np.array_equal, weights[name], weights[other]))):
-                raise ValueError(f"{name} and {other} have the same weights in the file. Give the same integers for both.")
-        _fill(model, tensor, pack_int4(integers) if weight_bits == 4 else np.asarray(integers, np.int8).tobytes())
+            if used is tensor and not (
+                other in weights and all(map(np.array_equal, weights[name], weights[other]))
+            ):
+                raise ValueError(
+                    f"{name} and {other} have the same weights in the file. Give the "
+                    "same integers for both."
+                )
+        _fill(
+            model,
+            tensor,
+            pack_int4(integers) if weight_bits == 4 else np.asarray(integers, np.int8).tobytes(),
+        )
         tensor.type = schema.TensorType.INT4 if weight_bits == 4 else schema.TensorType.INT8
-        tensor.quantization.scale, tensor.quantization.quantizedDimension = scales, CHANNEL_AXIS[kind]
+        tensor.quantization.scale, tensor.quantization.quantizedDimension = (
+            scales,
+            CHANNEL_AXIS[kind],
+        )
         tensor.quantization.zeroPoint = np.zeros(len(scales), np.int64)
         _rescale_bias(model, kind, operator, scales)
         if weight_bits == 4:
@@ -218,16 +301,33 @@ def with_integers(
     return _drop_unused_buffers(model)
 
 
-def _require_fit(name: str, kind: str, shape: tuple[int, ...], integers: np.ndarray, scales: np.ndarray, weight_bits: int) -> None:
+def _require_fit(
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    integers: np.ndarray,
+    scales: np.ndarray,
+    weight_bits: int,
+) -> None:
     channels, low = shape[CHANNEL_AXIS[kind]], -(2 ** (weight_bits - 1))
     if np.shape(integers) != shape or scales.shape != (channels,) or not np.all(scales > 0):
-        raise ValueError(f"The weights behind {name} need integers of shape {list(shape)} and {channels} positive scales; got "
-                         f"{list(np.shape(integers))} and {list(scales.shape)}, smallest {scales.min() if scales.size else None}.")
+        raise ValueError(
+            f"The weights behind {name} need integers of shape {list(shape)} and "
+            f"{channels} positive scales; got "
+            f"{list(np.shape(integers))} and {list(scales.shape)}, smallest "
+            f"{scales.min() if scales.size else None}."
+        )
     if np.min(integers) < low or np.max(integers) >= -low:
-        raise ValueError(f"The weights behind {name} run from {np.min(integers)} to {np.max(integers)}; {weight_bits} bits hold {low} "
-                         f"to {-low - 1}.")
+        raise ValueError(
+            f"The weights behind {name} run from {np.min(integers)} to "
+            f"{np.max(integers)}; {weight_bits} bits hold {low} "
+            f"to {-low - 1}."
+        )
     if weight_bits == 4 and kind not in FOUR_BIT_VERSION:
-        raise ValueError(f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} have. Keep it at 8 bits.")
+        raise ValueError(
+            f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} "
+            "have. Keep it at 8 bits."
+        )
 
 
 def _drop_unused_buffers(model: Any) -> bytes:

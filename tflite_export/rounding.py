@@ -1,27 +1,37 @@
-"""math: adaptive rounding of weights: a continuous choice between the two neighbouring integers that ends as a choice.
+"""math: adaptive rounding of weights: a continuous choice between the two neighbouring integers
+that ends as a choice.
 
-Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound), sections 3.3 and 3.4: each
-weight is floor(w / scale) + h(v), with h between 0 and 1 learned by gradient descent and pushed to 0 or 1.
+Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound),
+sections 3.3 and 3.4: each
+weight is floor(w / scale) + h(v), with h between 0 and 1 learned by gradient descent and pushed to
+0 or 1.
 """
+
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
 
-_HIGH, _LOW = 1.1, -0.1  # zeta and gamma: the sigmoid is stretched beyond 0 and 1, so that it reaches both
+_HIGH, _LOW = (
+    1.1,
+    -0.1,
+)  # zeta and gamma: the sigmoid is stretched beyond 0 and 1, so that it reaches both
 _SAFE = 1e-4  # keeps the inverse finite
 
 
 def rectified_sigmoid(v: Any) -> Any:
-    """h(v) = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1), zeta 1.1 and gamma -0.1 (eq. 23). A tensor of v's shape."""
+    """h(v) = clip(sigmoid(v) (zeta - gamma) + gamma, 0, 1), zeta 1.1 and gamma -0.1 (eq. 23). A
+    tensor of v's shape.
+    """
     import tensorflow as tf
 
     return tf.clip_by_value(tf.sigmoid(v) * (_HIGH - _LOW) + _LOW, 0.0, 1.0)
 
 
 def initial_choice(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """The v whose h(v) is the fraction of weights / scales, so that optimization starts at the float weights.
+    """The v whose h(v) is the fraction of weights / scales, so that optimization starts at the
+    float weights.
 
     Args:
       weights: float [...]. scales: positive, broadcastable to them.
@@ -33,7 +43,8 @@ def initial_choice(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 def soft_weights(v: Any, *, floors: Any, scales: Any, limit: int) -> Any:
-    """scale * clip(floor(w / scale) + h(v), -limit, limit) (eq. 22): weights in between, differentiable in v.
+    """scale * clip(floor(w / scale) + h(v), -limit, limit) (eq. 22): weights in between,
+    differentiable in v.
 
     Args:
       v: float32 [...]. floors: floor(w / scale) of the same shape. scales: broadcastable to it.
@@ -45,24 +56,32 @@ def soft_weights(v: Any, *, floors: Any, scales: Any, limit: int) -> Any:
 
 
 def hard_integers(v: np.ndarray, *, floors: np.ndarray, limit: int) -> np.ndarray:
-    """The chosen integers: floor + 1 where h(v) >= 1/2, which is v >= 0, else floor; int8 within +-limit."""
+    """The chosen integers: floor + 1 where h(v) >= 1/2, which is v >= 0, else floor; int8 within
+    +-limit.
+    """
     return np.clip(floors + (np.asarray(v) >= 0), -limit, limit).astype(np.int8)
 
 
 def rounding_penalty(v: Any, beta: Any) -> Any:
-    """Sum of 1 - |2 h(v) - 1|^beta (eq. 24): 0 where every choice is made, largest at h = 1/2. A scalar tensor.
+    """Sum of 1 - |2 h(v) - 1|^beta (eq. 24): 0 where every choice is made, largest at h = 1/2. A
+    scalar tensor.
 
-    Args: beta: a scalar; a large one leaves all but the ends free, 2 pushes everything to its nearer end.
+    Args: beta: a scalar; a large one leaves all but the ends free, 2 pushes everything to its
+      nearer end.
     """
     import tensorflow as tf
 
     return tf.reduce_sum(1.0 - tf.abs(2.0 * rectified_sigmoid(v) - 1.0) ** beta)
 
 
-def annealed_beta(progress: Any, *, warmup: float = 0.2, start: float = 20.0, end: float = 2.0) -> tuple[Any, Any]:
-    """(beta, weight of the penalty) at `progress` in 0..1 of the optimization, float tensors (section 3.3).
+def annealed_beta(
+    progress: Any, *, warmup: float = 0.2, start: float = 20.0, end: float = 2.0
+) -> tuple[Any, Any]:
+    """(beta, weight of the penalty) at `progress` in 0..1 of the optimization, float tensors
+    (section 3.3).
 
-    The penalty is off (weight 0) during the first share `warmup`; then beta falls linearly from `start` to `end`.
+    The penalty is off (weight 0) during the first share `warmup`; then beta falls linearly from
+    `start` to `end`.
     """
     import tensorflow as tf
 

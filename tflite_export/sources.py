@@ -1,4 +1,7 @@
-"""state: calibration images from files: a generate folder, .npy, .npz or a folder of image files."""
+"""state: calibration images from files: a generate folder, .npy, .npz or a folder of image
+files.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,8 +26,10 @@ class Calibration:
     """Calibration images and where they came from.
 
     Attributes:
-      images: array [number, ...input shape], memory-mapped where the file allows it, or a dict of such by input name.
-      value_range: (low, high) in the model's input units, or a dict by input name; None when the source does not say.
+      images: array [number, ...input shape], memory-mapped where the file allows it, or a dict of
+        such by input name.
+      value_range: (low, high) in the model's input units, or a dict by input name; None when the
+        source does not say.
       sha256: hex digest over names, shapes, dtypes and values of the images.
       model_sha256: of the model the images were generated for; None for other sources.
     """
@@ -41,7 +46,9 @@ def _digest(images: Images) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         if array.dtype.hasobject:
-            raise ValueError(f"The calibration data holds Python objects ({array.dtype}); expected numbers.")
+            raise ValueError(
+                f"The calibration data holds Python objects ({array.dtype}); expected numbers."
+            )
         digest.update(f"{name} {array.dtype.str} {array.shape} {sha256_array(array)}\n".encode())
     return digest.hexdigest()
 
@@ -58,13 +65,16 @@ def _load_npy(path: pathlib.Path) -> np.ndarray:
         raise
     except Exception as error:  # a broken header provokes any kind of error
         raise ValueError(
-            f"{path} cannot be read as an array of numbers: {_one_line(error)}. Expected a .npy file without Python objects; "
+            f"{path} cannot be read as an array of numbers: {_one_line(error)}. "
+            "Expected a .npy file without Python objects; "
             "save it with numpy.save from a float32 array."
         ) from error
 
 
 def _load_npz(path: pathlib.Path) -> Images:
-    """Key x or images, a single array, or one array per input name; y and labels are passed over."""
+    """Key x or images, a single array, or one array per input name; y and labels are passed
+    over.
+    """
     require_reasonable_zip(path)
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -73,12 +83,17 @@ def _load_npz(path: pathlib.Path) -> Images:
             arrays = {key: file[key] for key in keys}
             if not all(isinstance(array, np.ndarray) for array in arrays.values()):
                 raise ValueError("it holds files that are no arrays")
-    except Exception as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
+    except (
+        Exception
+    ) as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
         raise ValueError(
-            f"{path} cannot be read as arrays of numbers: {_one_line(error)}. Expected a .npz file without Python objects."
+            f"{path} cannot be read as arrays of numbers: {_one_line(error)}. "
+            "Expected a .npz file without Python objects."
         ) from error
     if not arrays:
-        raise ValueError(f"{path} holds no images; expected the key x or images, or one array per input name.")
+        raise ValueError(
+            f"{path} holds no images; expected the key x or images, or one array per input name."
+        )
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
@@ -88,7 +103,9 @@ def _matches(path: pathlib.Path, array: np.ndarray, want: str) -> bool:
 
 
 def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
-    """(low, high) from a manifest's [low, high] or {"low", "high"}; a dict of such for a dict or list over inputs."""
+    """(low, high) from a manifest's [low, high] or {"low", "high"}; a dict of such for a dict or
+    list over inputs.
+    """
     if entry is None:
         return None
     if isinstance(entry, (list, tuple)) and not entry:
@@ -106,57 +123,83 @@ def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
 def _files(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The file of every input; one named "" where there is one input."""
     wanted = manifest["images_sha256"]
-    named = {name: f"images_{name}.npy" for name in wanted} if isinstance(wanted, dict) else {"": "images.npy"}
+    named = (
+        {name: f"images_{name}.npy" for name in wanted}
+        if isinstance(wanted, dict)
+        else {"": "images.npy"}
+    )
     return manifest.get("files") or named
 
 
 def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
-    """What manifest.json says, and its input range. Raises ValueError for a file that generate did not write like that."""
+    """What manifest.json says, and its input range. Raises ValueError for a file that generate did
+    not write like that.
+    """
     try:
         manifest = json.loads(path.read_text())
         sha256 = manifest.get("images_sha256")
-        if not isinstance(sha256, (str, dict, type(None))) or not isinstance(manifest.get("files", {}), (dict, type(None))):
+        if not isinstance(sha256, (str, dict, type(None))) or not isinstance(
+            manifest.get("files", {}), (dict, type(None))
+        ):
             raise ValueError("images_sha256 or files of another form")
         if not isinstance(manifest.get("model_sha256"), (str, type(None))):
             raise ValueError("model_sha256 is no text")
         names = list(_files(manifest)) if sha256 else []
         limits = _limits(manifest.get("input_range"), names)
-        for low, high in (limits.values() if isinstance(limits, dict) else [limits] if limits else []):
+        for low, high in (
+            limits.values() if isinstance(limits, dict) else [limits] if limits else []
+        ):
             if not (np.isfinite(np.float64(low)).all() and np.isfinite(np.float64(high)).all()):
                 raise ValueError("an input range that is not finite")
     except OSError:
         raise
     except Exception as error:  # any JSON may stand there
-        raise ValueError(f"{path} is damaged: {_one_line(error)}. Generate the images again.") from error
+        raise ValueError(
+            f"{path} is damaged: {_one_line(error)}. Generate the images again."
+        ) from error
     return manifest, limits
 
 
 def _load_generated(folder: pathlib.Path) -> Calibration:
     """A folder left by dgh_tf.generate; its manifest names the files' sha256 and the input range.
 
-    images_sha256 is one value, or a dict by input name for several inputs; files names each input's file. Images come by the
+    images_sha256 is one value, or a dict by input name for several inputs; files names each input's
+    file. Images come by the
     names that the inputs have in a .tflite file.
     """
     manifest, limits = _manifest(folder / "manifest.json")
     wanted = manifest.get("images_sha256")
     if wanted is None:
-        raise ValueError(f"{folder / 'manifest.json'} has no images_sha256; expected a finished run. Generate again.")
+        raise ValueError(
+            f"{folder / 'manifest.json'} has no images_sha256; expected a finished "
+            "run. Generate again."
+        )
     several = isinstance(wanted, dict)
     files = _files(manifest)
     if several and set(files) - set(wanted):
-        raise ValueError(f"{folder / 'manifest.json'} is damaged: files and images_sha256 name other inputs. Generate the images again.")
+        raise ValueError(
+            f"{folder / 'manifest.json'} is damaged: files and images_sha256 name "
+            "other inputs. Generate the images again."
+        )
     arrays = {}
     for name, file in files.items():
         path = folder / pathlib.PurePath(file).name  # a manifest names files of its own folder only
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing, though the manifest lists it. Generate the images again.")
+            raise FileNotFoundError(
+                f"{path} is missing, though the manifest lists it. Generate the images again."
+            )
         arrays[name] = _load_npy(path)
         if not _matches(path, arrays[name], wanted[name] if several else wanted):
             raise ValueError(
-                f"{path} is not what its manifest describes: the sha256 differs. The file was changed or cut off; "
+                f"{path} is not what its manifest describes: the sha256 differs. The "
+                "file was changed or cut off; "
                 "generate the images again, or pass the .npy file itself to use it as it is."
             )
-    images = {plain(name): array for name, array in arrays.items()} if several else next(iter(arrays.values()))
+    images = (
+        {plain(name): array for name, array in arrays.items()}
+        if several
+        else next(iter(arrays.values()))
+    )
     if several and isinstance(limits, dict):
         limits = {plain(name): valid for name, valid in limits.items()}
     return Calibration(images, limits, _digest(images), manifest.get("model_sha256"))
@@ -170,12 +213,20 @@ def _load_pictures(
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise ValueError(
-            f"{folder} has no manifest.json and no image files ({', '.join(sorted(_IMAGE_SUFFIXES))}); expected a "
-            "finished generate folder or a folder of images. If generation was stopped, run it again to finish it."
+            f"{folder} has no manifest.json and no image files "
+            f"({', '.join(sorted(_IMAGE_SUFFIXES))}); expected a "
+            "finished generate folder or a folder of images. If generation was "
+            "stopped, run it again to finish it."
         )
-    if image_shape is None or len(image_shape) != 3 or None in image_shape or image_shape[2] not in (1, 3):
+    if (
+        image_shape is None
+        or len(image_shape) != 3
+        or None in image_shape
+        or image_shape[2] not in (1, 3)
+    ):
         raise ValueError(
-            f"A folder of images needs a model input of fixed height, width and 1 or 3 channels, but it is "
+            "A folder of images needs a model input of fixed height, width and 1 or "
+            "3 channels, but it is "
             f"{image_shape}. Prepare the images yourself and pass a .npy file."
         )
     height, width, channels = image_shape
@@ -184,9 +235,13 @@ def _load_pictures(
         try:
             with Image.open(file) as picture:
                 picture = picture.convert("L" if channels == 1 else "RGB")
-                values = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+                values = np.asarray(
+                    picture.resize((width, height), Image.Resampling.BILINEAR), np.float32
+                )
         except OSError as error:
-            raise ValueError(f"{file} cannot be read as an image: {error}. Remove it from the folder.") from error
+            raise ValueError(
+                f"{file} cannot be read as an image: {error}. Remove it from the folder."
+            ) from error
         images[i] = values.reshape(height, width, channels) * scale + offset
     return images
 
@@ -201,10 +256,14 @@ def load_calibration(
     """Loads calibration images. Nothing is ever unpickled.
 
     Args:
-      source: a folder left by dgh_tf.generate (the sha256 of its images is checked), a .npy file, a .npz file (key x or
-        images, or one array per input name), or a folder of image files, searched in depth, in sorted order.
-      image_shape: [height, width, channels] of the model's input; needed for a folder of image files only.
-      scale, offset: model input = pixel * scale + offset, pixels in 0 .. 255; used for a folder of image files only.
+      source: a folder left by dgh_tf.generate (the sha256 of its images is checked), a .npy file, a
+        .npz file (key x or
+        images, or one array per input name), or a folder of image files, searched in depth, in
+        sorted order.
+      image_shape: [height, width, channels] of the model's input; needed for a folder of image
+        files only.
+      scale, offset: model input = pixel * scale + offset, pixels in 0 .. 255; used for a folder of
+        image files only.
     Raises:
       FileNotFoundError: no such source, or a file of a generate folder is missing.
       ValueError: not readable, Python objects inside, changed since generation, or no images in it.
@@ -212,7 +271,8 @@ def load_calibration(
     path = pathlib.Path(source)
     if not str(source).strip() or not path.exists():
         raise FileNotFoundError(
-            f"There is no calibration data at {path}; expected a generate folder, .npy, .npz or a folder of images. "
+            f"There is no calibration data at {path}; expected a generate folder, "
+            ".npy, .npz or a folder of images. "
             "Make it with python -m dgh_tf.generate, or correct the path."
         )
     if path.is_dir() and (path / "manifest.json").exists():
@@ -220,11 +280,16 @@ def load_calibration(
     if path.is_dir():
         images: Images = _load_pictures(path, image_shape, scale, offset)
     elif not path.is_file():  # reading a pipe or a device may never end
-        raise ValueError(f"{path} is no regular file; expected a .npy or .npz file, or a folder. Copy the data into a file.")
+        raise ValueError(
+            f"{path} is no regular file; expected a .npy or .npz file, or a folder. "
+            "Copy the data into a file."
+        )
     elif path.suffix == ".npy":
         images = _load_npy(path)
     elif path.suffix == ".npz":
         images = _load_npz(path)
     else:
-        raise ValueError(f"{path} is no known calibration data; expected a folder, or a .npy or .npz file.")
+        raise ValueError(
+            f"{path} is no known calibration data; expected a folder, or a .npy or .npz file."
+        )
     return Calibration(images, None, _digest(images))

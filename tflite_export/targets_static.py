@@ -1,8 +1,12 @@
-"""math: what a .tflite file asks of a target, read from the file alone: Edge TPU's documented rules, TFLM's operators and arena.
+"""math: what a .tflite file asks of a target, read from the file alone: Edge TPU's documented
+rules, TFLM's operators and arena.
 
-Sources. Edge TPU: Coral, "TensorFlow models on the Edge TPU" (coral.ai/docs/edgetpu/models-intro), whose operator table Axis repeats
-for the same chip (developer.axis.com, ARTPEC-7, Supported ops). TFLM: micro_mutable_op_resolver.h of tensorflow/tflite-micro.
+Sources. Edge TPU: Coral, "TensorFlow models on the Edge TPU" (coral.ai/docs/edgetpu/models-intro),
+whose operator table Axis repeats
+for the same chip (developer.axis.com, ARTPEC-7, Supported ops). TFLM: micro_mutable_op_resolver.h
+of tensorflow/tflite-micro.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,20 +19,33 @@ EDGETPU_SOURCE = "https://coral.ai/docs/edgetpu/models-intro/#supported-operatio
 TFLM_SOURCE = "tensorflow/tflite-micro, tensorflow/lite/micro/micro_mutable_op_resolver.h"
 _ALIGNMENT = 16  # bytes: MicroArenaBufferAlignment() of TFLM
 _SOFTMAX_ELEMENTS = 16_000  # Coral's table
-TFLM_OPERATORS = frozenset(" ".join((
-    "ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO",
-    "CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTHWISE_CONV_2D DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL",
-    "EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF",
-    "L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM",
-    "MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 PRELU QUANTIZE READ_VARIABLE REDUCE_MAX REDUCE_MIN RELU",
-    "RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND",
-    "SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV",
-    "UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE",
-)).split(" "))
+TFLM_OPERATORS = frozenset(
+    " ".join(
+        (
+            "ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D "
+            "BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO",
+            "CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTHWISE_CONV_2D "
+            "DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL",
+            "EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER "
+            "GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF",
+            "L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND "
+            "LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM",
+            "MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 "
+            "PRELU QUANTIZE READ_VARIABLE REDUCE_MAX REDUCE_MIN RELU",
+            "RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND "
+            "RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND",
+            "SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE "
+            "STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV",
+            "UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE",
+        )
+    ).split(" ")
+)
 
 
 class Tensor(NamedTuple):
-    """`dtype` is the schema's name; `size` in bytes; `scales` their number; `fixed`: no axis is open; `value` of INT32 constants only."""
+    """`dtype` is the schema's name; `size` in bytes; `scales` their number; `fixed`: no axis is
+    open; `value` of INT32 constants only.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -50,7 +67,9 @@ class Operator(NamedTuple):
 
 
 class File(NamedTuple):
-    """The main graph of any .tflite file, operators in order of execution; `subgraphs` counts all graphs."""
+    """The main graph of any .tflite file, operators in order of execution; `subgraphs` counts all
+    graphs.
+    """
 
     operators: tuple[Operator, ...]
     inputs: tuple[Tensor, ...]
@@ -67,25 +86,56 @@ def read_file(tflite: bytes) -> File:
     kinds = [row["operator"] for row in operator_table(tflite) if row["subgraph"] == 0]
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
     graph = model.subgraphs[0]
-    types = {value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")}
-    tensors = [_tensor(each, types[each.type], model.buffers[each.buffer].data) for each in graph.tensors]
+    types = {
+        value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")
+    }
+    tensors = [
+        _tensor(each, types[each.type], model.buffers[each.buffer].data) for each in graph.tensors
+    ]
     operators = tuple(
-        Operator(kind, tuple(tensors[i] if i >= 0 else None for i in each.inputs), tuple(tensors[i] for i in each.outputs),
-                 dict(vars(each.builtinOptions)) if each.builtinOptions is not None else {})
+        Operator(
+            kind,
+            tuple(tensors[i] if i >= 0 else None for i in each.inputs),
+            tuple(tensors[i] for i in each.outputs),
+            dict(vars(each.builtinOptions)) if each.builtinOptions is not None else {},
+        )
         for kind, each in zip(kinds, graph.operators, strict=True)
     )
-    return File(operators, tuple(tensors[i] for i in graph.inputs), tuple(tensors[i] for i in graph.outputs), len(model.subgraphs))
+    return File(
+        operators,
+        tuple(tensors[i] for i in graph.inputs),
+        tuple(tensors[i] for i in graph.outputs),
+        len(model.subgraphs),
+    )
 
 
 def _tensor(tensor: Any, dtype: str, data: Any) -> Tensor:
     shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
     signature = tensor.shapeSignature if tensor.shapeSignature is not None else shape
-    bits = 4 if dtype == "INT4" else 8 if dtype == "BOOL" else int("".join(c for c in dtype if c.isdigit()) or 8)
-    scales = 0 if tensor.quantization is None or tensor.quantization.scale is None else len(tensor.quantization.scale)
+    bits = (
+        4
+        if dtype == "INT4"
+        else 8
+        if dtype == "BOOL"
+        else int("".join(c for c in dtype if c.isdigit()) or 8)
+    )
+    scales = (
+        0
+        if tensor.quantization is None or tensor.quantization.scale is None
+        else len(tensor.quantization.scale)
+    )
     constant = data is not None and len(data) > 0
     value = np.frombuffer(bytes(data), np.int32) if constant and dtype == "INT32" else None
-    return Tensor((tensor.name or b"").decode(), shape, dtype, math.ceil(math.prod(shape) * bits / 8), scales,
-                  min(signature, default=1) >= 0, constant, value)
+    return Tensor(
+        (tensor.name or b"").decode(),
+        shape,
+        dtype,
+        math.ceil(math.prod(shape) * bits / 8),
+        scales,
+        min(signature, default=1) >= 0,
+        constant,
+        value,
+    )
 
 
 def _wide(tensor: Tensor) -> int:
@@ -96,7 +146,9 @@ def _wide(tensor: Tensor) -> int:
 def _axes(operator: Operator) -> set[int]:
     """Axes of a reduction, counted from the front."""
     value = operator.inputs[1].value if operator.inputs[1] is not None else None
-    return {int(axis) % len(operator.inputs[0].shape) for axis in (value if value is not None else ())}
+    return {
+        int(axis) % len(operator.inputs[0].shape) for axis in (value if value is not None else ())
+    }
 
 
 def _one_dilation(operator: Operator) -> str:
@@ -127,7 +179,11 @@ def _concatenation(operator: Operator) -> str:
 
 
 def _flat_output(operator: Operator) -> str:
-    return "" if _wide(operator.outputs[0]) <= 1 else f"output {list(operator.outputs[0].shape)} has more than one axis"
+    return (
+        ""
+        if _wide(operator.outputs[0]) <= 1
+        else f"output {list(operator.outputs[0].shape)} has more than one axis"
+    )
 
 
 def _softmax(operator: Operator) -> str:
@@ -155,14 +211,26 @@ def _squeeze(operator: Operator) -> str:
     shape = operator.inputs[0].shape
     first = next((i for i, size in enumerate(shape) if size > 1), len(shape))
     axes = operator.options.get("squeezeDims")
-    axes = range(len(shape)) if axes is None or not len(axes) else [int(axis) % len(shape) for axis in axes]
-    return "drops an axis behind a longer one" if any(axis > first and shape[axis] == 1 for axis in axes) else ""
+    axes = (
+        range(len(shape))
+        if axes is None or not len(axes)
+        else [int(axis) % len(shape) for axis in axes]
+    )
+    return (
+        "drops an axis behind a longer one"
+        if any(axis > first and shape[axis] == 1 for axis in axes)
+        else ""
+    )
 
 
 def _strided_slice(operator: Operator) -> str:
     strides = operator.inputs[3].value if operator.inputs[3] is not None else None
     masks = operator.options.get("ellipsisMask", 0) or operator.options.get("newAxisMask", 0)
-    return "strides other than 1, or an ellipsis or new axis" if masks or strides is None or (strides != 1).any() else ""
+    return (
+        "strides other than 1, or an ellipsis or new axis"
+        if masks or strides is None or (strides != 1).any()
+        else ""
+    )
 
 
 def _prelu(operator: Operator) -> str:
@@ -174,20 +242,56 @@ def _anything(operator: Operator) -> str:
     return ""
 
 
-# Rows from RESIZE_NEAREST_NEIGHBOR on (not in Axis' copy as far as it could be read) are from older copies of Coral's table.
+# Rows from RESIZE_NEAREST_NEIGHBOR on (not in Axis' copy as far as it could be read) are from older
+# copies of Coral's table.
 EDGETPU_RULES: dict[str, Callable[[Operator], str]] = {
-    **dict.fromkeys(("ADD", "EXPAND_DIMS", "L2_NORMALIZATION", "LOGISTIC", "MAXIMUM", "MINIMUM", "MUL", "QUANTIZE", "RELU", "RELU6",
-                     "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "SLICE", "SPACE_TO_DEPTH", "SUB", "TANH",
-                     "UNIDIRECTIONAL_SEQUENCE_LSTM"), _anything),
-    "AVERAGE_POOL_2D": _no_activation, "MAX_POOL_2D": _no_activation, "CONCATENATION": _concatenation,
-    "CONV_2D": _one_dilation, "DEPTHWISE_CONV_2D": _one_dilation, "FULLY_CONNECTED": _flat_output, "MEAN": _mean, "PACK": _not_axis_0,
-    "PAD": _pad, "PRELU": _prelu, "REDUCE_MAX": _no_batch_reduction, "REDUCE_MIN": _no_batch_reduction, "SOFTMAX": _softmax,
-    "SPLIT": _split, "SQUEEZE": _squeeze, "STRIDED_SLICE": _strided_slice,
+    **dict.fromkeys(
+        (
+            "ADD",
+            "EXPAND_DIMS",
+            "L2_NORMALIZATION",
+            "LOGISTIC",
+            "MAXIMUM",
+            "MINIMUM",
+            "MUL",
+            "QUANTIZE",
+            "RELU",
+            "RELU6",
+            "RELU_N1_TO_1",
+            "RESHAPE",
+            "RESIZE_BILINEAR",
+            "RESIZE_NEAREST_NEIGHBOR",
+            "SLICE",
+            "SPACE_TO_DEPTH",
+            "SUB",
+            "TANH",
+            "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        ),
+        _anything,
+    ),
+    "AVERAGE_POOL_2D": _no_activation,
+    "MAX_POOL_2D": _no_activation,
+    "CONCATENATION": _concatenation,
+    "CONV_2D": _one_dilation,
+    "DEPTHWISE_CONV_2D": _one_dilation,
+    "FULLY_CONNECTED": _flat_output,
+    "MEAN": _mean,
+    "PACK": _not_axis_0,
+    "PAD": _pad,
+    "PRELU": _prelu,
+    "REDUCE_MAX": _no_batch_reduction,
+    "REDUCE_MIN": _no_batch_reduction,
+    "SOFTMAX": _softmax,
+    "SPLIT": _split,
+    "SQUEEZE": _squeeze,
+    "STRIDED_SLICE": _strided_slice,
 }
 
 
 def edgetpu_reason(operator: Operator) -> str:
-    """Why the Edge TPU's documented rules leave an operator to the CPU; empty where they take it."""
+    """Why the Edge TPU's documented rules leave an operator to the CPU; empty where they
+    take it.
+    """
     if operator.kind not in EDGETPU_RULES:
         return "not in the operator table"
     weighted = operator.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
@@ -199,23 +303,33 @@ def edgetpu_reason(operator: Operator) -> str:
         if not tensor.constant and tensor.dtype not in ("INT8", "UINT8"):
             return f"{tensor.name} is {tensor.dtype}, not 8 bits"
         if not tensor.constant and any(size != 1 for size in tensor.shape[:-3]):
-            return f"{tensor.name} has shape {list(tensor.shape)}: more than three axes longer than 1, or a batch above 1"
+            return (
+                f"{tensor.name} has shape {list(tensor.shape)}: more than three axes "
+                "longer than 1, or a batch above 1"
+            )
         if tensor.dtype == "INT4":
             return f"{tensor.name} is INT4, not 8 bits"
     return EDGETPU_RULES[operator.kind](operator)
 
 
 def edgetpu_fallback(file: File) -> list[tuple[Operator, str]]:
-    """(operator, reason) of all that would run on the CPU: what breaks a rule, and all that depends on it.
+    """(operator, reason) of all that would run on the CPU: what breaks a rule, and all that depends
+    on it.
 
-    The compiler takes one part of the graph, up to the first operator it cannot take ("Compiling" on Coral's page).
+    The compiler takes one part of the graph, up to the first operator it cannot take ("Compiling"
+    on Coral's page).
     """
     if file.subgraphs > 1:
-        return [(operator, "the model has control flow (several subgraphs)") for operator in file.operators]
+        return [
+            (operator, "the model has control flow (several subgraphs)")
+            for operator in file.operators
+        ]
     behind, found = {}, []
     for operator in file.operators:
         reason = edgetpu_reason(operator)
-        before = next((behind[t.name] for t in operator.inputs if t is not None and t.name in behind), None)
+        before = next(
+            (behind[t.name] for t in operator.inputs if t is not None and t.name in behind), None
+        )
         if reason or before:
             found.append((operator, reason or f"behind {before}"))
             behind |= {tensor.name: before or operator.kind for tensor in operator.outputs}
@@ -223,7 +337,9 @@ def edgetpu_fallback(file: File) -> list[tuple[Operator, str]]:
 
 
 def lifetimes(file: File) -> list[tuple[Tensor, int, int]]:
-    """(tensor, first, last operator that needs it) of every activation; inputs from the first operator, outputs to the last."""
+    """(tensor, first, last operator that needs it) of every activation; inputs from the first
+    operator, outputs to the last.
+    """
     first = {tensor.name: (tensor, 0) for tensor in file.inputs}
     last = {tensor.name: 0 for tensor in file.inputs}
     for i, operator in enumerate(file.operators):
@@ -238,20 +354,29 @@ def lifetimes(file: File) -> list[tuple[Tensor, int, int]]:
 
 
 def live_peak(file: File) -> tuple[int, int]:
-    """(bytes, operator): most bytes of activations alive at once, and where. No memory plan needs less."""
+    """(bytes, operator): most bytes of activations alive at once, and where. No memory plan needs
+    less.
+    """
     alive = lifetimes(file)
-    sums = [sum(tensor.size for tensor, start, end in alive if start <= i <= end) for i in range(len(file.operators))]
+    sums = [
+        sum(tensor.size for tensor, start, end in alive if start <= i <= end)
+        for i in range(len(file.operators))
+    ]
     return max(sums, default=0), int(np.argmax(sums)) if sums else 0
 
 
 def planned_bytes(lives: Sequence[tuple[Tensor, int, int]]) -> int:
-    """Bytes of a memory plan: the largest first, each at the lowest place free while it lives, 16-byte aligned.
+    """Bytes of a memory plan: the largest first, each at the lowest place free while it lives,
+    16-byte aligned.
 
-    Greedy by size (Pisarchyk and Lee 2020, Efficient Memory Management for Deep Neural Net Inference, 5.2), of equal ones the later
+    Greedy by size (Pisarchyk and Lee 2020, Efficient Memory Management for Deep Neural Net
+    Inference, 5.2), of equal ones the later
     first, as TFLM plans.
     """
     placed: list[tuple[int, int, int, int]] = []  # start and end in bytes, first and last operator
-    for _, (tensor, start, end) in sorted(enumerate(lives), key=lambda pair: (-pair[1][0].size, -pair[0])):
+    for _, (tensor, start, end) in sorted(
+        enumerate(lives), key=lambda pair: (-pair[1][0].size, -pair[0])
+    ):
         size, offset = -(-tensor.size // _ALIGNMENT) * _ALIGNMENT, 0
         for low, high, *_ in sorted(p for p in placed if p[2] <= end and start <= p[3]):
             if offset + size <= low:
@@ -262,8 +387,23 @@ def planned_bytes(lives: Sequence[tuple[Tensor, int, int]]) -> int:
 
 
 def bookkeeping_bytes(file: File) -> int:
-    """TFLM's own data beside the activations, an estimate: two int32 per output channel (multiplier and shift), and per tensor and
-    operator what TFLM's recording allocator showed on a 64-bit machine (docs/targets.md)."""
-    tensors = {tensor.name for o in file.operators for tensor in (*o.inputs, *o.outputs) if tensor is not None}
-    weights = [o.inputs[1] for o in file.operators if o.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")]
-    return 8 * sum(t.scales for t in weights if t is not None) + 24 * len(tensors) + 164 * len(file.operators)
+    """TFLM's own data beside the activations, an estimate: two int32 per output channel (multiplier
+    and shift), and per tensor and
+    operator what TFLM's recording allocator showed on a 64-bit machine (docs/targets.md).
+    """
+    tensors = {
+        tensor.name
+        for o in file.operators
+        for tensor in (*o.inputs, *o.outputs)
+        if tensor is not None
+    }
+    weights = [
+        o.inputs[1]
+        for o in file.operators
+        if o.kind in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
+    ]
+    return (
+        8 * sum(t.scales for t in weights if t is not None)
+        + 24 * len(tensors)
+        + 164 * len(file.operators)
+    )

@@ -1,7 +1,10 @@
-"""math: what an integer file costs, told from images alone: figures, their bounds, and one plain sentence.
+"""math: what an integer file costs, told from images alone: figures, their bounds, and one plain
+sentence.
 
-Nothing here knows a label. The float model's outputs on images that did not calibrate the file stand in for the truth.
+Nothing here knows a label. The float model's outputs on images that did not calibrate the file
+stand in for the truth.
 """
+
 from __future__ import annotations
 
 import functools
@@ -12,18 +15,26 @@ import numpy as np
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
 STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
-AGREEMENT = (0.95, 0.75)  # predicted agreement from which a file is fine, and below which it is not to be shipped
+AGREEMENT = (
+    0.95,
+    0.75,
+)  # predicted agreement from which a file is fine, and below which it is not to be shipped
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
 CLIPPED = 0.01  # share of a tensor's values cut off, above which the tensor is named
 
 
 class Evidence(NamedTuple):
-    """Two files on the same images. Arrays are float64, [images, tensors] unless said; tensors in order of execution.
+    """Two files on the same images. Arrays are float64, [images, tensors] unless said; tensors in
+    order of execution.
 
-    names, kinds: tensor and operator that makes it. limits: lowest and highest value the integer tensor can hold
-    [tensors, 2]. low, high: of the float tensor. signal, noise: sums of squares of the float tensor and of the
-    difference. clipped: share of the float tensor's values outside the limits. reference, outputs: by output name
-    [images, ...] of the float and the integer file; float_logits, logits: the same before a softmax.
+    names, kinds: tensor and operator that makes it. limits: lowest and highest value the integer
+      tensor can hold
+    [tensors, 2]. low, high: of the float tensor. signal, noise: sums of squares of the float tensor
+    and of the
+    difference. clipped: share of the float tensor's values outside the limits. reference, outputs:
+    by output name
+    [images, ...] of the float and the integer file; float_logits, logits: the same before a
+    softmax.
     """
 
     names: list[str]
@@ -41,8 +52,12 @@ class Evidence(NamedTuple):
 
 
 def decibels(signal: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """10 log10(signal / noise), bounded to -20 .. 100 dB so that exact or silent tensors stay plain numbers."""
-    ratio = np.maximum(np.asarray(signal, np.float64), 1e-30) / np.maximum(np.asarray(noise, np.float64), 1e-30)
+    """10 log10(signal / noise), bounded to -20 .. 100 dB so that exact or silent tensors stay plain
+    numbers.
+    """
+    ratio = np.maximum(np.asarray(signal, np.float64), 1e-30) / np.maximum(
+        np.asarray(noise, np.float64), 1e-30
+    )
     return np.clip(10.0 * np.log10(ratio), -20.0, 100.0)
 
 
@@ -50,28 +65,39 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """How much the range of each tensor differs between two halves of the images.
 
     Args:
-      low, high: lowest and highest value per image, [images, tensors], in any unit. Even and odd images are the halves.
+      low, high: lowest and highest value per image, [images, tensors], in any unit. Even and odd
+        images are the halves.
     Returns:
-      [tensors]: the larger difference of the two ends over the width of the whole range, 0..1; zeros for one image.
+      [tensors]: the larger difference of the two ends over the width of the whole range, 0..1;
+      zeros for one image.
     """
     if len(low) < 2:
         return np.zeros(low.shape[1])
-    lows, highs = (np.stack([f(v[half::2], axis=0) for half in (0, 1)]) for f, v in ((np.min, low), (np.max, high)))
+    lows, highs = (
+        np.stack([f(v[half::2], axis=0) for half in (0, 1)])
+        for f, v in ((np.min, low), (np.max, high))
+    )
     lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)  # TFLite's ranges hold zero
     width = np.maximum(highs.max(axis=0) - lows.min(axis=0), 1e-12)
     return np.maximum(np.abs(lows[0] - lows[1]), np.abs(highs[0] - highs[1])) / width
 
 
 def interval(values: np.ndarray, *, draws: int = 400, seed: int = 0) -> tuple[float, float]:
-    """5 and 95 per cent bounds of the mean by the bootstrap over images (Efron 1979). values: [images]."""
+    """5 and 95 per cent bounds of the mean by the bootstrap over images (Efron 1979). values:
+    [images].
+    """
     picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     low, high = np.percentile(np.asarray(values)[picks].mean(axis=1), (5, 95))
     return float(low), float(high)
 
 
 def agreements(evidence: Evidence) -> np.ndarray | None:
-    """1.0 for every image on which both files choose the same class, else 0.0; [images]. None where there are no classes."""
-    reference, outputs = (next(iter(side.values())) for side in (evidence.reference, evidence.outputs))
+    """1.0 for every image on which both files choose the same class, else 0.0; [images]. None where
+    there are no classes.
+    """
+    reference, outputs = (
+        next(iter(side.values())) for side in (evidence.reference, evidence.outputs)
+    )
     classes = reference.shape[-1] if reference.ndim > 1 else 1
     if len(evidence.reference) > 1 or classes < 2 or reference.size != len(reference) * classes:
         return None
@@ -81,30 +107,49 @@ def agreements(evidence: Evidence) -> np.ndarray | None:
 
 @functools.lru_cache(maxsize=4)
 def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Angles arccos(r), 0..pi, and how often the highest of `classes` normal values stays the highest at that correlation r."""
+    """Angles arccos(r), 0..pi, and how often the highest of `classes` normal values stays the
+    highest at that correlation r.
+    """
     rng, most = np.random.default_rng(0), min(classes, 1000)
     draws = max(1000, 100_000 // most)
     a, b = (rng.standard_normal((draws, most), dtype=np.float32) for _ in range(2))
     angles, first = np.linspace(0.0, np.pi / 2, 65), a.argmax(axis=1)
-    kept = [np.mean((np.float32(np.cos(t)) * a + np.float32(np.sin(t)) * b).argmax(axis=1) == first) for t in angles]
+    kept = [
+        np.mean((np.float32(np.cos(t)) * a + np.float32(np.sin(t)) * b).argmax(axis=1) == first)
+        for t in angles
+    ]
     return np.append(angles, np.pi), np.append(kept, 0.0)
 
 
 def correlations(evidence: Evidence) -> np.ndarray | None:
-    """Pearson correlation of each image's float and integer logits over the classes; [images]. None where there are no classes."""
+    """Pearson correlation of each image's float and integer logits over the classes; [images]. None
+    where there are no classes.
+    """
     if agreements(evidence) is None:
         return None
-    sides = (np.asarray(next(iter(side.values())), np.float64) for side in (evidence.float_logits, evidence.logits))
-    a, b = (side.reshape(len(side), -1) - side.reshape(len(side), -1).mean(axis=1, keepdims=True) for side in sides)
-    return np.sum(a * b, axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    sides = (
+        np.asarray(next(iter(side.values())), np.float64)
+        for side in (evidence.float_logits, evidence.logits)
+    )
+    a, b = (
+        side.reshape(len(side), -1) - side.reshape(len(side), -1).mean(axis=1, keepdims=True)
+        for side in sides
+    )
+    return np.sum(a * b, axis=1) / np.maximum(
+        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12
+    )
 
 
 def expected_agreements(evidence: Evidence) -> np.ndarray | None:
-    """The agreement to expect of real inputs whose logits suffer like each image's; [images], 0..1. None where there are no classes.
+    """The agreement to expect of real inputs whose logits suffer like each image's; [images], 0..1.
+    None where there are no classes.
 
-    How sure a model is of real inputs, generated ones do not show: their margins are wider or narrower. What they do show is how much
-    of the logits an integer file keeps, their correlation r. Were real logits independent normal values, the highest would stay
-    so with a probability that follows from r and the number of classes; a model that never doubts keeps it always. The
+    How sure a model is of real inputs, generated ones do not show: their margins are wider or
+    narrower. What they do show is how much
+    of the logits an integer file keeps, their correlation r. Were real logits independent normal
+    values, the highest would stay
+    so with a probability that follows from r and the number of classes; a model that never doubts
+    keeps it always. The
     geometric mean of both is expected (docs/verdict.md tells what else was tried, on what).
     """
     found = correlations(evidence)
@@ -119,66 +164,112 @@ def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
     found = {}
     for name, reference in evidence.reference.items():
         noise = np.square(evidence.outputs[name] - reference)
-        found[name] = {"mse": float(noise.mean()), "sqnr_db": float(decibels(np.sum(reference**2), noise.sum()))}
+        found[name] = {
+            "mse": float(noise.mean()),
+            "sqnr_db": float(decibels(np.sum(reference**2), noise.sum())),
+        }
     return found
 
 
 def layers(evidence: Evidence) -> list[dict[str, Any]]:
     """One row per activation tensor in order of execution.
 
-    Each has index (in that order), tensor, operator, sqnr_db, clipped (share of values outside what the integer tensor can
+    Each has index (in that order), tensor, operator, sqnr_db, clipped (share of values outside what
+    the integer tensor can
     hold), range (of the integer tensor), seen (of the float tensor) and range_change (see there).
     """
     ratio = decibels(evidence.signal.sum(axis=0), evidence.noise.sum(axis=0))
     change = range_change(evidence.low, evidence.high)
     finite = np.where(np.isfinite(evidence.limits), evidence.limits, 0.0)
-    return [{"index": j, "tensor": name, "operator": evidence.kinds[j], "sqnr_db": round(float(ratio[j]), 2),
-             "clipped": round(float(evidence.clipped[:, j].mean()), 6), "range": finite[j].tolist(),
-             "seen": [float(evidence.low[:, j].min()), float(evidence.high[:, j].max())], "range_change": round(float(change[j]), 4)}
-            for j, name in enumerate(evidence.names)]
+    return [
+        {
+            "index": j,
+            "tensor": name,
+            "operator": evidence.kinds[j],
+            "sqnr_db": round(float(ratio[j]), 2),
+            "clipped": round(float(evidence.clipped[:, j].mean()), 6),
+            "range": finite[j].tolist(),
+            "seen": [float(evidence.low[:, j].min()), float(evidence.high[:, j].max())],
+            "range_change": round(float(change[j]), 4),
+        }
+        for j, name in enumerate(evidence.names)
+    ]
 
 
 def worst_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `layers`, those with the most quantization noise for their signal first; of equal ones the earlier first."""
+    """The rows of `layers`, those with the most quantization noise for their signal first; of equal
+    ones the earlier first.
+    """
     return sorted(rows, key=lambda row: (row["sqnr_db"], row["index"]))
 
 
 def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of `layers` of several files of one model, measured on the same images, beside each other.
+    """The rows of `layers` of several files of one model, measured on the same images, beside each
+    other.
 
     Args:
       found: rows by the file's or its calibration's name.
-    Returns: rows {"index", "tensor", "operator", "files": {name: row}}, the worst SQNR of any file first. A tensor that one of the
+    Returns: rows {"index", "tensor", "operator", "files": {name: row}}, the worst SQNR of any file
+      first. A tensor that one of the
       files does not hold is left out.
     """
     by_name = {name: {row["tensor"]: row for row in rows} for name, rows in found.items()}
-    shared = [row for row in next(iter(found.values())) if all(row["tensor"] in rows for rows in by_name.values())]
-    joined = [{"index": row["index"], "tensor": row["tensor"], "operator": row["operator"],
-               "files": {name: rows[row["tensor"]] for name, rows in by_name.items()}} for row in shared]
-    return sorted(joined, key=lambda row: (min(each["sqnr_db"] for each in row["files"].values()), row["index"]))
+    shared = [
+        row
+        for row in next(iter(found.values()))
+        if all(row["tensor"] in rows for rows in by_name.values())
+    ]
+    joined = [
+        {
+            "index": row["index"],
+            "tensor": row["tensor"],
+            "operator": row["operator"],
+            "files": {name: rows[row["tensor"]] for name, rows in by_name.items()},
+        }
+        for row in shared
+    ]
+    return sorted(
+        joined,
+        key=lambda row: (min(each["sqnr_db"] for each in row["files"].values()), row["index"]),
+    )
 
 
 def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any]]:
-    """The layers to look at first: those that cut off the most values, then those where the SQNR falls the most."""
+    """The layers to look at first: those that cut off the most values, then those where the SQNR
+    falls the most.
+    """
     cut = sorted((row for row in rows if row["clipped"] > CLIPPED), key=lambda row: -row["clipped"])
-    falls = [(before["sqnr_db"] - row["sqnr_db"], row) for before, row in zip(rows, rows[1:], strict=False)]
-    fallen = [row for fall, row in sorted(falls, key=lambda pair: -pair[0]) if fall > 3.0 and row not in cut]
+    falls = [
+        (before["sqnr_db"] - row["sqnr_db"], row)
+        for before, row in zip(rows, rows[1:], strict=False)
+    ]
+    fallen = [
+        row
+        for fall, row in sorted(falls, key=lambda pair: -pair[0])
+        if fall > 3.0 and row not in cut
+    ]
     return (cut + fallen)[:most]
 
 
 def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
     """The verdict on one file.
 
-    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`, but no more than what was counted on
-    the kind with the widest logits: a model is surer there than of real inputs, and where the file cuts the highest logits off, the
-    correlation of all of them hardly shows it. The band reaches from the lowest to the highest bound of any kind's and seed's
+    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`,
+    but no more than what was counted on
+    the kind with the widest logits: a model is surer there than of real inputs, and where the file
+    cuts the highest logits off, the
+    correlation of all of them hardly shows it. The band reaches from the lowest to the highest
+    bound of any kind's and seed's
     bootstrap interval, of expected or counted agreement.
 
     Args:
-      evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the kind is what stands before
+      evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the
+        kind is what stands before
         the comma); the first tells the ranges' stability.
-      held_out: whether no image calibrated the file; if not, the figures flatter it and the sentence says so.
-    Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds", "range_change", "layers" (worst first)}; agreement
+      held_out: whether no image calibrated the file; if not, the figures flatter it and the
+        sentence says so.
+    Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
+      "range_change", "layers" (worst first)}; agreement
       and band are None for models without classes.
     """
     if not evidence:
@@ -189,21 +280,38 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
         found, expected = agreements(each), expected_agreements(each)
         if found is not None and expected is not None:
             bounds = (*interval(found), *interval(expected))
-            kinds[name] |= {"agreement": float(found.mean()), "expected": float(expected.mean()), "interval": [min(bounds), max(bounds)],
-                            "correlation": float(correlations(each).mean()), "logits_std": _logits_std(each)}
+            kinds[name] |= {
+                "agreement": float(found.mean()),
+                "expected": float(expected.mean()),
+                "interval": [min(bounds), max(bounds)],
+                "correlation": float(correlations(each).mean()),
+                "logits_std": _logits_std(each),
+            }
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
     predicted = _predicted(kinds) if told else None
-    band = [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)] if told else None
+    band = (
+        [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)]
+        if told
+        else None
+    )
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
     level = FINE if figure >= bounds[0] else DOUBTFUL if figure >= bounds[1] else NO
     named = suspects(rows)
-    result = {"level": level, "predicted_agreement": predicted, "band": band, "worst_head_sqnr_db": worst, "held_out": held_out,
-              "kinds": kinds, "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-              "reasons": _reasons(named if level != FINE else [], change, len(first.low)), "layers": worst_first(rows)}
+    result = {
+        "level": level,
+        "predicted_agreement": predicted,
+        "band": band,
+        "worst_head_sqnr_db": worst,
+        "held_out": held_out,
+        "kinds": kinds,
+        "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
+        "reasons": _reasons(named if level != FINE else [], change, len(first.low)),
+        "layers": worst_first(rows),
+    }
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 
@@ -223,12 +331,20 @@ def _predicted(kinds: Mapping[str, Mapping[str, Any]]) -> float:
         return float(np.mean([seed[figure] for seed in group]))
 
     widest = max(groups.values(), key=lambda group: mean(group, "logits_std"))
-    return min(float(np.mean([mean(group, "expected") for group in groups.values()])), mean(widest, "agreement"))
+    return min(
+        float(np.mean([mean(group, "expected") for group in groups.values()])),
+        mean(widest, "agreement"),
+    )
 
 
 def _pooled(parts: list[Evidence]) -> Evidence:
-    """All images of several kinds as one; the outputs are the first kind's, since layers do not need them."""
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("low", "high", "signal", "noise", "clipped")}
+    """All images of several kinds as one; the outputs are the first kind's, since layers do not
+    need them.
+    """
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("low", "high", "signal", "noise", "clipped")
+    }
     return parts[0]._replace(**joined)
 
 
@@ -241,10 +357,17 @@ def short(tensor: str) -> str:
 def _reasons(named: list[dict[str, Any]], change: np.ndarray, images: int) -> list[str]:
     reasons = []
     for row in named:
-        what = f"cuts off {row['clipped']:.1%} of its values" if row["clipped"] > CLIPPED else f"falls to {row['sqnr_db']:.1f} dB"
+        what = (
+            f"cuts off {row['clipped']:.1%} of its values"
+            if row["clipped"] > CLIPPED
+            else f"falls to {row['sqnr_db']:.1f} dB"
+        )
         reasons.append(f"{row['operator']} {short(row['tensor'])} {what}")
     if np.median(change) > STABLE:
-        reasons.append(f"the ranges change by {np.median(change):.0%} (median) between the two halves of {images} images: too few images")
+        reasons.append(
+            f"the ranges change by {np.median(change):.0%} (median) between the two "
+            f"halves of {images} images: too few images"
+        )
     return reasons
 
 
@@ -252,10 +375,20 @@ def sentence(result: Mapping[str, Any], named: list[str]) -> str:
     """The verdict in words."""
     if result["predicted_agreement"] is not None:
         low, high = result["band"]
-        told = f"about {result['predicted_agreement']:.0%} of real inputs should get the float model's class ({low:.0%} to {high:.0%})"
+        told = (
+            f"about {result['predicted_agreement']:.0%} of real inputs should get the "
+            f"float model's class ({low:.0%} to {high:.0%})"
+        )
     else:
-        told = f"the outputs keep {result['worst_head_sqnr_db']:.0f} dB over quantization noise in the worst head"
-    tail = "" if result["held_out"] else " These images calibrated the file, so this is the best case; judge with others."
+        told = (
+            f"the outputs keep {result['worst_head_sqnr_db']:.0f} dB over quantization "
+            "noise in the worst head"
+        )
+    tail = (
+        ""
+        if result["held_out"]
+        else " These images calibrated the file, so this is the best case; judge with others."
+    )
     if result["level"] == FINE:
         return f"Fine: {told}.{tail}"
     where = f" Look first at {', '.join(map(short, named))}." if named else ""

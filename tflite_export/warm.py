@@ -1,9 +1,14 @@
-"""state: the process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and forks for every conversion.
+"""state: the process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and
+forks for every conversion.
 
-The import takes seconds of a processor, most conversions less than one. The process ends when its standard input does:
-nothing but this process holds the other end, so it ends with this process, however that ends. Where forking a process
-that has imported TensorFlow is not safe (anywhere but on Linux), each conversion starts a cold process.
+The import takes seconds of a processor, most conversions less than one. The process ends when its
+standard input does:
+nothing but this process holds the other end, so it ends with this process, however that ends. Where
+forking a process
+that has imported TensorFlow is not safe (anywhere but on Linux), each conversion starts a cold
+process.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -26,9 +31,18 @@ _log: Any = None  # what the server itself, not its forks, writes to stderr
 
 def _worker(*arguments: str) -> dict[str, Any]:
     """Command and environment of a worker, for subprocess."""
-    search = os.pathsep.join(filter(None, [str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]))
+    search = os.pathsep.join(
+        filter(
+            None, [str(pathlib.Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")]
+        )
+    )
     # The worker needs no accelerator, and must not take the memory of the parent's.
-    environment = {**os.environ, "PYTHONPATH": search, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
     return {"args": [sys.executable, "-m", "tflite_export.worker", *arguments], "env": environment}
 
 
@@ -38,20 +52,30 @@ def _ready() -> subprocess.Popen[bytes]:
         stop()
         _log = tempfile.TemporaryFile()  # noqa: SIM115 - held as long as the server
         # a session of its own: Ctrl-C is for the parent alone
-        _server = subprocess.Popen(**_worker(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=_log, bufsize=0,
-                                   start_new_session=True)
+        _server = subprocess.Popen(
+            **_worker(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=_log,
+            bufsize=0,
+            start_new_session=True,
+        )
     return _server
 
 
 def start_worker() -> None:
-    """Starts the warm process, unless it runs: early, its import goes on beside this process's own work."""
+    """Starts the warm process, unless it runs: early, its import goes on beside this process's own
+    work.
+    """
     if sys.platform == "linux":
         with _lock:
             _ready()
 
 
 def stop() -> int | None:
-    """Ends the warm process with all that it forked and returns its exit code; the next conversion starts another."""
+    """Ends the warm process with all that it forked and returns its exit code; the next conversion
+    starts another.
+    """
     global _server, _log
     process, log, _server, _log = _server, _log, None, None
     if process is None:
@@ -64,7 +88,9 @@ def stop() -> int | None:
 
 
 def _forget() -> None:
-    """In a fork of this process: the server is the parent's, and must not wait until the fork closes its end of the pipe."""
+    """In a fork of this process: the server is the parent's, and must not wait until the fork
+    closes its end of the pipe.
+    """
     global _server, _log, _lock
     if _server is not None:
         for pipe in (_server.stdin, _server.stdout, _log):
@@ -86,7 +112,8 @@ def _answer(process: subprocess.Popen[bytes], timeout: float | None) -> int | No
 
 
 def run(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
-    """Runs the worker on a prepared folder; returns its exit code, a signal as its negative number, and its stderr.
+    """Runs the worker on a prepared folder; returns its exit code, a signal as its negative number,
+    and its stderr.
 
     Raises: TimeoutError, after which the worker is gone.
     """
@@ -114,8 +141,13 @@ def _run_cold(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]
     stderr = folder / "stderr.txt"
     with open(stderr, "wb") as held:
         try:
-            code = subprocess.run(**_worker(str(folder)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=held,
-                                  timeout=timeout).returncode
+            code = subprocess.run(
+                **_worker(str(folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=held,
+                timeout=timeout,
+            ).returncode
         except subprocess.TimeoutExpired:
             raise TimeoutError from None
     return code, stderr.read_text(errors="replace")

@@ -1,12 +1,18 @@
 """cli: the process that runs TensorFlow's converter; a crash in it ends only this process.
 
-`python -m tflite_export.worker FOLDER`. FOLDER/request.json says what to do; it holds FOLDER/model (a SavedModel with
-the signature serving_default) and one FOLDER/<n>.npy of calibration images per input; or FOLDER/calibrated.tflite, a
-float file with the ranges of its activations. Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
+`python -m tflite_export.worker FOLDER`. FOLDER/request.json says what to do; it holds FOLDER/model
+(a SavedModel with
+the signature serving_default) and one FOLDER/<n>.npy of calibration images per input; or
+FOLDER/calibrated.tflite, a
+float file with the ranges of its activations. Leaves FOLDER/model.tflite, or FOLDER/error.txt with
+the exception's text.
 
-Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line, does each in a fork of
-itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's exit code, a signal as its negative number.
+Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line,
+does each in a fork of
+itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's exit code, a signal as
+its negative number.
 """
+
 from __future__ import annotations
 
 import json
@@ -27,7 +33,10 @@ from tflite_export.calibration import representative_dataset
 SCHEMES = {
     "int8": ("TFLITE_BUILTINS_INT8", "int8"),
     "int16x8": ("EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8", "int16"),
-    "w4a8": ("TFLITE_BUILTINS_INT8", "int8"),  # converted as int8; its weights are rewritten afterwards
+    "w4a8": (
+        "TFLITE_BUILTINS_INT8",
+        "int8",
+    ),  # converted as int8; its weights are rewritten afterwards
 }
 
 
@@ -41,7 +50,11 @@ def convert(folder: pathlib.Path) -> bytes:
     if (folder / "calibrated.tflite").exists():
         from tensorflow.lite.python.convert import mlir_quantize
 
-        return mlir_quantize((folder / "calibrated.tflite").read_bytes(), input_data_type=tf.int8, output_data_type=tf.int8)
+        return mlir_quantize(
+            (folder / "calibrated.tflite").read_bytes(),
+            input_data_type=tf.int8,
+            output_data_type=tf.int8,
+        )
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
     if request["scheme"] is not None:
         operators, io_dtype = SCHEMES[request["scheme"]]
@@ -57,7 +70,9 @@ def convert(folder: pathlib.Path) -> bytes:
 
 
 def main(argv: list[str], make: Callable[[pathlib.Path], bytes]) -> int:
-    """Leaves FOLDER/model.tflite with what `make` gives for the folder, or FOLDER/error.txt with its exception's text."""
+    """Leaves FOLDER/model.tflite with what `make` gives for the folder, or FOLDER/error.txt with
+    its exception's text.
+    """
     folder = pathlib.Path(argv[1])
     try:
         data = make(folder)
@@ -73,7 +88,9 @@ def _in_fork(folder: str, answers: int) -> None:
     code = 1
     try:
         os.close(answers)
-        held = os.open(os.path.join(folder, "stderr.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        held = os.open(
+            os.path.join(folder, "stderr.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
+        )
         for old, new in ((held, 2), (held, 1), (os.open(os.devnull, os.O_RDONLY), 0)):
             os.dup2(old, new)
         code = main(["", folder], convert)
@@ -86,7 +103,9 @@ def _in_fork(folder: str, answers: int) -> None:
 
 
 def serve() -> None:
-    """Converts folder after folder until stdin ends. Nothing here may run a TensorFlow operation: its threads would not be in a fork."""
+    """Converts folder after folder until stdin ends. Nothing here may run a TensorFlow operation:
+    its threads would not be in a fork.
+    """
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever an import prints is no answer
     import tensorflow as tf
@@ -94,12 +113,16 @@ def serve() -> None:
 
     assert tf.lite.TFLiteConverter and tf.lite.OpsSet  # loaded at the first use
     for line in iter(sys.stdin.buffer.readline, b""):
-        ended, held = os.pipe()  # only the fork holds its end: it closes when the fork ends, in whatever way
+        ended, held = (
+            os.pipe()
+        )  # only the fork holds its end: it closes when the fork ends, in whatever way
         child = os.fork()
         if child == 0:
             _in_fork(json.loads(line), answers)
         os.close(held)
-        if 0 in select.select([0, ended], [], [])[0]:  # the next line comes after the answer, so this is the parent's end
+        if (
+            0 in select.select([0, ended], [], [])[0]
+        ):  # the next line comes after the answer, so this is the parent's end
             os.kill(child, signal.SIGKILL)
             return
         os.close(ended)

@@ -1,9 +1,14 @@
-"""math: scikit-learn's handwritten digits painted on coloured textures, the demo's real and held-out images.
+"""math: scikit-learn's handwritten digits painted on coloured textures, the demo's real and
+held-out images.
 
-All images are float32 [N, 64, 64, 3] in the demo model's input units, [-1, 1]; each function depends on its seed alone.
-The digits are real scans (1797 of 8x8 pixels, the test set of UCI's "Optical Recognition of Handwritten Digits") that
-ship with scikit-learn, so nothing is downloaded. The textures have the mix of frequencies of photographs.
+All images are float32 [N, 64, 64, 3] in the demo model's input units, [-1, 1]; each function
+depends on its seed alone.
+The digits are real scans (1797 of 8x8 pixels, the test set of UCI's "Optical Recognition of
+Handwritten Digits") that
+ship with scikit-learn, so nothing is downloaded. The textures have the mix of frequencies of
+photographs.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -23,8 +28,10 @@ def digits(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("The demo's images come with scikit-learn, which is not installed. "
-                          "Run: pip install scikit-learn") from error
+        raise ImportError(
+            "The demo's images come with scikit-learn, which is not installed. "
+            "Run: pip install scikit-learn"
+        ) from error
     source = load_digits()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(source.target))
     chosen = order[:_HELD_OUT] if held_out else order[_HELD_OUT:]
@@ -32,9 +39,13 @@ def digits(*, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def upsampling(size: int, points: int) -> np.ndarray:
-    """Matrix float32 [size, points] that interpolates `points` samples linearly at `size` places, ends held."""
+    """Matrix float32 [size, points] that interpolates `points` samples linearly at `size` places,
+    ends held.
+    """
     places = np.clip((np.arange(size) + 0.5) * points / size - 0.5, 0, points - 1)
-    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(points)[None])).astype(np.float32)
+    return np.maximum(0.0, 1.0 - np.abs(places[:, None] - np.arange(points)[None])).astype(
+        np.float32
+    )
 
 
 def textures(count: int, *, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -42,7 +53,10 @@ def textures(count: int, *, size: int, rng: np.random.Generator) -> np.ndarray:
 
     Sums octaves whose amplitude falls as the frequency rises, about as in photographs (1/f).
     """
-    brightness, chroma = rng.uniform(0.1, 0.5, (count, 1, 1, 1)), rng.uniform(-0.1, 0.1, (count, 1, 1, 3))
+    brightness, chroma = (
+        rng.uniform(0.1, 0.5, (count, 1, 1, 1)),
+        rng.uniform(-0.1, 0.1, (count, 1, 1, 3)),
+    )
     base = (brightness + chroma).astype(np.float32)
     contrast = rng.uniform(0.02, 0.1, (count, 1, 1, 1)).astype(np.float32)
     noise = np.zeros((count, size, size, 3), np.float32)
@@ -66,7 +80,9 @@ def paint(background: np.ndarray, mask: np.ndarray, *, rng: np.random.Generator)
 
 
 def compose(ink: np.ndarray, *, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-    """Digits [N, 8, 8] in [0, 1], enlarged to fill the image and painted on textures: float32 [N, size, size, 3]."""
+    """Digits [N, 8, 8] in [0, 1], enlarged to fill the image and painted on textures: float32 [N,
+    size, size, 3].
+    """
     matrix = upsampling(size, ink.shape[1])
     mask = np.einsum("yi,nij,xj->nyx", matrix, ink, matrix, optimize=True)
     unit = paint(textures(len(ink), size=size, rng=rng), mask, rng=rng)
@@ -74,12 +90,16 @@ def compose(ink: np.ndarray, *, rng: np.random.Generator, size: int = SIZE) -> n
 
 
 def real() -> tuple[np.ndarray, np.ndarray]:
-    """The 1200 images on the training side, for calibration with real data, and their labels, int64 [1200]."""
+    """The 1200 images on the training side, for calibration with real data, and their labels, int64
+    [1200].
+    """
     ink, labels = digits(held_out=False)
     return compose(ink, rng=np.random.default_rng(1)), labels
 
 
 def evaluation() -> tuple[np.ndarray, np.ndarray]:
-    """The 597 held-out images, on textures of their own: x float32 [597, 64, 64, 3] in [-1, 1], y int64 [597]."""
+    """The 597 held-out images, on textures of their own: x float32 [597, 64, 64, 3] in [-1, 1], y
+    int64 [597].
+    """
     ink, labels = digits(held_out=True)
     return compose(ink, rng=np.random.default_rng(2)), labels
