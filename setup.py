@@ -36,7 +36,7 @@ setup(
     package_data={
         "dgh_tf": ["py.typed"],
         "dgh_tf.demo": ["*.keras"],
-        "benchmarks": ["suite.json"],
+        "benchmarks.suite": ["suite.json"],
         "tflite_export": ["py.typed"],
     },
     install_requires=[

@@ -9,7 +9,8 @@ import sys
 
 from absl import flags
 
-from benchmarks.comparison import (
+from benchmarks.data.sources import SOURCES, check_sources
+from benchmarks.measure.comparison import (
     KEY,
     combinations,
     fingerprint,
@@ -17,11 +18,10 @@ from benchmarks.comparison import (
     measure_missing,
     write_report,
 )
-from benchmarks.results import Results
-from benchmarks.sources import SOURCES, check_sources
-from dgh_tf.console import run, say
-from dgh_tf.files import locked_folder
-from tflite_export.warm import start_worker
+from benchmarks.output.results import Results
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import locked_folder
+from tflite_export.conversion.server import start_worker
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

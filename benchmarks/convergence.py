@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dgh_tf.console import run, say
-from dgh_tf.files import atomic_path, atomic_write, locked_folder
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import atomic_path, atomic_write, locked_folder
 
 # The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in
 # canvas units), halved on
@@ -87,7 +87,7 @@ def curve(
     is looked at on its way.
     """
     from dgh_tf import GenerationConfig
-    from dgh_tf.generation import Generator
+    from dgh_tf.generation.generator import Generator
 
     settings = RECIPES[recipe]
     once = settings.get("schedule") == "plateau"
@@ -123,7 +123,7 @@ def quality(task: Any, generator: Any) -> dict[str, float]:
     """Mean gap of the BN layers, and what a full-int8 file calibrated on the images keeps of the
     float model's outputs.
     """
-    from benchmarks.evaluation import evaluate
+    from benchmarks.measure.evaluation import evaluate
     from tflite_export import to_tflite
 
     gaps = generator.layer_gaps()
@@ -214,8 +214,8 @@ def check_recipes(names: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Measures what is missing, one run of a recipe after the other, then writes table and plot."""
-    from benchmarks.comparison import environment, fingerprint, load_task
-    from benchmarks.results import Results
+    from benchmarks.measure.comparison import environment, fingerprint, load_task
+    from benchmarks.output.results import Results
 
     values = flags.FLAGS
     recipes, steps, reference_steps = (

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dgh_tf.console import run, say
-from dgh_tf.files import atomic_write, require_writable
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import atomic_write, require_writable
 
 
 def define_flags() -> None:
@@ -94,9 +94,9 @@ def compare(
     Raises: ValueError as tflite_export.algorithms.quantize.
     """
     from tflite_export import to_float_tflite
-    from tflite_export.algorithms import quantize
-    from tflite_export.evidence import gather
-    from tflite_export.verdict import layers, side_by_side
+    from tflite_export.quality.accuracy_estimate import layers, side_by_side
+    from tflite_export.quality.layer_comparison import gather
+    from tflite_export.quantization import quantize
 
     reference, found = to_float_tflite(model, images=images), {}
     for name, data in calibrations.items():
@@ -113,7 +113,7 @@ def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
     """The worst layers as a markdown table: per file SQNR in dB and the share of values cut off."""
     from tabulate import tabulate
 
-    from tflite_export.verdict import short
+    from tflite_export.quality.accuracy_estimate import short
 
     names = list(rows[0]["files"]) if rows else []
     lines = [
@@ -145,8 +145,8 @@ def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
 def main(argv: list[str]) -> int:
     """Checks, converts once per calibration, prints the worst layers."""
     del argv
-    from tflite_export.algorithms import check_algorithm
-    from tflite_export.sources import load_calibration
+    from tflite_export.calibration.load import load_calibration
+    from tflite_export.quantization import check_algorithm
 
     values = flags.FLAGS
     sources = named_sources(values.calibrations)
@@ -170,8 +170,8 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(path).exists():
             load_calibration(path)  # raises
     from dgh_tf import load_model
-    from tflite_export.calibration import check_calibration
-    from tflite_export.freezing import input_shapes
+    from tflite_export.calibration.check import check_calibration
+    from tflite_export.conversion.freeze import input_shapes
 
     model = load_model(values.model)
     shape = next(iter(input_shapes(model).values()))

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from benchmarks.comparison import Task, environment, fingerprint, load_task, task_images
-from benchmarks.results import Results
-from benchmarks.sources import SOURCES, check_sources
-from dgh_tf.console import run, say
-from dgh_tf.files import locked_folder
+from benchmarks.data.sources import SOURCES, check_sources
+from benchmarks.measure.comparison import Task, environment, fingerprint, load_task, task_images
+from benchmarks.output.results import Results
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import locked_folder
 
 FLAGS = flags.FLAGS
 KEY = ("source", "setting", "rule", "reconstruction", "seed")
@@ -132,9 +132,9 @@ class Simulation:
 
     def __init__(self, task: Task, *, steps: int):
         from tflite_export import to_float_tflite
-        from tflite_export.graph import read_graph
-        from tflite_export.rewriting import without_softmax
-        from tflite_export.simulator import predict
+        from tflite_export.simulation.fake_quant import predict
+        from tflite_export.tflite.edit import without_softmax
+        from tflite_export.tflite.model import read_graph
 
         tflite = to_float_tflite(task.model, images=task.x[:1])
         with contextlib.suppress(ValueError):  # where the outputs are logits already
@@ -149,9 +149,9 @@ class Simulation:
         self, images: np.ndarray, setting: Setting, ranges: Callable[[str, int], Any], *, seed: int
     ) -> dict[str, Any]:
         """Scores of one setting, its activations' ranges given by (rule, bits)."""
-        from benchmarks.evaluation import distances
-        from tflite_export.reconstruction import reconstruct
-        from tflite_export.simulator import predict, quantized_constants
+        from benchmarks.measure.evaluation import distances
+        from tflite_export.algorithms.block_reconstruction import reconstruct
+        from tflite_export.simulation.fake_quant import predict, quantized_constants
 
         weight_bits, activation_bits = setting.bits
         limits, biases, weights = ranges(setting.rule, activation_bits), {}, None
@@ -202,7 +202,7 @@ def measure_missing(
     """Adds every row that is not there yet, a line each. Ranges are found once per source, seed,
     rule and bits.
     """
-    from tflite_export.ranges import collect_ranges
+    from tflite_export.simulation.ranges import collect_ranges
 
     wanted = [
         (config, source, setting)
@@ -260,7 +260,7 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
     """
     from tabulate import tabulate
 
-    from benchmarks.table import mean_std
+    from benchmarks.output.table import mean_std
 
     groups: dict[Setting, dict[str, list[float]]] = {}
     for row in rows:
@@ -297,8 +297,8 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
 
 def write_report(results: Results, *, command: str) -> str:
     """Writes results.md and lowbit.png; returns the table of the first score."""
-    from benchmarks import plots
-    from dgh_tf.files import atomic_write
+    from benchmarks.output import plots
+    from dgh_tf.common.files import atomic_write
 
     rows = sorted(
         results.rows,

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 from absl import flags
 
-from dgh_tf.console import run, say
-from dgh_tf.files import atomic_write, make_folder
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import atomic_write, make_folder
 
 SPACES = {"pixels": "pixels, as they are", "shifted": "pixels, the best of 50 shifts and mirrors"}
 
@@ -116,10 +116,10 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
 
 def main(argv: list[str]) -> int:
     """Measures, prints and writes."""
-    from benchmarks import datasets
-    from benchmarks.comparison import environment
+    from benchmarks.data import datasets
+    from benchmarks.measure.comparison import environment
     from dgh_tf import GenerationConfig, generate_images, load_model
-    from tflite_export.sources import load_calibration
+    from tflite_export.calibration.load import load_calibration
 
     del argv
     values = flags.FLAGS

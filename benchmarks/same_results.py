@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from dgh_tf import console
+from dgh_tf.common import console
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GENERATIONS = {

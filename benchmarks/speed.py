@@ -13,7 +13,7 @@ import time
 
 from absl import flags
 
-from dgh_tf.console import run, say
+from dgh_tf.common.console import run, say
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
@@ -41,7 +41,7 @@ def limit_step(network, images):
     """
     import tensorflow as tf
 
-    from dgh_tf.network import call_model
+    from dgh_tf.models.network import call_model
 
     @tf.function(autograph=False)
     def step(count):
@@ -85,7 +85,7 @@ def measure(
     import tensorflow as tf
 
     from dgh_tf.config import GenerationConfig
-    from dgh_tf.generation import Generator
+    from dgh_tf.generation.generator import Generator
 
     config = GenerationConfig(
         num_images=batch_size * batches,
@@ -143,7 +143,7 @@ def _timed_limit(limit, batch_size: int, seconds: float) -> float:
 
 def main(argv: list[str]) -> int:
     del argv
-    from dgh_tf.files import atomic_write, require_writable
+    from dgh_tf.common.files import atomic_write, require_writable
 
     require_writable(FLAGS.output, flag="output")
     from dgh_tf import load_model

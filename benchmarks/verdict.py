@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from dgh_tf.console import run, say
-from dgh_tf.files import atomic_path, atomic_write, require_writable
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import atomic_path, atomic_write, require_writable
 
 _ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
 _HEADS = ("reference", "outputs", "float_logits", "logits")
@@ -89,7 +89,7 @@ def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:
 
 def load_evidence(path: str | pathlib.Path) -> Any:
     """The Evidence that `save_evidence` wrote; outputs in float32."""
-    from tflite_export.verdict import Evidence
+    from tflite_export.quality.accuracy_estimate import Evidence
 
     with np.load(path) as file:
         sides = {
@@ -117,8 +117,8 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
       leave the outputs no
       wider than unstretched ones do are found; nothing here tells good images from better ones.
     """
-    from benchmarks.evaluation import logits_spread
-    from benchmarks.gaps import statistics_gaps
+    from benchmarks.measure.evaluation import logits_spread
+    from benchmarks.measure.gaps import statistics_gaps
 
     found = []
     gap = float(np.mean(list(statistics_gaps(network, images).values())))
@@ -141,13 +141,13 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
 
 
 def _given(names: list[str], *, image_shape: Any) -> dict[str, Any]:
-    from tflite_export.sources import load_calibration
+    from tflite_export.calibration.load import load_calibration
 
     return {name: load_calibration(name, image_shape=image_shape) for name in names}
 
 
 def _require_tflite(path: pathlib.Path) -> None:
-    from tflite_export.integer_check import operator_table
+    from tflite_export.tflite.integer_check import operator_table
 
     try:
         operator_table(path.read_bytes())
@@ -162,7 +162,7 @@ def _require_tflite(path: pathlib.Path) -> None:
 
 def _one_of_each(tflite: bytes) -> Any:
     """Images of the file's own shapes, which fix those that a model leaves open."""
-    from tflite_export.integer_check import graph_io
+    from tflite_export.tflite.integer_check import graph_io
 
     arrays = {row["name"]: np.zeros(row["shape"], np.float32) for row in graph_io(tflite)["inputs"]}
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
@@ -184,11 +184,11 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(name).exists():
             _given([name], image_shape=None)  # raises
     from dgh_tf import GenerationConfig, load_model
-    from dgh_tf.network import Network
+    from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
-    from tflite_export.evidence import gather, require_same_ends
-    from tflite_export.freezing import input_shapes
-    from tflite_export.verdict import judge
+    from tflite_export.conversion.freeze import input_shapes
+    from tflite_export.quality.accuracy_estimate import judge
+    from tflite_export.quality.layer_comparison import gather, require_same_ends
 
     model = load_model(values.model)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))

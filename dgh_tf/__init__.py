@@ -1,26 +1,46 @@
-"""Data-free calibration images for Keras models (DGH, WACV 2025). Names load when first used:
-TensorFlow is slow to import.
+"""Data-free calibration images for Keras models (DGH, WACV 2025).
+
+A name loads its file on first use: TensorFlow is slow to import.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
-import dgh_tf.interrupt  # noqa: F401
+import dgh_tf.common.interrupt  # noqa: F401
+
+if TYPE_CHECKING:
+    from dgh_tf.common.run_folder import representative_dataset
+    from dgh_tf.config import GenerationConfig
+    from dgh_tf.generation.generator import Generator, generate_images
+    from dgh_tf.input_range.find import find_input_range
+    from dgh_tf.models.loading import load_model
 
 __version__ = "0.1.0"
+__all__ = [
+    "GenerationConfig",
+    "Generator",
+    "find_input_range",
+    "generate_images",
+    "load_model",
+    "representative_dataset",
+]
 _HOMES = {
     "GenerationConfig": "config",
-    "generate_images": "generation",
-    "Generator": "generation",
-    "load_model": "loading",
-    "find_input_range": "input_range",
-    "representative_dataset": "output",
+    "Generator": "generation.generator",
+    "find_input_range": "input_range.find",
+    "generate_images": "generation.generator",
+    "load_model": "models.loading",
+    "representative_dataset": "common.run_folder",
 }
-__all__ = sorted(_HOMES)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(f"dgh_tf.{_HOMES[name]}"), name)
-    raise AttributeError(f"module 'dgh_tf' has no attribute {name!r}")
+    raise AttributeError(f"module 'dgh_tf' has no attribute {name!r}. It has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,10 +15,11 @@ import warnings
 
 from absl import flags
 
-from dgh_tf import console, tensorboard
+from dgh_tf.common import console
+from dgh_tf.common.files import locked_folder
 from dgh_tf.config import GenerationConfig
-from dgh_tf.files import locked_folder
-from dgh_tf.progress import Metrics, ProgressBar
+from dgh_tf.run import tensorboard
+from dgh_tf.run.progress import Metrics, ProgressBar
 
 _DEFINE = {
     bool: flags.DEFINE_bool,
@@ -87,8 +88,8 @@ def main(argv: list[str]) -> int:
     )
     if _TENSORBOARD.value:
         tensorboard.require()
-    from dgh_tf.loading import model_sha256
-    from dgh_tf.replicas import worker_number
+    from dgh_tf.generation.distribution import worker_number
+    from dgh_tf.models.loading import model_sha256
 
     worker = worker_number(config.strategy)
     sha256 = model_sha256(_MODEL.value, weights=_WEIGHTS.value)
@@ -120,14 +121,15 @@ def _automatic(
     """Runs as many attempts as auto.choose asks for, each whole and resumable in a folder of its
     own; the last becomes the run.
     """
-    from dgh_tf import auto, output
+    from dgh_tf.common import run_folder
+    from dgh_tf.run import autosize
 
     if config.strategy == "multi_worker":
         raise ValueError(
             "auto takes one process; give --num_images and --steps as numbers with "
             "--strategy=multi_worker."
         )
-    manifest = output.read_manifest(folder)
+    manifest = run_folder.read_manifest(folder)
     if manifest:
         known = manifest["identity"]["config"]
         chosen = {
@@ -137,22 +139,22 @@ def _automatic(
         }
         return _run(folder, dataclasses.replace(config, **chosen), sha256, worker=0)
 
-    def measure(images: int, steps: int) -> auto.Attempt:
-        trial = auto.trial_folder(folder, images, steps)
-        found = auto.kept(trial)
+    def measure(images: int, steps: int) -> autosize.Attempt:
+        trial = autosize.trial_folder(folder, images, steps)
+        found = autosize.kept(trial)
         if found is None:
             console.say(f"attempt: {images} images, {steps} steps")
             _run(
                 trial, dataclasses.replace(config, num_images=images, steps=steps), sha256, worker=0
             )
-            found = auto.keep(trial, _model(), steps=steps, image_size=config.image_size)
+            found = autosize.keep(trial, _model(), steps=steps, image_size=config.image_size)
         console.say(f"ranges of halves of the set differ by {found.halves:.0%} (median)")
         return found
 
-    choice = auto.choose(
+    choice = autosize.choose(
         measure, num_images=num_images, steps=steps, budget_seconds=60 * _BUDGET.value
     )
-    auto.adopt(folder, choice, command=_command())
+    autosize.adopt(folder, choice, command=_command())
     console.say(f"{choice.num_images} images, {choice.steps} steps: {choice.why}")
     return 0
 
@@ -163,7 +165,7 @@ def _model():
 
 @functools.lru_cache(maxsize=1)  # attempts of auto share it
 def _loaded(model: str, weights: str, unsafe: bool):
-    from dgh_tf.loading import load_model
+    from dgh_tf.models.loading import load_model
 
     return load_model(model, weights=weights, allow_unsafe_deserialization=unsafe)
 
@@ -174,24 +176,25 @@ def _command() -> str:
 
 def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, *, worker: int) -> int:
     """worker: 0 for the chief or the only process, which alone writes what the run leaves."""
-    from dgh_tf import checkpoint, output
+    from dgh_tf.common import run_folder
+    from dgh_tf.run import checkpoint
 
     stop: list[int] = []
     _catch_signals(stop)
-    from dgh_tf.generation import Generator
-    from dgh_tf.replicas import agreed_number, lost_peer, make_strategy
+    from dgh_tf.generation.distribution import agreed_number, lost_peer, make_strategy
+    from dgh_tf.generation.generator import Generator
 
     strategy = make_strategy(config.strategy)
     _catch_signals(
         stop
     )  # again: with several workers TensorFlow takes SIGTERM for itself when they first meet
-    identity = output.run_identity(
+    identity = run_folder.run_identity(
         sha256, config, replicas=strategy.num_replicas_in_sync, real_hint=_REAL_HINT.value
     )
-    manifest = output.read_manifest(folder)
+    manifest = run_folder.read_manifest(folder)
     if manifest:
         checkpoint.require_same(manifest["identity"], identity, folder)
-        output.load_images(folder)
+        run_folder.load_images(folder)
         console.say(
             f"{folder} is finished: {config.num_images} images, sha256 {manifest['images_sha256']}."
         )
@@ -268,7 +271,7 @@ def _announce(generator) -> None:
 def _generate(
     generator, identity: dict, metrics: Metrics, saved: pathlib.Path, stop: list[int], *, first: int
 ) -> None:
-    from dgh_tf import checkpoint
+    from dgh_tf.run import checkpoint
 
     steps = generator.config.steps
     if len(generator.head_names) > 1 and generator.config.output_weight:
@@ -327,14 +330,15 @@ def _finish(
     import numpy
     import tensorflow
 
-    from dgh_tf import output, report
+    from dgh_tf.common import run_folder
+    from dgh_tf.report import page as report
 
     gaps = generator.layer_gaps()
     if folder is None:
         for _ in generator.images():
             pass
         return
-    written = output.write_images(
+    written = run_folder.write_images(
         folder,
         generator.images(),
         generator.network.input_names,
@@ -385,7 +389,7 @@ def _finish(
             shown, low=generator.ranges[0].low, high=generator.ranges[0].high
         )
         metrics.summaries.finish(config.steps, preview=grid, gaps=gaps)
-    output.write_manifest(folder, manifest)
+    run_folder.write_manifest(folder, manifest)
     mean = sum(gaps.values()) / len(gaps)
     console.say(
         f"{config.num_images} images in {folder} after {seconds:.0f} s, mean "

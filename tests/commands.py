@@ -8,7 +8,7 @@ import sys
 
 from absl import flags
 
-from dgh_tf import console
+from dgh_tf.common import console
 
 BASE = set(flags.FLAGS)  # what absl and the console define, before any command
 
@@ -22,6 +22,8 @@ def forget():
 def ready(command):
     """The command's module, its flags defined afresh, as a new process would have them."""
     forget()
+    if command in ("dgh_tf.report", "benchmarks.suite"):
+        command += ".__main__"
     module = sys.modules.get(command)
     module = importlib.reload(module) if module else importlib.import_module(command)
     for define in ("_define_flags", "define_flags"):

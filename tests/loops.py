@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
-from dgh_tf.generation import Generator
+from dgh_tf.generation.generator import Generator
 
 BASE = {"num_images": 7, "batch_size": 4, "steps": 2, "input_range": "-1,1"}
 

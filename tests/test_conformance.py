@@ -14,8 +14,8 @@ import tensorflow as tf
 import tiny_models as tiny
 
 from dgh_tf.config import GenerationConfig
-from dgh_tf.generation import Generator
-from dgh_tf.network import call_model
+from dgh_tf.generation.generator import Generator
+from dgh_tf.models.network import call_model
 
 IMAGES, STEPS = (
     6,
@@ -39,7 +39,7 @@ def yolo():
     targets cannot be met.
     """
     from dgh_tf.demo import train_detector
-    from dgh_tf.loading import load_model
+    from dgh_tf.models.loading import load_model
 
     model = train_detector.build()
     model.set_weights(load_model("demo_detector").get_weights())
@@ -68,7 +68,7 @@ def large_yolo():
     """
     import keras_cv
 
-    from dgh_tf.loading import _with_random_weights
+    from dgh_tf.models.loading import _with_random_weights
 
     backbone = keras_cv.models.YOLOV8Backbone(
         stackwise_channels=[32, 64, 128, 256],
@@ -89,7 +89,7 @@ def large_retinanet():
     """
     import keras_cv
 
-    from dgh_tf.loading import _with_random_weights
+    from dgh_tf.models.loading import _with_random_weights
 
     backbone = keras_cv.models.ResNetV2Backbone(
         stackwise_filters=[16, 32, 64, 128],
@@ -104,7 +104,7 @@ def large_retinanet():
 
 
 def application():
-    from dgh_tf.loading import load_model
+    from dgh_tf.models.loading import load_model
 
     return load_model("keras:MobileNetV2", weights="none")
 

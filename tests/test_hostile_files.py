@@ -88,7 +88,7 @@ def test_broken_models_are_refused(work, bad_models):
 
 
 def test_broken_manifests_are_refused(work):
-    from dgh_tf.files import sha256_array
+    from dgh_tf.common.files import sha256_array
 
     folder = work / "run"
     folder.mkdir()

@@ -148,7 +148,7 @@ def test_a_refused_run_removes_only_a_folder_that_it_made(work):
 
 
 def test_each_worker_locks_a_shared_folder_for_itself(tmp_path):
-    from dgh_tf.files import locked_folder
+    from dgh_tf.common.files import locked_folder
 
     with locked_folder(tmp_path, flag="f"), locked_folder(tmp_path, flag="f", worker=1):
         with (
@@ -299,7 +299,7 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
 
 
 def test_an_array_on_a_full_disk_names_its_file(full_disk):
-    from dgh_tf.files import atomic_path
+    from dgh_tf.common.files import atomic_path
 
     with (
         pytest.raises(OSError, match="images.npy") as error,

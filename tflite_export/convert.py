@@ -16,21 +16,21 @@ from typing import Any
 
 from absl import flags
 
-from dgh_tf import console
-from dgh_tf.files import atomic_path, require_writable
-from dgh_tf.quiet import held_stderr
-from tflite_export.algorithms import HEADS, NAMES, check_algorithm, quantize
-from tflite_export.calibration import Range, check_calibration
-from tflite_export.converter import ConversionError, to_float_tflite, to_tflite
-from tflite_export.evidence import calibration_verdict
-from tflite_export.freezing import input_shapes
-from tflite_export.integer_check import IntegerError, check_integer
-from tflite_export.quantizable import check_operators, explained
-from tflite_export.rewriting import without_softmax
-from tflite_export.sources import Calibration, load_calibration
-from tflite_export.targets import TARGETS, check_targets, judge, require_full_mapping
-from tflite_export.warm import start_worker
-from tflite_export.worker import SCHEMES
+from dgh_tf.common import console
+from dgh_tf.common.files import atomic_path, require_writable
+from dgh_tf.common.quiet import held_stderr
+from tflite_export.calibration.check import Range, check_calibration
+from tflite_export.calibration.load import Calibration, load_calibration
+from tflite_export.conversion.converter import ConversionError, to_float_tflite, to_tflite
+from tflite_export.conversion.errors import check_operators, explained
+from tflite_export.conversion.freeze import input_shapes
+from tflite_export.conversion.server import start_worker
+from tflite_export.conversion.worker import SCHEMES
+from tflite_export.quality.layer_comparison import calibration_verdict
+from tflite_export.quantization import HEADS, NAMES, check_algorithm, quantize
+from tflite_export.targets.report import TARGETS, check_targets, judge, require_full_mapping
+from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.integer_check import IntegerError, check_integer
 
 __all__ = ["to_float_tflite", "to_tflite"]
 
@@ -179,7 +179,7 @@ def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
 
 def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
     """The model, its sha256, the calibration data and its checked images by input name."""
-    from dgh_tf.loading import load_model, model_sha256
+    from dgh_tf.models.loading import load_model, model_sha256
 
     scale, offset = _pair(FLAGS.preprocess, "preprocess")
     limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None

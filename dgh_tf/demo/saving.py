@@ -7,7 +7,7 @@ import pathlib
 import tempfile
 import zipfile
 
-from dgh_tf.files import atomic_path
+from dgh_tf.common.files import atomic_path
 
 _ZIP_EPOCH = (
     1980,

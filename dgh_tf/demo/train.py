@@ -14,9 +14,9 @@ import time
 
 from absl import flags
 
-from dgh_tf.console import run, say
+from dgh_tf.common.console import run, say
+from dgh_tf.common.quiet import quiet_tensorflow
 from dgh_tf.demo import data
-from dgh_tf.quiet import quiet_tensorflow
 
 _OUTPUT = flags.DEFINE_string("output", "demo.keras", "Where to write the trained model (.keras).")
 _EPOCHS = flags.DEFINE_integer(

@@ -13,9 +13,9 @@ import time
 
 from absl import flags
 
-from dgh_tf.console import run, say
+from dgh_tf.common.console import run, say
+from dgh_tf.common.quiet import quiet_tensorflow
 from dgh_tf.demo import detector_data
-from dgh_tf.quiet import quiet_tensorflow
 
 _OUTPUT = flags.DEFINE_string(
     "output", "demo_detector.keras", "Where to write the trained detector (.keras)."

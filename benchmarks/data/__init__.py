@@ -1,0 +1,1 @@
+"""Data sets and calibration sources of the benchmarks."""

@@ -1,0 +1,143 @@
+"""state: images with boxes in COCO's format (annotations.json and image files), at a detector's
+input size.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.data.datasets import choice, image_shape
+
+ANNOTATIONS = "annotations.json"
+
+
+def is_coco(path: pathlib.Path) -> bool:
+    """Whether a path names a set in this format: a .json file, or a folder with
+    annotations.json.
+    """
+    return path.suffix == ".json" or (path / ANNOTATIONS).exists()
+
+
+def load(
+    path: pathlib.Path, *, input_shape: Sequence[int | None], limit: int | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Images and boxes of a set in COCO's format.
+
+    Args:
+      path: the .json file, or a folder with annotations.json. Files are looked for beside it and in
+        images/ beside it.
+      input_shape: (height, width, channels), all known. An image is scaled to fit and padded with
+        black on the right and
+        below, as KerasCV's Resizing does with pad_to_aspect_ratio; boxes are scaled with it.
+      limit: at most so many images, a fixed random choice.
+
+    Returns:
+      uint8 [N, height, width, channels], and {"boxes": float32 [N, K, 4] (left, top, right, bottom
+      in input pixels),
+      "classes": float32 [N, K]}, unused rows -1. A class is the place of its category among the
+      sorted category ids;
+      crowd annotations are left out.
+
+    Raises: ValueError for a damaged file or one without images, for images that cannot be read, for
+      an open input size.
+    """
+    file = path / ANNOTATIONS if path.is_dir() else path
+    shape = image_shape(input_shape)
+    if None in shape:
+        raise ValueError(
+            f"{file}: boxes need a model input of fixed height and width; this model's is {shape}. "
+            "Rebuild the model with a fixed size."
+        )
+    images, annotations, classes = _read(file)
+    images = [images[index] for index in choice(len(images), limit)]
+    boxes: dict[Any, list] = {image["id"]: [] for image in images}
+    for each in annotations:
+        if each["image_id"] in boxes and not each.get("iscrowd"):
+            left, top, width, height = map(float, each["bbox"])
+            boxes[each["image_id"]].append(
+                [left, top, left + width, top + height, classes[each["category_id"]]]
+            )
+    most = max(1, *map(len, boxes.values()))
+    truth = np.full((len(images), most, 5), -1.0, np.float32)
+    x = np.zeros((len(images), *shape), np.uint8)
+    for index, image in enumerate(images):
+        x[index], scale = _letterboxed(_found(file.parent, image["file_name"]), shape)
+        if boxes[image["id"]]:
+            rows = np.float32(boxes[image["id"]])
+            truth[index, : len(rows)] = np.concatenate(
+                [rows[:, :4] * np.float32(scale), rows[:, 4:]], axis=1
+            )
+    return x, {"boxes": truth[..., :4], "classes": truth[..., 4]}
+
+
+def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
+    """Images, annotations, and the class index of every category id."""
+    try:
+        content = json.loads(file.read_text())
+        images, annotations = content["images"], content["annotations"]
+        classes = {
+            number: index
+            for index, number in enumerate(
+                sorted(category["id"] for category in content["categories"])
+            )
+        }
+        for image in images:
+            image["id"], image["file_name"]
+        for each in annotations:
+            each["image_id"], classes[each["category_id"]], _numbers(each["bbox"])
+    except FileNotFoundError:
+        raise
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} is not in COCO's format ({error!r}). Expected images with id and "
+            "file_name, categories with id, and "
+            "annotations with image_id, category_id and bbox [left, top, width, height]."
+        ) from error
+    if not images:
+        raise ValueError(f"{file} lists no images.")
+    return images, annotations, classes
+
+
+def _numbers(box) -> None:
+    if len(box) != 4 or not np.isfinite(np.float64(box)).all():
+        raise ValueError(f"bbox {box}")
+
+
+def _found(folder: pathlib.Path, name: str) -> pathlib.Path:
+    for path in (folder / name, folder / "images" / name):
+        if path.exists():
+            return path
+    raise ValueError(
+        f"{folder / name} is missing, though the annotations list it. Put the image "
+        "files beside the .json file or in "
+        "images/ beside it."
+    )
+
+
+def _letterboxed(
+    path: pathlib.Path, shape: tuple[int, int, int]
+) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The image in the top left corner of a black one, and the factors of a box's four sides."""
+    from PIL import Image
+
+    height, width, channels = shape
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}). Remove or replace it."
+        ) from error
+    factor = min(height / image.height, width / image.width)
+    size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
+    across, down = size[0] / image.width, size[1] / image.height
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    padded = np.zeros(shape, np.uint8)
+    padded[: size[1], : size[0]] = np.asarray(image).reshape(size[1], size[0], channels)
+    return padded, (across, down, across, down)

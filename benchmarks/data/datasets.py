@@ -1,0 +1,295 @@
+"""state: images with their truth from files, folders, TensorFlow Datasets or the demo, in the
+model's input units.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.data.preprocessing import preprocessing
+from dgh_tf.common.files import require_reasonable_zip
+
+IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+Labeled = tuple[np.ndarray, np.ndarray]
+Truth = np.ndarray | dict[str, np.ndarray] | None
+
+
+def load(
+    spec: str,
+    *,
+    role: str,
+    input_shape: Sequence[int | None],
+    preprocess: str = "none",
+    limit: int | None = None,
+    data_dir: str | None = None,
+    detector: bool = False,
+) -> tuple[np.ndarray, Truth]:
+    """Loads a set.
+
+    Args:
+      spec: path of an .npz with x [N, ...] and y [N], or x alone; a folder with one folder of
+        images per class;
+        a set in COCO's format (see `benchmarks.coco`); 'tfds:NAME[/split]'; or 'demo'.
+      role: 'real' or 'evaluation': which half of the demo, and which split of a TFDS name without
+        one.
+      input_shape: the model's input without the batch. Image files of another size are cropped
+        centrally to its
+        aspect ratio and resized (bilinear), those with boxes are scaled and padded; arrays must fit
+        as they are.
+      preprocess: see `benchmarks.preprocessing`.
+      limit: at most so many images: of files and arrays a fixed random choice, of TFDS the first
+        ones.
+      data_dir: where TFDS data lies; None is TFDS' own default (TFDS_DATA_DIR or
+        ~/tensorflow_datasets).
+      detector: whether 'demo' means the scenes of demo_detector.
+
+    Returns:
+      x float32 [N, *input_shape] in model input units, and the truth: class indices int64 [N];
+      {"boxes": [N, K, 4] in
+      input pixels (left, top, right, bottom), "classes": [N, K]} padded with -1; or None for images
+      alone.
+
+    Raises:
+      FileNotFoundError: nothing at the path.
+      ValueError: something is there, but not a set that fits the model.
+    """
+    from benchmarks.data import coco
+
+    to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
+    if spec == "demo":
+        x, y = _demo(role, detector, limit)
+    elif spec.startswith("tfds:"):
+        x, y = _from_tfds(spec, role, input_shape, limit, data_dir)
+    elif not path.exists():
+        raise FileNotFoundError(
+            f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a "
+            "folder with one folder of images "
+            "per class, a COCO set (a folder with annotations.json, or the .json "
+            "file), tfds:NAME[/split], or demo."
+        )
+    elif coco.is_coco(path):
+        x, y = coco.load(path, input_shape=input_shape, limit=limit)
+    elif path.is_dir():
+        x, y = _from_folder(path, input_shape, limit)
+    else:
+        x, y = _choose(*_from_npz(path), limit)
+    return _checked(spec, to_input_units(x), y, tuple(input_shape))
+
+
+def _demo(role: str, detector: bool, limit: int | None) -> tuple[np.ndarray, Truth]:
+    from dgh_tf.demo import data, detector_data
+
+    source = detector_data if detector else data
+    return _choose(*(source.real() if role == "real" else source.evaluation()), limit)
+
+
+def _choose(x: np.ndarray, y: Truth, limit: int | None) -> tuple[np.ndarray, Truth]:
+    chosen = choice(len(x), limit)
+    if len(chosen) == len(x):
+        return x, y
+    return x[chosen], {name: array[chosen] for name, array in y.items()} if isinstance(
+        y, dict
+    ) else y if y is None else y[chosen]
+
+
+def choice(total: int, limit: int | None) -> np.ndarray:
+    """Indices of at most `limit` of `total` items, sorted: a fixed random choice; of all where
+    `limit` is None.
+    """
+    if limit is None or limit >= total:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).choice(total, size=limit, replace=False))
+
+
+def _from_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    if not path.is_file():  # reading a pipe or a device may never end
+        raise ValueError(f"{path} is no regular file. Give an .npz with x and y.")
+    require_reasonable_zip(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x", "y") if name in file.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("x or y is no array")
+            names = ", ".join(sorted(file.files)) or "none"
+    except (
+        Exception
+    ) as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
+        raise ValueError(
+            f"{path} cannot be read as an .npz of plain numbers "
+            f"({' '.join(str(error).split())[:300]}). Save it with "
+            "np.savez(path, x=x, y=y); object arrays are refused, because reading "
+            "them could run code."
+        ) from error
+    if "x" not in arrays:
+        raise ValueError(
+            f"{path} holds the arrays {names}; it needs x (images) and, to count "
+            "hits, y (class indices)."
+        )
+    x, y = arrays["x"], arrays.get("y", np.zeros(arrays["x"].shape[:1], np.int64))
+    if (
+        not x.ndim
+        or y.shape != x.shape[:1]
+        or x.dtype.kind not in "uif"
+        or y.dtype.kind not in "ui"
+    ):
+        raise ValueError(
+            f"{path}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}. Expected "
+            "numbers [N, ...] "
+            "and as many integer class indices [N]."
+        )
+    return x, y if "y" in arrays else None
+
+
+def _from_folder(
+    folder: pathlib.Path, input_shape: Sequence[int | None], limit: int | None
+) -> Labeled:
+    classes = sorted(
+        item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")
+    )
+    # Integer names are the class indices themselves (a set may hold only some classes); other names
+    # are numbered.
+    numbered = bool(classes) and all(re.fullmatch(r"\d+", name) for name in classes)
+    files = [
+        (path, int(name) if numbered else index)
+        for index, name in enumerate(classes)
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in IMAGE_TYPES
+    ]
+    if not files:
+        raise ValueError(
+            f"{folder} has no images of the types {' '.join(sorted(IMAGE_TYPES))} in "
+            "folders by class. "
+            f"Expected {folder.name}/CLASS/IMAGE, with CLASS a class index or name."
+        )
+    chosen = [files[index] for index in choice(len(files), limit)]
+    return np.stack([_read_image(path, input_shape) for path, _ in chosen]), np.array(
+        [label for _, label in chosen]
+    )
+
+
+def _read_image(path: pathlib.Path, input_shape: Sequence[int | None]) -> np.ndarray:
+    from PIL import Image
+
+    height, width, channels = image_shape(input_shape)
+    try:
+        with Image.open(path) as image:
+            return _fit(image.convert("L" if channels == 1 else "RGB"), height, width)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}). Remove or replace it."
+        ) from error
+
+
+def _fit(image, height: int | None, width: int | None) -> np.ndarray:
+    """uint8 [height, width, channels] of a PIL image."""
+    from PIL import Image, ImageOps
+
+    size = (width or image.width, height or image.height)
+    if image.size != size:
+        image = ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
+    array = np.asarray(image)
+    return array if array.ndim == 3 else array[..., None]
+
+
+def image_shape(input_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
+    """(height, width, channels) of a model input that image files fit. Raises ValueError for any
+    other input.
+    """
+    if len(input_shape) != 3 or input_shape[-1] not in (1, 3):
+        raise ValueError(
+            f"Image files fit a model input [height, width, 1 or 3]; this model's is "
+            f"{tuple(input_shape)}. Give the data as .npz with x and y."
+        )
+    return tuple(input_shape)
+
+
+def _from_tfds(
+    spec: str, role: str, input_shape: Sequence[int | None], limit: int | None, data_dir: str | None
+) -> Labeled:
+    """A config belongs to the name and then the split must follow: 'tfds:coco/2017/validation'."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    name, _, split = spec.removeprefix("tfds:").rpartition("/")
+    if not name:
+        name, split = split, ""
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+        if not builder.info.splits:
+            print(
+                f"tfds: {name} is not prepared in {builder.data_path}; downloading it", flush=True
+            )
+            builder.download_and_prepare()
+    except (
+        Exception
+    ) as error:  # TFDS raises some twenty kinds, from its own to requests' and AssertionError
+        raise ValueError(
+            f"{spec}: TensorFlow Datasets cannot give '{name}' ({_first_line(error)}). Check the "
+            "name, and the folder it was prepared in (--data_dir or TFDS_DATA_DIR)."
+        ) from error
+    known = list(builder.info.splits)
+    wanted = ["train"] if role == "real" else ["test", "validation"]
+    split = split or next((item for item in wanted if item in known), "")
+    if re.split(r"[\[+]", split)[0] not in known:
+        raise ValueError(
+            f"{spec}: '{name}' has the splits {', '.join(known)}, not "
+            f"'{split or ' or '.join(wanted)}'. "
+            f"Give tfds:{name}/SPLIT."
+        )
+    if not {"image", "label"} <= set(builder.info.features):
+        raise ValueError(
+            f"{spec}: its features are {', '.join(builder.info.features)}; "
+            "classification needs image "
+            "and label."
+        )
+    height, width, channels = image_shape(input_shape)
+    mode = "L" if channels == 1 else "RGB"
+    pairs = [
+        (
+            _fit(
+                Image.fromarray(
+                    np.squeeze(item["image"], -1) if item["image"].shape[-1] == 1 else item["image"]
+                ).convert(mode),
+                height,
+                width,
+            ),
+            int(item["label"]),
+        )
+        for item in tfds.as_numpy(
+            builder.as_dataset(split=split, shuffle_files=False).take(limit or -1)
+        )
+    ]
+    return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _checked(
+    spec: str, x: np.ndarray, y: Truth, input_shape: tuple[int | None, ...]
+) -> tuple[np.ndarray, Truth]:
+    if not len(x):
+        raise ValueError(f"{spec} holds no images.")
+    if len(x.shape) - 1 != len(input_shape) or any(
+        want not in (None, got) for want, got in zip(input_shape, x.shape[1:], strict=True)
+    ):
+        raise ValueError(
+            f"{spec} holds images of shape {x.shape[1:]}, the model takes "
+            f"{input_shape}. Resize them "
+            "first."
+        )
+    if not np.isfinite(x).all():
+        bad = int(np.sum(~np.isfinite(x).reshape(len(x), -1).all(axis=1)))
+        raise ValueError(
+            f"{spec}: {bad} of {len(x)} images hold NaN or infinite values. Remove them."
+        )
+    if y is None or isinstance(y, dict):
+        return x, y
+    if (np.asarray(y) < 0).any():
+        raise ValueError(f"{spec}: y holds negative class indices; expected 0 .. classes - 1.")
+    return x, np.asarray(y).astype(np.int64)

@@ -1,0 +1,116 @@
+"""keras: calibration images by source: real, generated (whole method or minus a part), uniform and
+Gaussian noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# What each generated source changes in the method; everything else is the run's GenerationConfig.
+GENERATED = {
+    "synthetic": {},
+    "per_batch": {"pool_statistics": False},
+    "no_augmentation": {"augment": False, "prior_weight": 0.0},
+    "no_stretching": {"output_weight": 0.0},
+}
+HINTED = {
+    f"with_{count}_real": count for count in (1, 4, 8, 32)
+}  # the whole method, and so many real images in the set
+ABLATION = (
+    *(source for source, changes in GENERATED.items() if changes),
+    *HINTED,
+)  # measured beside the main sources, at fewer sizes
+SOURCES = ("real", *GENERATED, "noise", "gaussian", *HINTED)
+
+
+def check_sources(names: list[str]) -> list[str]:
+    """The names unchanged. Raises ValueError for an unknown, a repeated or no name."""
+    unknown = [name for name in names if name not in SOURCES]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"--sources={','.join(names)}: expected some of {', '.join(SOURCES)}, each at most once"
+            + (f"; unknown: {', '.join(unknown)}." if unknown else ".")
+        )
+    return names
+
+
+def real_subset(real: np.ndarray, *, num_images: int, seed: int) -> np.ndarray:
+    """`num_images` different real images, chosen by the seed. Raises ValueError where there are too
+    few.
+    """
+    if num_images > len(real):
+        raise ValueError(
+            f"The real set holds {len(real)} images, fewer than "
+            f"--num_images={num_images}. Give a larger "
+            "set or lower --num_images, so that every source calibrates on equally many."
+        )
+    return real[np.random.default_rng(seed).permutation(len(real))[:num_images]]
+
+
+def kept(
+    path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]
+) -> tuple[np.ndarray, float | None]:
+    """What `make` gives (images, and seconds or None), from the .npz file `path` where an earlier
+    call left it there.
+    """
+    from dgh_tf.common.files import atomic_path
+
+    if path.exists():
+        with np.load(path) as file:
+            return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
+    images, seconds = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        np.savez(temporary, x=images, seconds=-1.0 if seconds is None else seconds)
+    return images, seconds
+
+
+def calibration_images(
+    source: str,
+    *,
+    model: Any,
+    real: np.ndarray,
+    config: Any,
+    bounds: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, float | None]:
+    """Calibration images of one source.
+
+    Args:
+      source: one of SOURCES.
+      model: Keras model with one input.
+      real: float32 [N, ...] in model input units.
+      config: dgh_tf.GenerationConfig; its num_images and seed hold for every source.
+      bounds: low and high of the valid input range, float [] or [channels]; read by 'noise' only.
+
+    Returns:
+      float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the
+      seconds a generated source took
+      (else None).
+    """
+    shape = (config.num_images, *real.shape[1:])
+    if source == "real":
+        return real_subset(real, num_images=config.num_images, seed=config.seed), None
+    if source == "noise":
+        return np.random.default_rng(config.seed).uniform(*bounds, size=shape).astype(
+            np.float32
+        ), None
+    if (
+        source == "gaussian"
+    ):  # mean 0, variance 1 in the model's own units, whatever its input range
+        return np.random.default_rng(config.seed).standard_normal(shape, dtype=np.float32), None
+    from dgh_tf import generate_images
+
+    hint = (
+        real_subset(real, num_images=HINTED[source], seed=config.seed) if source in HINTED else None
+    )
+    start = time.perf_counter()
+    images = generate_images(
+        model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint
+    )
+    return images, time.perf_counter() - start

@@ -1,0 +1,352 @@
+"""state: the comparison of calibration sources on one model: load, measure row by row, report."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.data import datasets
+from benchmarks.data.sources import GENERATED, calibration_images, kept
+from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
+from benchmarks.output import table
+from benchmarks.output.results import Results
+from dgh_tf.common.files import atomic_write, sha256_array
+from dgh_tf.common.quiet import held_stderr
+
+COLUMNS = {
+    "top1": ("top-1", 3),
+    "map": ("mAP", 3),
+    "agreement": ("agreement", 3),
+    "sqnr_db": ("SQNR, dB", 2),
+    "mse": ("MSE", 7),
+    "range_coverage": ("range coverage", 3),
+    "range_ratio": ("range ratio", 2),
+    "logits_spread": ("logits spread", 1),
+    "generation_seconds": ("seconds", 1),
+    "quantization_seconds": ("seconds to quantize", 1),
+}
+KEY = ("source", "scheme", "algorithm", "head", "seed")  # tells the rows of one table apart
+
+
+class Combination(NamedTuple):
+    """Where the images come from and what makes an integer file of them."""
+
+    source: str
+    scheme: str
+    algorithm: str
+    head: str
+
+
+class Task(NamedTuple):
+    """One model with its data, loaded: all that a row needs."""
+
+    model: Any
+    network: Any
+    bounds: tuple[np.ndarray, np.ndarray]
+    real: np.ndarray
+    x: np.ndarray
+    truth: Truth
+    reference: Outputs
+    score: Callable[[Outputs], dict[str, float]]
+    float_scores: dict[str, float]
+
+
+def load_task(
+    model: str,
+    *,
+    real: str,
+    evaluation: str,
+    preprocess: str = "none",
+    input_range: str = "",
+    real_limit: int | None = None,
+    evaluation_limit: int | None = None,
+    data_dir: str | None = None,
+) -> Task:
+    """Loads a model and its sets and runs the float model.
+
+    Args: as the flags of benchmarks.calibration; the limits are numbers of images, None for all.
+    Raises: ValueError, FileNotFoundError for models and sets that cannot be used.
+    """
+    from benchmarks.measure.evaluation import float_outputs
+    from dgh_tf import find_input_range, load_model
+    from dgh_tf.models.network import Network
+
+    loaded = load_model(model)
+    if len(loaded.inputs) != 1:
+        raise ValueError(
+            f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison "
+            "takes models with "
+            "one."
+        )
+    shared = {
+        "input_shape": tuple(loaded.inputs[0].shape[1:]),
+        "preprocess": preprocess,
+        "data_dir": data_dir,
+        "detector": model == "demo_detector",
+    }
+    real_x, _ = datasets.load(real, role="real", limit=real_limit, **shared)
+    x, truth = datasets.load(evaluation, role="evaluation", limit=evaluation_limit, **shared)
+    network = Network(loaded)
+    found = find_input_range(network, text=input_range)[0]
+    print(f"input range: {found.low} .. {found.high} ({found.source})", flush=True)
+    reference = float_outputs(loaded, x)
+    score, how = scorer(loaded, x, truth, reference=reference)
+    print(how, flush=True)
+    float_scores = {
+        f"float_{name}": value for name, value in score(reference).items() if name in FLOAT
+    }
+    bounds = tuple(
+        np.reshape(np.float32(bound), (-1, 1, 1) if network.channels_first[0] else -1)
+        for bound in (found.low, found.high)
+    )
+    return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
+
+
+def measure(
+    task: Task, images: np.ndarray, combination: Combination, *, config: Any, reference: Outputs
+) -> tuple[dict[str, Any], dict]:
+    """Makes an integer file from the images and compares it with `reference`. Returns the row and
+    the file's tensor ranges.
+    """
+    from benchmarks.measure.evaluation import evaluate, logits_spread, tensor_ranges
+    from tflite_export.quantization import quantize
+
+    made = quantize(
+        task.model,
+        images,
+        scheme=combination.scheme,
+        algorithm=combination.algorithm,
+        head=combination.head,
+        seed=config.seed,
+    )
+    row = {
+        **combination._asdict(),
+        "seed": config.seed,
+        "num_images": len(images),
+        "used": made.notes["algorithm"],
+        **evaluate(made.tflite, task.x, reference=reference, score=task.score),
+        **task.float_scores,
+        **logits_spread(task.network, images),
+        "quantization_seconds": made.notes["seconds"],
+    }
+    return row, tensor_ranges(made.tflite)
+
+
+def fingerprint(task: Task, settings: dict[str, Any]) -> str:
+    """12 hex digits of the settings, the model's weights and the data: what rows must share to
+    stand in one table.
+    """
+    truth = (
+        [*task.truth.values()]
+        if isinstance(task.truth, dict)
+        else []
+        if task.truth is None
+        else [task.truth]
+    )
+    arrays = [task.real, task.x, *truth, *task.model.get_weights()]
+    text = json.dumps(
+        [settings, task.model.to_json(), [sha256_array(array) for array in arrays]], sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def combinations(schemes: list[str], algorithms: list[str], *, head: str) -> list[Combination]:
+    """Every scheme with every algorithm, sources left open. Raises ValueError where one does not
+    fit the other, or is named twice.
+    """
+    from tflite_export.quantization import check_algorithm
+
+    if (
+        not schemes
+        or not algorithms
+        or len(set(schemes)) < len(schemes)
+        or len(set(algorithms)) < len(algorithms)
+    ):
+        raise ValueError(
+            f"--scheme={','.join(schemes)} --algorithm={','.join(algorithms)}: "
+            "expected at least one of each, none twice."
+        )
+    for scheme in schemes:
+        for algorithm in algorithms:
+            check_algorithm(algorithm, scheme=scheme, head=head)
+    return [
+        Combination("", scheme, algorithm, head) for scheme in schemes for algorithm in algorithms
+    ]
+
+
+def measure_missing(
+    task: Task,
+    results: Results,
+    *,
+    configs: list[Any],
+    sources: list[str],
+    chosen: list[Combination],
+) -> None:
+    """Adds every row that is not there yet, with a line each and an estimate of the time left.
+
+    Generated images are kept in the folder, so that all schemes and algorithms calibrate on the
+    same.
+    """
+    wanted = [
+        (config, each._replace(source=source))
+        for config in configs
+        for source in sources
+        for each in chosen
+    ]
+    missing = [(config, each) for config, each in wanted if not results.done(*each, config.seed)]
+    if len(missing) < len(wanted):
+        print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already", flush=True)
+    reference = float_logits(task) if missing and chosen[0].head == "logits" else task.reference
+    times: dict[tuple, list[float]] = {}
+    for index, (config, each) in enumerate(missing):
+        start = time.perf_counter()
+        images, seconds = task_images(task, each.source, config=config, folder=results.folder)
+        row, ranges = measure(task, images, each, config=config, reference=reference)
+        results.add(
+            {
+                **row,
+                "steps": config.steps if seconds else None,
+                "generation_seconds": seconds and round(seconds, 2),
+            },
+            ranges,
+        )
+        times.setdefault(each[:3], []).append(time.perf_counter() - start)
+        overall = np.mean(sum(times.values(), []))
+        left = sum(np.mean(times.get(other[:3], overall)) for _, other in missing[index + 1 :])
+        shown = {
+            "top1": "top-1 {:.3f}",
+            "map": "mAP {:.3f}",
+            "agreement": "agreement {:.3f}",
+            "sqnr_db": "SQNR {:.2f} dB",
+        }
+        figures = ", ".join(
+            text.format(np.inf if row[name] is None else row[name])
+            for name, text in shown.items()
+            if name in row
+        )
+        print(
+            f"[{index + 1}/{len(missing)}] {each.source} {each.scheme} "
+            f"{each.algorithm} seed {config.seed}: {figures}; "
+            f"{times[each[:3]][-1]:.0f} s, about {left:.0f} s left",
+            flush=True,
+        )
+
+
+def float_logits(task: Task) -> Outputs:
+    """What the float model's softmax and sigmoid take on the evaluation set, by output name."""
+    from tflite_export import Runner, to_float_tflite
+    from tflite_export.tflite.edit import without_softmax
+
+    with held_stderr():  # LiteRT announces its delegate
+        outputs = Runner(without_softmax(to_float_tflite(task.model, images=task.x[:1]))).predict(
+            task.x
+        )
+    return outputs if isinstance(outputs, dict) else {next(iter(task.reference)): outputs}
+
+
+def task_images(
+    task: Task, source: str, *, config: Any, folder: pathlib.Path
+) -> tuple[np.ndarray, float | None]:
+    """`calibration_images` of a task; generated ones are kept in the folder."""
+
+    def make():
+        return calibration_images(
+            source, model=task.model, real=task.real, config=config, bounds=task.bounds
+        )
+
+    return (
+        kept(folder / "images" / f"{source}-{config.seed}.npz", make)
+        if source in GENERATED
+        else make()
+    )
+
+
+def environment() -> str:
+    """One line: machine and versions."""
+    info = pathlib.Path("/proc/cpuinfo")
+    names = (
+        [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if info.exists()
+        else []
+    )
+    packages = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical CPUs"
+    return f"{machine}; Python {platform.python_version()}, {versions}"
+
+
+def write_report(results: Results, *, command: str) -> str:
+    """Writes results.md and the plots; returns the table."""
+    from benchmarks.output import plots
+
+    folder, first = results.folder, results.rows[0]
+    several = list(dict.fromkeys((row["scheme"], row["algorithm"]) for row in results.rows))
+    rows = [
+        {
+            **row,
+            "calibration": row["source"]
+            if len(several) == 1
+            else f"{row['source']}, {row['scheme']} {row['algorithm']}",
+        }
+        for row in results.rows
+    ]
+    rows.sort(key=lambda row: several.index((row["scheme"], row["algorithm"])))
+    heads = {
+        name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2)
+        for name in first
+        if name.startswith("sqnr_db/")
+    }
+    text = table.markdown(rows, by="calibration", columns=COLUMNS | heads)
+    how = (
+        f"scheme {first['scheme']}, algorithm {first['algorithm']}"
+        if len(several) == 1
+        else "scheme and algorithm as named"
+    )
+    how = f"full integer, {how}{', files end at the logits' if first['head'] == 'logits' else ''}"
+    float_scores = {name: first[f"float_{name}"] for name in FLOAT if f"float_{name}" in first}
+    known = "".join(
+        f"; float {COLUMNS[name][0]} {value:.3f}" for name, value in float_scores.items()
+    )
+    agreement = "Agreement is with the float model's choices; " if "agreement" in first else ""
+    atomic_write(
+        folder / "results.md",
+        f"# Calibration sources\n\n{text}\n\nMean ± standard deviation over seeds; "
+        f"{first['num_images']} calibration images{known}; {how}. {agreement}MSE and "
+        "SQNR are of the model's outputs as "
+        "they "
+        f"are{', over all heads unless one is named' if heads else ''}.\n\n"
+        f"```\n{command}\n```\n\n{environment()}\n",
+    )
+    panels = {
+        "top1": "top-1",
+        "map": "COCO mAP",
+        "agreement": "agreement with float",
+        "sqnr_db": "SQNR of outputs, dB",
+    }
+    panels |= {name: heading for name, (heading, _) in heads.items()}
+    plots.bars(
+        [{**row, "source": row["calibration"]} for row in rows],
+        folder / "scores.png",
+        reference=float_scores,
+        columns={name: label for name, label in panels.items() if name in first},
+    )
+    rest = (first["scheme"], first["algorithm"], first["head"], 0)
+    real = results.ranges("real", *rest)
+    names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
+    if real and names:
+        others = {name: results.ranges(name, *rest) for name in names}
+        plots.ranges_scatter(real, others, folder / "ranges.png")
+    return text

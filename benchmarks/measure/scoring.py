@@ -1,0 +1,95 @@
+"""keras: what a model's outputs are scored by: class indices, boxes, or nothing but the float
+model's own outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import metrics
+
+Outputs = Mapping[str, np.ndarray]
+Truth = np.ndarray | dict[str, np.ndarray] | None
+FLOAT = ("top1", "map")  # scores that the float model has too; agreement is with that model
+
+
+def scorer(
+    model: Any, x: np.ndarray, truth: Truth, *, reference: Outputs
+) -> tuple[Callable[[Outputs], dict[str, float]], str]:
+    """The scores that a model's outputs on an evaluation set allow.
+
+    Args:
+      x: the set's images [images, ...]. reference: the float model's outputs for them, by output
+        name.
+      truth: class indices, int [images]; boxes as `benchmarks.detection` takes them; or None for
+        images alone.
+
+    Returns:
+      A function from outputs by name to scores (top1 and agreement; map; or none), and a line that
+      says which and why.
+
+    Raises: ValueError for classes that the model does not have.
+    """
+    shapes = ", ".join(f"{name} {list(value.shape[1:])}" for name, value in reference.items())
+    heads = (
+        "compared with the float model by the squared error and SQNR of its outputs "
+        f"alone ({shapes}): "
+    )
+    if isinstance(truth, dict):
+        if not hasattr(model, "decode_predictions"):
+            return (
+                lambda outputs: {},
+                heads + "the model has no decode_predictions that would make boxes of them",
+            )
+        return _detection(
+            model, x, truth
+        ), f"scored by COCO mAP, decoded by {type(model).__name__}.decode_predictions"
+    if truth is None:
+        return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
+    scores = next(iter(reference.values()))
+    if len(reference) > 1 or scores.shape[-1] < 2 or scores.size != len(x) * scores.shape[-1]:
+        return (
+            lambda outputs: {},
+            heads
+            + (
+                "class indices score a model with one output and a score for each of two "
+                "or more classes"
+            ),
+        )
+    return _classification(
+        scores.reshape(len(x), -1), truth
+    ), "scored by top-1 and by agreement with the float model"
+
+
+def _classification(reference: np.ndarray, y: np.ndarray) -> Callable[[Outputs], dict[str, float]]:
+    if y.max() >= reference.shape[1]:
+        raise ValueError(
+            f"The evaluation set has the class index {y.max()}, the model "
+            f"{reference.shape[1]} classes. "
+            "Expected indices of the model's own classes, from 0."
+        )
+
+    def scores(outputs: Outputs) -> dict[str, float]:
+        values = next(iter(outputs.values())).reshape(len(y), -1)
+        return {"top1": metrics.top1(values, y), "agreement": metrics.agreement(reference, values)}
+
+    return scores
+
+
+def _detection(
+    detector: Any, x: np.ndarray, truth: dict[str, np.ndarray]
+) -> Callable[[Outputs], dict[str, float]]:
+    from benchmarks.measure.detection import mean_average_precision
+
+    classes = getattr(detector, "num_classes", None)
+    if classes is not None and truth["classes"].max() >= classes:
+        raise ValueError(
+            f"The evaluation set has the class index {int(truth['classes'].max())}, "
+            f"the detector {classes} classes. "
+            "COCO categories are numbered from 0 in the order of their ids; give the "
+            "set that the detector was trained for."
+        )
+    return lambda outputs: {"map": mean_average_precision(detector, outputs, x, truth)}

@@ -1,0 +1,82 @@
+"""state: results.json and ranges.json of a folder: rows added one by one, each whole on disk before
+the next begins.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from benchmarks.measure.evaluation import Ranges, compare_ranges
+from dgh_tf.common.files import atomic_write
+
+
+class Results:
+    """The rows of one folder, told apart by the fields of `key`; a row's field `run` names the
+    arguments it came from.
+    """
+
+    def __init__(
+        self, folder: str | pathlib.Path, *, run: str, key: tuple[str, ...] = ("source", "seed")
+    ):
+        """Reads what an earlier run of the same arguments left.
+
+        Args: key: fields of a row; "source" among them.
+        Raises:
+          ValueError: the folder's files are damaged or come from other arguments.
+        """
+        self.folder, self.run, self.key = pathlib.Path(folder), run, key
+        self.rows: list[dict[str, Any]] = self._read("results.json", [])
+        self._ranges: dict[str, Ranges] = self._read("ranges.json", {})
+        others = sorted({str(row.get("run")) for row in self.rows} - {run})
+        if others:
+            raise ValueError(
+                f"{self.folder} holds results of other arguments, data or another "
+                f"model (run {others[0]}, "
+                f"now {run}). Give another --output_dir, or the same arguments to go on with it."
+            )
+
+    def _read(self, name: str, empty: Any) -> Any:
+        path = self.folder / name
+        if not path.exists():
+            return empty
+        try:
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Remove it or give another --output_dir."
+            ) from error
+        if type(data) is not type(empty) or (
+            data and name == "results.json" and not isinstance(data[0], dict)
+        ):
+            raise ValueError(
+                f"{path} does not hold benchmark results. Remove it or give another --output_dir."
+            )
+        return data
+
+    def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row.get(field) for field in self.key)
+
+    def done(self, *key: Any) -> bool:
+        """Whether the row with these values of the key is there already."""
+        return any(self._values(row) == key for row in self.rows)
+
+    def ranges(self, *key: Any) -> Ranges:
+        """Tensor ranges of a done row."""
+        return self._ranges.get("/".join(map(str, key)), {})
+
+    def add(self, row: dict[str, Any], ranges: Ranges) -> None:
+        """Adds a row, compares all rows' ranges with the real ones of the same key, and writes both
+        files.
+        """
+        self._ranges["/".join(map(str, self._values(row)))] = ranges
+        self.rows.append({**row, "run": self.run})
+        for each in self.rows:  # all: the real row may come last
+            real = self.ranges(*self._values({**each, "source": "real"}))
+            each.update(compare_ranges(real, self.ranges(*self._values(each))))
+        # ranges first: a run killed in between repeats the row and overwrites its ranges
+        atomic_write(self.folder / "ranges.json", json.dumps(self._ranges, indent=1))
+        atomic_write(
+            self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n"
+        )

@@ -1,0 +1,1 @@
+"""Many models over many sources: python -m benchmarks.suite."""

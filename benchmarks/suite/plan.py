@@ -1,0 +1,236 @@
+"""state: the suite's list of models and its plan: which rows there are to measure, and where each
+is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.data.sources import ABLATION
+
+TASKS = {"classification": "top1", "detection": "map"}  # and the score that counts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model of the list: what benchmarks.calibration takes as flags, and what to expect of it.
+
+    mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
+    num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images,
+      schemes, held_out: the
+    entry's own, instead of the command's.
+    """
+
+    name: str
+    model: str
+    real: str
+    evaluation: str
+    task: str
+    preprocess: str = "none"
+    input_range: str = ""
+    steps: int = 100
+    batch_size: int = 32
+    num_evaluation: int = 0
+    num_images: tuple[int, ...] = ()
+    ablation_num_images: tuple[int, ...] = ()
+    schemes: tuple[str, ...] = ()
+    held_out: int = 0
+    mlperf_tiny: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One row of the suite."""
+
+    model: str
+    source: str
+    num_images: int
+    seed: int
+    scheme: str
+
+    @property
+    def name(self) -> str:
+        """A file name of its own."""
+        return f"{self.model}-{self.source}-{self.num_images}-{self.seed}-{self.scheme}"
+
+
+def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
+    """The entries of a .json or .yaml list: {"models": [{name, model, real, evaluation, task, ...},
+    ...]}.
+
+    Args: data: what stands for {data} in the paths; entries that need it are refused without it.
+    Raises: FileNotFoundError, ValueError naming the entry and what is wrong with it.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--models={path}: no such file. Give a .json or .yaml list of models; "
+            "benchmarks/suite/suite.json is one."
+        )
+    try:
+        rows = _parse(path)["models"]
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
+            raise TypeError("models is no list of objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} is no list of models ({error!r}). Expected {{"models": '
+            f'[{{"name": ..., "model": ..., "real": '
+            '..., "evaluation": ..., "task": "classification"}]}.'
+        ) from error
+    entries = [_entry(path, row, data) for row in rows]
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{path} names a model twice: {', '.join(names)}. Give each entry a name of its own."
+        )
+    return entries
+
+
+def _parse(path: pathlib.Path) -> Any:
+    if path.suffix in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            return yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return json.loads(path.read_text())
+
+
+def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
+    fields = {field.name: field for field in dataclasses.fields(Entry)}
+    name = row.get("name", "an entry without a name")
+    missing = [
+        f for f, field in fields.items() if field.default is dataclasses.MISSING and f not in row
+    ]
+    unknown = sorted(set(row) - set(fields))
+    if missing or unknown:
+        raise ValueError(
+            f"{path}, {name}: missing {', '.join(missing) or 'nothing'}; unknown "
+            f"{', '.join(unknown) or 'nothing'}. "
+            f"An entry has {', '.join(fields)}."
+        )
+    names = {
+        "str": str,
+        "int": int,
+        "tuple[int, ...]": list,
+        "tuple[str, ...]": list,
+    }  # JSON's form of a field's type
+    kinds = {
+        field: names[str(each.type)] for field, each in fields.items() if str(each.type) in names
+    }
+    wrong = [
+        field for field, kind in kinds.items() if field in row and not isinstance(row[field], kind)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{path}, {name}: "
+            f"{', '.join(f'{f} is {row[f]!r}, expected {kinds[f].__name__}' for f in wrong)}."
+        )
+    if not str(name).replace("_", "").isalnum():
+        raise ValueError(
+            f"{path}: the name {name!r} is used in file names; expected letters, "
+            "digits and underscores."
+        )
+    if row["task"] not in TASKS:
+        raise ValueError(
+            f"{path}, {name}: the task is {row['task']!r}; expected one of {', '.join(TASKS)}."
+        )
+    if "{data}" in json.dumps(row) and not data:
+        raise ValueError(
+            f"{path}, {name}: its paths hold {{data}}. Say with --data=DIR what that "
+            "is, or choose other models with --only."
+        )
+
+    def value_of(value: Any) -> Any:
+        return (
+            value.replace("{data}", data)
+            if isinstance(value, str)
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+        )
+
+    return Entry(**{key: value_of(value) for key, value in row.items()})
+
+
+def plan(
+    entries: list[Entry],
+    *,
+    sources: Iterable[str],
+    num_images: Sequence[int],
+    ablation_num_images: Sequence[int],
+    seeds: int,
+    schemes: Sequence[str],
+) -> list[Key]:
+    """Every row, seeds outermost: a suite that is stopped early has all of the first seed before
+    any of the second.
+
+    Sources that lack a part of the method are measured at the ablation's set sizes and with the
+    first scheme alone, further
+    schemes at those sizes; per_batch not where there is but one batch, since it would be synthetic
+    again.
+    """
+
+    def counts(entry: Entry, source: str, scheme: str) -> Sequence[int]:
+        few, first = (
+            entry.ablation_num_images or ablation_num_images,
+            scheme == (entry.schemes or schemes)[0],
+        )
+        if source not in ABLATION:
+            return (entry.num_images or num_images) if first else few
+        return [
+            count for count in few if first and (source != "per_batch" or count > entry.batch_size)
+        ]
+
+    return [
+        Key(entry.name, source, count, seed, scheme)
+        for seed in range(seeds)
+        for entry in entries
+        for source in sources
+        for scheme in entry.schemes or schemes
+        for count in counts(entry, source, scheme)
+    ]
+
+
+class Store:
+    """The suite's folder: one file per row, so that a killed run loses only the row it was
+    measuring.
+    """
+
+    def __init__(self, folder: str | pathlib.Path):
+        self.folder = pathlib.Path(folder)
+        for name in ("rows", "evidence", "images"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    def row(self, key: Key, *, fingerprint: str | None = None) -> dict[str, Any] | None:
+        """The finished row, None where there is none or it came from another model, other data or
+        settings.
+        """
+        path = self.folder / "rows" / f"{key.name}.json"
+        if not path.exists():
+            return None
+        try:
+            row = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Remove it; the suite then measures that row again."
+            ) from error
+        return row if fingerprint in (None, row.get("run")) else None
+
+    def add(self, key: Key, row: dict[str, Any]) -> None:
+        """Writes one row, whole or not at all."""
+        from dgh_tf.common.files import atomic_write
+
+        atomic_write(
+            self.folder / "rows" / f"{key.name}.json",
+            json.dumps(row, indent=1, allow_nan=False) + "\n",
+        )
+
+    def rows(self, keys: Iterable[Key]) -> list[dict[str, Any]]:
+        """Those of the keys that are done."""
+        return [row for row in map(self.row, keys) if row is not None]

@@ -1,0 +1,162 @@
+"""state: a few real images without labels, which help generation and join its images: from files to
+model units.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+MOST = 32
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
+# single spectrograms of DS-CNN reach 0.69, sets of 4 have 0.05; at twice or a hundredth of their
+# values 0.71 and 0.79
+LARGEST_GAP = 0.7
+_SLACK = 0.05  # of the valid range: what resizing and rounding may add
+
+
+def real_images(
+    source: str | pathlib.Path | np.ndarray | None, *, network: Any, ranges: Sequence[Any]
+) -> tuple[np.ndarray, list[Any]]:
+    """`load_hint` for a dgh_tf.network.Network and the ranges found for it: (images, none where
+    source is None; the ranges).
+
+    A range that was fitted to statistics, with no convention behind it, is widened to hold images
+    whose own statistics say that
+    their units are right.
+    """
+    shape, valid = network.input_shapes[0], ranges[0]
+    if source is None:
+        return np.zeros((0, *shape), np.float32), list(ranges)
+    if len(network.input_shapes) > 1:
+        raise ValueError(
+            f"--real_hint takes models with one input; this one has {len(network.input_shapes)}."
+        )
+    images = load_hint(
+        source, shape=shape, low=valid.low, high=valid.high, bounded=not valid.fitted
+    )
+    if valid.fitted:
+        from dgh_tf.input_range.conventions import widened
+        from dgh_tf.input_range.from_statistics import first_gap
+
+        gap = first_gap(network)(images)
+        if gap > LARGEST_GAP:
+            raise ValueError(
+                "--real_hint: the model's first BatchNorm layers do not know such "
+                f"values ({images.min():.4g} to "
+                f"{images.max():.4g}, gap {gap:.3g}, expected at most {LARGEST_GAP}). "
+                "Give them in model input units; if they "
+                "are, say so with --input_range=LOW,HIGH."
+            )
+        return images, [widened(valid, images, source="the real images")]
+    return images, list(ranges)
+
+
+def load_hint(
+    source: str | pathlib.Path | np.ndarray,
+    *,
+    shape: Sequence[int],
+    low: Sequence[float],
+    high: Sequence[float],
+    bounded: bool = True,
+) -> np.ndarray:
+    """1 to 32 real images.
+
+    Args:
+      source: a folder of image files, an .npy file, an .npz with x, or an array. Image files and
+        uint8 arrays hold pixels, 0..255,
+        which stand for `low` to `high`; other arrays are in model input units already.
+      shape: (height, width, channels) of the input, or any other shape for arrays.
+      low, high: the valid input range in model units, one value or one per channel.
+      bounded: refuse values outside it.
+    Returns: float32 [images, *shape] in model input units, channels last.
+    Raises: FileNotFoundError; ValueError for another number, another shape, values outside the
+      range or not finite.
+    """
+    if isinstance(source, np.ndarray):
+        path, images = "array", source
+    else:
+        path = pathlib.Path(source)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"--real_hint={path}: no such file or folder. Give a folder of "
+                "images, an .npy or an .npz."
+            )
+        images = _pictures(path, shape) if path.is_dir() else _array(path)
+    _require_few(len(images), path)
+    if images.shape[1:] != tuple(shape):
+        raise ValueError(
+            f"--real_hint={path} holds images of shape {images.shape[1:]}, the model "
+            f"takes {tuple(shape)}. Resize them first."
+        )
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    if images.dtype == np.uint8:
+        return low + (high - low) * images.astype(np.float32) / 255
+    images = images.astype(np.float32)
+    slack = _SLACK * (high - low) if bounded else np.inf
+    if (
+        not np.isfinite(images).all()
+        or (images < low - slack).any()
+        or (images > high + slack).any()
+    ):
+        raise ValueError(
+            f"--real_hint={path} holds values from {images.min():.4g} to "
+            f"{images.max():.4g}, outside the model's valid range "
+            f"{low.min():.4g} to {high.max():.4g}. Give them in model input units or "
+            "as uint8 pixels; if they are right and "
+            "that range was found, not given, give the range of real inputs with "
+            "--input_range=LOW,HIGH."
+        )
+    return images
+
+
+def _require_few(count: int, path: pathlib.Path | str) -> None:
+    if not 1 <= count <= MOST:
+        raise ValueError(
+            f"--real_hint={path} holds {count} images; expected 1 to {MOST}. With "
+            "more, calibrate on them instead."
+        )
+
+
+def _pictures(folder: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(
+            "Image files fit an input [height, width, 1 or 3]; this model's is "
+            f"{tuple(shape)}. Give --real_hint as .npy."
+        )
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    _require_few(len(files), folder)  # before reading what may be a whole data set
+    found = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                image = image.convert("L" if shape[-1] == 1 else "RGB")
+                found.append(
+                    np.asarray(
+                        ImageOps.fit(image, (shape[1], shape[0]), method=Image.Resampling.BILINEAR)
+                    ).reshape(shape)
+                )
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{file} cannot be read as an image ({error}). Remove or replace it."
+            ) from error
+    return np.stack(found)
+
+
+def _array(path: pathlib.Path) -> np.ndarray:
+    try:
+        data = np.load(path, allow_pickle=False)
+        array = data if isinstance(data, np.ndarray) else data["x"]
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ValueError(
+            f"--real_hint={path} cannot be read ({error}). Expected an .npy of "
+            "numbers, or an .npz with x."
+        ) from error
+    if array.dtype.kind not in "uif" or not array.ndim:
+        raise ValueError(f"--real_hint={path} holds {array.dtype}; expected numbers [images, ...].")
+    return array

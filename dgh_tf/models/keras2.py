@@ -1,0 +1,262 @@
+"""keras: models saved by Keras 2 (tf_keras), rebuilt as Keras 3 models that give the same outputs.
+
+Read by tf_keras, written as HDF5, its config rewritten where Keras 3 reads it differently, read by
+Keras 3, compared.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import tempfile
+import warnings
+import zipfile
+
+import numpy as np
+
+from dgh_tf.models.keras2_functions import as_function_layer, function_layer
+
+# of outputs, relative to the largest: float32 in another order of operations stays far below
+TOLERANCE = 1e-3
+HALF_TOLERANCE = (
+    5e-2  # the same where the model computed with the 8 bits of bfloat16 or the 11 of float16
+)
+DYNAMIC_SIDE = 64  # pixels that stand for a dynamic size in the comparison
+# what Keras 2 writes because of its class hierarchy, without effect there, and Keras 3 constructors
+# have no argument for
+INHERITED = (
+    {
+        kind: ["groups"]
+        for kind in (
+            "DepthwiseConv1D",
+            "DepthwiseConv2D",
+            "Conv1DTranspose",
+            "Conv2DTranspose",
+            "Conv3DTranspose",
+        )
+    }
+    | {
+        kind: ["groups", "kernel_initializer", "kernel_regularizer", "kernel_constraint"]
+        for kind in ("SeparableConv1D", "SeparableConv2D")
+    }
+    | {
+        kind: ["time_major"]
+        for kind in ("RNN", "SimpleRNN", "GRU", "LSTM", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
+    }
+)
+MODELS, FUNCTION_LAYERS = {"Functional", "Model", "Sequential"}, {"TFOpLambda", "SlicingOpLambda"}
+
+
+def saved_by_keras2(path: pathlib.Path) -> bool:
+    """Whether a .keras or HDF5 file or a SavedModel folder holds a Keras 2 model."""
+    if path.is_dir():
+        return (path / "keras_metadata.pb").exists()
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            text = archive.read("metadata.json") if "metadata.json" in archive.namelist() else b"{}"
+        return str(json.loads(text).get("keras_version", "3")).startswith("2.")
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        version = file.attrs.get("keras_version", b"2.0")
+        return (version.decode() if isinstance(version, bytes) else str(version)).startswith(
+            ("1.", "2.")
+        )
+
+
+def load_keras2(path: pathlib.Path, *, unsafe: bool):
+    """The Keras 3 form of a Keras 2 model.
+
+    Args: unsafe: lets the file bring Python code (Lambda layers).
+    Raises: ValueError when it has code, or layers or values that Keras 3 does not reproduce.
+    """
+    if not unsafe and any(_holds_lambda(config) for config in _configs(path)):
+        raise ValueError("it has a Lambda layer")
+    import keras
+    import tf_keras
+
+    reference = tf_keras.models.load_model(path, compile=False, safe_mode=not unsafe)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "model.h5"
+        try:
+            with (
+                warnings.catch_warnings()
+            ):  # that HDF5 is an old format: here it is the one both generations read
+                warnings.simplefilter("ignore")
+                reference.save(file, save_format="h5", include_optimizer=False)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"it is the subclassed model {type(reference).__name__!r}, which only "
+                "its own Python code can build again. "
+                "Build it in Python and call dgh_tf.generate_images(model)"
+            ) from error
+        _rewrite(file)
+        known = {
+            "TFOpLambda": function_layer(),
+            "Functional": keras.Model,
+        }  # Keras knows the latter at the outer levels only
+        model = keras.models.load_model(
+            file, custom_objects=known, compile=False, safe_mode=not unsafe
+        )
+    if not model.built or not getattr(
+        model, "inputs", None
+    ):  # Sequential loses the shape of its input layer
+        model.build(reference.input_shape)
+    _require_equal(reference, model)
+    return model
+
+
+def _configs(path: pathlib.Path) -> list:
+    """Every layer config that the file holds, parsed; no layer is made of it."""
+    if path.is_dir():
+        from tf_keras.protobuf import saved_metadata_pb2
+
+        metadata = saved_metadata_pb2.SavedMetadata()
+        metadata.ParseFromString((path / "keras_metadata.pb").read_bytes())
+        return [json.loads(node.metadata) for node in metadata.nodes]
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [json.loads(archive.read("config.json"))]
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        if "model_config" not in file.attrs:
+            raise ValueError(
+                "it holds weights without a model. Save the whole model with model.save"
+            )
+        return [json.loads(file.attrs["model_config"])]
+
+
+def _holds_lambda(config) -> bool:
+    if isinstance(config, dict):
+        code = str(config.get("class_name", "")).split(">")[-1].split(".")[-1] in (
+            "Lambda",
+            "__lambda__",
+        )
+        return code or any(map(_holds_lambda, config.values()))
+    return isinstance(config, list) and any(map(_holds_lambda, config))
+
+
+def _rewrite(file: pathlib.Path) -> None:
+    import h5py
+
+    with h5py.File(file, "r+") as h5:
+        h5.attrs["model_config"] = json.dumps(as_keras3(json.loads(h5.attrs["model_config"])))
+
+
+def as_keras3(config):
+    """A Keras 2 config as Keras 3 reads it: a changed copy.
+
+    The differences: inherited arguments (see above); SyncBatchNormalization is
+      BatchNormalization(synchronized=True); random
+    augmentation, which takes other arguments and does nothing in inference; policies of half
+    precision, which become float32;
+    TensorFlow functions as layers; slashes in names; and a model used as a layer counts its own
+    graph as node 0 in Keras 2, so its
+    first use is node 1 there and node 0 in Keras 3.
+    """
+    if isinstance(config, list):
+        return [as_keras3(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: as_keras3(value) for key, value in config.items()}
+    inner, kind = config.get("config"), config.get("class_name")
+    if kind == "Policy":
+        return "float32"
+    if isinstance(inner, dict):
+        if str(kind).startswith("Random"):
+            kept = {
+                key: value for key, value in inner.items() if key in ("name", "batch_input_shape")
+            }
+            config["class_name"], config["config"] = "Activation", {**kept, "activation": "linear"}
+        for name in INHERITED.get(kind, ()):
+            inner.pop(name, None)
+        if (
+            isinstance(inner.get("axis"), list)
+            and len(inner["axis"]) == 1
+            and "BatchNormalization" in str(kind)
+        ):
+            inner["axis"] = inner["axis"][0]
+        if kind == "SyncBatchNormalization":
+            config["class_name"], config["config"] = (
+                "BatchNormalization",
+                {**inner, "synchronized": True},
+            )
+        if kind in MODELS and "layers" in inner:
+            inner["layers"] = [
+                as_function_layer(layer) if layer["class_name"] in FUNCTION_LAYERS else layer
+                for layer in inner["layers"]
+            ]
+            _renumber(inner)
+            for ends in (
+                "input_layers",
+                "output_layers",
+            ):  # one tensor, not a list of one: what comes after it takes no list
+                inner |= {ends: inner[ends][0]} if len(inner.get(ends, [])) == 1 else {}
+            slashed = {
+                layer["config"]["name"]
+                for layer in inner["layers"]
+                if "/" in layer["config"]["name"]
+            }
+            config["config"] = _without_slashes(inner, slashed) if slashed else inner
+    return config
+
+
+def _without_slashes(item, names: set[str]):
+    """A config with '_' for '/' in the layers' `names`, wherever they stand: Keras 3 allows no
+    slash there.
+    """
+    if isinstance(item, dict):
+        return {key: _without_slashes(value, names) for key, value in item.items()}
+    if isinstance(item, list):
+        return [_without_slashes(value, names) for value in item]
+    return item.replace("/", "_") if isinstance(item, str) and item in names else item
+
+
+def _renumber(graph: dict) -> None:
+    nested = {layer["config"]["name"] for layer in graph["layers"] if layer["class_name"] in MODELS}
+
+    def visit(item) -> None:
+        if (
+            isinstance(item, list)
+            and len(item) >= 3
+            and isinstance(item[0], str)
+            and isinstance(item[1], int)
+        ):
+            if item[0] in nested:
+                item[1] -= 1
+        elif isinstance(item, list | dict):
+            for value in item.values() if isinstance(item, dict) else item:
+                visit(value)
+
+    visit([layer.get("inbound_nodes", []) for layer in graph["layers"]])
+    visit(graph.get("output_layers", []))
+
+
+def _require_equal(reference, model) -> None:
+    """Raises ValueError where outputs on noise differ by more than rounding."""
+    import tensorflow as tf
+
+    from dgh_tf.models.network import call_model
+
+    half = any(
+        getattr(layer, "compute_dtype", None) in ("float16", "bfloat16")
+        for layer in reference._flatten_layers()
+    )
+    tolerance = HALF_TOLERANCE if half else TOLERANCE
+    rng = np.random.default_rng(0)
+    tensors = [
+        rng.normal(size=(2, *(side or DYNAMIC_SIDE for side in t.shape[1:]))).astype(np.float32)
+        for t in reference.inputs
+    ]
+    expected, actual = (tf.nest.flatten(call_model(m, tensors)) for m in (reference, model))
+    for a, b in zip(expected, actual, strict=True):
+        gap = float(
+            np.max(np.abs(np.float32(a) - np.float32(b)))
+            / max(float(np.max(np.abs(np.float32(a)))), 1e-6)
+        )
+        if not gap <= tolerance:
+            raise ValueError(
+                f"rebuilt in Keras 3 its outputs differ by {gap:.3g} of their size. "
+                "Rebuild it there from its own code"
+            )

@@ -1,0 +1,412 @@
+"""keras: a trained model seen as BatchNorm statistics and heads. With heads.py the one place that
+touches a model's insides.
+
+A forward pass is traced with every BN layer's `call` wrapped (put back after), which finds nested,
+shared and subclassed
+layers alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf.models.heads import Head, find_heads, upstream
+from dgh_tf.models.hooks import computing_in, record_calls
+from dgh_tf.models.validation import (
+    OTHER_NORMS,
+    require_alive,
+    require_batchnorm,
+    require_connected,
+    require_trained,
+)
+from dgh_tf.ops.moments import normalize, safe_shift
+
+BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
+_CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchNorm:
+    """One BN layer and what it knows of its training set: running statistics float32 [channels]."""
+
+    layer: Any
+    name: str
+    axis: int
+    epsilon: float
+    mean: np.ndarray
+    variance: np.ndarray
+    rank: int  # of its input, with batch
+
+    @property
+    def shift(self) -> np.ndarray:
+        """What to take off the input before squaring it, see `moments.safe_shift`."""
+        return safe_shift(self.mean, variance=self.variance, epsilon=self.epsilon)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tapped:
+    """What one traced forward pass gave: (index of BatchNorm, its input) in call order, for each
+    call the `channel_sums`
+    where they came along (else None), and the heads.
+    """
+
+    calls: list[tuple[int, tf.Tensor]]
+    sums: list[tuple[tf.Tensor, ...] | None]
+    heads: list[Head]
+
+
+class Network:
+    """A model, its BN layers and its inputs.
+
+    Attributes:
+      model: the Keras model, never changed.
+      input_names, input_shapes: of every input, shapes without batch, channels last.
+      channels_first: for every input whether the model takes it as [channels, height, width]; only
+        `own_layout` gives it so.
+      layers: the BatchNorm layers reached by a forward pass, in call order.
+      unmatched: names of layers that no BN statistics constrain: other normalizations, and layers
+        with kernels that no
+        BN layer follows.
+    """
+
+    def __init__(self, model, *, image_size: tuple[int, int] | None = None):
+        """Raises ValueError where the method cannot work: no BN, untrained or broken statistics,
+        unknown input size.
+        """
+        self.model = model
+        self.input_names, shapes = _inputs(model, image_size)
+        self.channels_first = [_channels_first(model, shape) for shape in shapes]
+        self.input_shapes = [
+            (*s[1:], s[0]) if first else s
+            for s, first in zip(shapes, self.channels_first, strict=True)
+        ]
+        require_batchnorm(model, batchnorm_layers(model))
+        self.layers, self.unmatched, logits = self._survey()
+        require_trained(model, self.layers)
+        self._affines = [_affine(bn) for bn in self.layers]
+        require_alive(model, logits, self.input_shapes)
+
+    def forward(self, inputs: list[tf.Tensor], *, precision: str = "float32") -> Tapped:
+        """One forward pass in inference mode; call it inside tf.function. Inputs are in model
+        units, in order, channels last.
+
+        precision: what layers compute in, see `computing_in`.
+        """
+        position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
+        known: dict[int, tuple[tf.Tensor, ...]] = {}  # by id of what a layer gave
+
+        def normalized(bn, scale, offset, x):
+            y, sums = normalize(tf.cast(x, tf.float32), scale=scale, offset=offset, shift=bn.shift)
+            y = tf.cast(y, bn.layer.compute_dtype)
+            known[id(y)] = sums
+            return y
+
+        instead = {
+            id(bn.layer): functools.partial(normalized, bn, *affine)
+            for bn, affine in zip(self.layers, self._affines, strict=True)
+            if affine
+        }
+        with (
+            computing_in(self.model, precision),
+            record_calls([bn.layer for bn in self.layers], instead=instead) as recorded,
+        ):
+            outputs = self.outputs(inputs)
+        calls = [(position[id(layer)], x) for layer, x, _ in recorded]
+        return Tapped(
+            calls,
+            [known.get(id(y)) for *_, y in recorded],
+            find_heads(outputs, [y for *_, y in recorded]),
+        )
+
+    def head_names(self, *, precision: str) -> list[str]:
+        """Names of the heads in the order in which `forward` gives them, and a first test of the
+        precision.
+        """
+        names: list[str] = []
+        specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
+        tf.function(
+            lambda *x: names.extend(
+                h.name for h in self.forward(list(x), precision=precision).heads
+            ),
+            autograph=False,
+        ).get_concrete_function(*specs)
+        return names
+
+    def _survey(self) -> tuple[list[BatchNorm], list[str], Callable]:
+        """The BN layers that a forward pass reaches, the names for `unmatched`, and the traced
+        function from inputs to heads' logits.
+        """
+        norms, kernels = batchnorm_layers(self.model), kernel_layers(self.model)
+        ranks: dict[int, tuple[Any, int]] = {}
+        followed: set[int] = set()
+
+        def trace(*inputs):
+            with record_calls([*norms, *kernels]) as recorded:
+                outputs = self.outputs(list(inputs))
+            own = {id(layer) for layer in norms}
+            calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
+            ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
+            before = upstream(x for _, x in calls)
+            given = [
+                (layer, tf.nest.flatten(y)[0]) for layer, _, y in recorded
+            ]  # a recurrent cell gives its state, too
+            followed.update(
+                id(layer) for layer, y in given if id(layer) not in own and y.ref() in before
+            )
+            heads = find_heads(outputs, [])
+            require_connected(self.model, heads, inputs)
+            return {head.name: head.logits for head in heads}
+
+        specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
+        logits = tf.function(trace, autograph=False).get_concrete_function(*specs)
+        layers = [_batchnorm(*entry) for entry in reversed(ranks.values())]
+        others = [
+            layer.name
+            for layer in self.model._flatten_layers()
+            if type(layer).__name__ in OTHER_NORMS
+        ]
+        return (
+            layers,
+            [*others, *(layer.name for layer in kernels if id(layer) not in followed)],
+            logits,
+        )
+
+    def own_layout(self, inputs: list) -> list:
+        """The arrays or tensors [batch, *input shape], channels last, as the model takes them."""
+
+        def moved(x):
+            return (
+                np.ascontiguousarray(np.moveaxis(x, -1, 1))
+                if isinstance(x, np.ndarray)
+                else tf.transpose(x, [0, 3, 1, 2])
+            )
+
+        return [
+            moved(x) if first else x for x, first in zip(inputs, self.channels_first, strict=True)
+        ]
+
+    def outputs(self, inputs: list[tf.Tensor]):
+        """The model's outputs in inference mode for inputs in order, channels last. Raises
+        ValueError where it cannot be called.
+        """
+        try:
+            return call_model(self.model, self.own_layout(inputs))
+        except TypeError as error:
+            known = ", ".join(
+                f"{name} {shape}"
+                for name, shape in zip(self.input_names, self.input_shapes, strict=True)
+            )
+            raise ValueError(
+                f"Model {self.model.name!r} could not be called on its known inputs "
+                f"({known}): {error}. "
+                "Wrap it in a functional model with one keras.Input for each input."
+            ) from error
+
+
+def call_model(model, inputs: list[tf.Tensor]):
+    """The model's outputs in inference mode for inputs in order."""
+    structure = getattr(
+        model, "_inputs_struct", None
+    )  # of a functional model: a tensor, a list or a dict
+    if structure is None and len(_tensors(model)) > 1:
+        structure = model.input  # of tf_keras
+    if structure is not None:
+        return model(tf.nest.pack_sequence_as(structure, inputs), training=False)
+    return model(*_as_arguments(model, inputs), training=False)
+
+
+def batchnorm_layers(model) -> list:
+    """Every BN layer of the model however deep it is nested, each once (Keras 3 and tf_keras,
+    SyncBatchNormalization too).
+    """
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if BATCH_NORMS & {base.__name__ for base in type(layer).__mro__}
+    ]
+    return list({id(layer): layer for layer in found}.values())
+
+
+def kernel_layers(model) -> list:
+    """Convolutions, dense layers and the like, each once: layers without layers inside that hold a
+    kernel.
+    """
+    found = [
+        layer
+        for layer in model._flatten_layers()
+        if any(hasattr(layer, name) for name in ("kernel", "depthwise_kernel", "pointwise_kernel"))
+    ]
+    return list({id(layer): layer for layer in found}.values())
+
+
+def _batchnorm(layer, rank: int) -> BatchNorm:
+    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
+    mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))
+    return BatchNorm(
+        layer,
+        getattr(layer, "path", None) or layer.name,
+        axis % rank,
+        float(layer.epsilon),
+        mean,
+        variance,
+        rank,
+    )
+
+
+def _affine(bn: BatchNorm) -> tuple[np.ndarray, np.ndarray] | None:
+    """The layer's inference as scale and offset, float32 [channels], constants of the run: its own
+    call computes them each time.
+
+    None for layers that are not plainly Keras' own or do not normalize the last axis; those are
+    called as they are.
+    """
+    layer = bn.layer
+    plain = type(layer).__name__ in BATCH_NORMS and type(layer).__module__.split(".")[0] in (
+        "keras",
+        "tf_keras",
+    )
+    if not plain or "call" in layer.__dict__ or bn.axis != bn.rank - 1:
+        return None
+    scale = 1.0 / np.sqrt(bn.variance.astype(np.float64) + bn.epsilon)
+    if layer.scale:
+        scale = scale * np.asarray(layer.gamma)
+    offset = (np.asarray(layer.beta) if layer.center else 0.0) - bn.mean * scale
+    return scale.astype(np.float32), offset.astype(np.float32)
+
+
+def _as_arguments(model, inputs: list) -> list:
+    """A subclassed model's inputs as its own `call` was given them when it was built."""
+    structure = list(_built_shapes(model).values())
+    if len(structure) == 1 and not _is_shape(
+        structure[0]
+    ):  # one argument that holds a list or dict of tensors
+        keys = structure[0].keys() if isinstance(structure[0], dict) else None
+        return [dict(zip(keys, inputs, strict=True)) if keys else list(inputs)]
+    return list(inputs)
+
+
+def _built_shapes(model) -> dict:
+    """The arguments that a subclassed model was called with: name -> shape with batch, or a list or
+    dict of shapes.
+    """
+    if getattr(model, "_build_shapes_dict", None):
+        return model._build_shapes_dict
+    called = model.save_spec() if hasattr(model, "save_spec") else None  # of tf_keras
+    return (
+        {"input": tf.nest.map_structure(lambda spec: tuple(spec.shape), called[0][0])}
+        if called
+        else {}
+    )
+
+
+def _is_shape(value) -> bool:
+    return isinstance(value, list | tuple) and all(
+        side is None or isinstance(side, int) for side in value
+    )
+
+
+def _tensors(model) -> list:
+    """The symbolic inputs of a model; none for a subclassed one, and for a Sequential one that was
+    never called.
+    """
+    try:
+        return list(getattr(model, "inputs", None) or [])
+    except ValueError:
+        return []
+
+
+def _declared(model) -> list[tuple[str, tuple, str]]:
+    """(name, shape with batch, dtype) of every input; empty where the model does not know."""
+    if _tensors(model):
+        return [
+            (t.name.split(":")[0], tuple(t.shape), tf.as_dtype(t.dtype).name) for t in model.inputs
+        ]
+    named = list(_built_shapes(model).items())
+    if len(named) == 1 and not _is_shape(named[0][1]):
+        value = named[0][1]
+        named = (
+            list(value.items())
+            if isinstance(value, dict)
+            else [(f"input_{i}", shape) for i, shape in enumerate(value)]
+        )
+    return [
+        (name.removesuffix("_shape"), tuple(shape), "float32")
+        for name, shape in named
+        if _is_shape(shape)
+    ]
+
+
+def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
+    declared = _declared(model)
+    if not declared:
+        raise ValueError(
+            f"Model {model.name!r} has no known input shape, because it was never called or built. "
+            "Call it once on data, or give it an Input layer, before saving it."
+        )
+    names, shapes = [], []
+    for name, shape, dtype in declared:
+        shape = shape[1:]
+        if not tf.as_dtype(dtype).is_floating:
+            raise ValueError(
+                f"Input {name!r} of model {model.name!r} takes {dtype}; images are float. "
+                "Pass the part of the model behind that input."
+            )
+        if image_size and len(shape) == 3:
+            wanted = (
+                (shape[0], *image_size)
+                if _channels_first(model, shape)
+                else (*image_size, shape[2])
+            )
+            if any(side not in (None, given) for side, given in zip(shape, wanted, strict=True)):
+                raise ValueError(
+                    f"Input {name!r} of model {model.name!r} has the fixed shape "
+                    f"{shape}; --image_size={image_size[0]},"
+                    f"{image_size[1]} cannot change it. Leave the flag out."
+                )
+            shape = wanted
+        if None in shape:
+            hint = (
+                "Give its spatial size with --image_size=HEIGHT,WIDTH."
+                if len(shape) == 3 and (shape[2] or shape[0])
+                else (
+                    "Only height and width of an image can be given; rebuild the model "
+                    "with the other sizes fixed."
+                )
+            )
+            raise ValueError(
+                f"Input {name!r} of model {model.name!r} has the dynamic shape {shape}. {hint}"
+            )
+        names.append(name)
+        shapes.append(shape)
+    return names, shapes
+
+
+def _channels_first(model, shape: tuple[int | None, ...]) -> bool:
+    """Whether an input is an image with its channels before height and width, as models from other
+    frameworks have it.
+
+    Its shape must say so, and a layer of the model: one that works that way, or one that moves the
+    channels to the end.
+    """
+    if not (
+        len(shape) == 3
+        and shape[0] in _CHANNELS
+        and all(side is None or side >= _LEAST_SIDE for side in shape[1:])
+    ):
+        return False
+    moves = (
+        (getattr(layer, "dims", None), getattr(layer, "axes", None))
+        for layer in model._flatten_layers()
+    )
+    return any(
+        getattr(layer, "data_format", None) == "channels_first" for layer in model._flatten_layers()
+    ) or any(
+        dims in ((2, 3, 1), [2, 3, 1]) or axes in ((0, 2, 3, 1), [0, 2, 3, 1])
+        for dims, axes in moves
+    )

@@ -1,0 +1,130 @@
+"""keras: models that the method cannot work on are refused here, with what was found, what was
+expected and what to do.
+
+Every function raises ValueError, or returns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf.models.heads import Head, upstream
+
+if TYPE_CHECKING:
+    from dgh_tf.models.network import BatchNorm
+
+OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
+_SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
+
+
+def require_batchnorm(model, norms: list) -> None:
+    """Refuses a model without BN layers `norms`, with what it has instead."""
+    if norms:
+        return
+    others = sorted({type(layer).__name__ for layer in model._flatten_layers()} & OTHER_NORMS)
+    reason = (
+        f"It has {', '.join(others)}, which computes its statistics anew for each "
+        "image and keeps none of the training set. "
+        "The method needs a model with BatchNormalization; calibrate this one with real images."
+        if others
+        else (
+            "If BatchNorm was folded into the convolutions, pass the model as it was "
+            "before folding."
+        )
+    )
+    raise ValueError(
+        f"Model {model.name!r} has no BatchNormalization layer, so there are no "
+        f"statistics to match. {reason}"
+    )
+
+
+def require_connected(model, heads: list[Head], inputs: Sequence[tf.Tensor]) -> None:
+    """Refuses a model with a traced head that no input leads to."""
+    wanted = {x.ref() for x in inputs}
+    for head in heads:
+        if not wanted & upstream([head.logits]):
+            raise ValueError(
+                f"Output {head.name!r} of model {model.name!r} does not depend on its "
+                "input; it is a constant. "
+                "Check how the model is built, or pass the part that does the work."
+            )
+
+
+def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> None:
+    """Refuses a head whose values are the same for inputs of any scale, and a model that cannot run
+    here at all.
+
+    logits: the traced function from inputs of `shapes` (with a batch axis in front) to each head's
+      logits by name.
+    """
+    rng = np.random.default_rng(0)
+    inputs = [
+        np.stack([scale * rng.normal(size=shape) for scale in _SCALES]).astype(np.float32)
+        for shape in shapes
+    ]
+    try:
+        found = logits(*map(tf.constant, inputs))
+    except tf.errors.UnimplementedError as error:
+        reason = next(
+            (line for line in str(error).splitlines() if "only supports" in line or "NHWC" in line),
+            str(error).splitlines()[0],
+        )
+        raise ValueError(
+            f"Model {model.name!r} does not run on this device: {reason[:200]} "
+            "Convolutions and pooling with "
+            "data_format='channels_first' run on GPUs and on few CPUs; rebuild it "
+            "with channels_last and the same weights, "
+            "behind a Permute((2, 3, 1)) layer where the input must stay."
+        ) from error
+    for name, values in found.items():
+        values = values.numpy()
+        if (values == values[:1]).all():
+            raise ValueError(
+                f"Output {name!r} of model {model.name!r} is the same for noise of the scales "
+                f"{', '.join(map(str, _SCALES))}: it does not depend on its input, "
+                "because a layer on the way is dead. "
+                "Check the weights, or pass the part that works."
+            )
+
+
+def require_trained(model, layers: list[BatchNorm]) -> None:
+    """Refuses running statistics and weights that no training gives: not finite, without variance,
+    or the initial ones.
+    """
+    if not layers:
+        raise ValueError(
+            f"No BatchNormalization layer of model {model.name!r} is used in its "
+            "forward pass, so there are no "
+            "statistics to match. Pass the model whose call uses them."
+        )
+    for bn in layers:
+        if not (np.isfinite(bn.mean).all() and np.isfinite(bn.variance).all()):
+            raise ValueError(
+                f"BN layer {bn.name!r} has running statistics that are not finite; "
+                "expected numbers. "
+                "Training diverged; train again or load an earlier checkpoint."
+            )
+        if (bn.variance < 0).any() or not bn.variance.any():
+            raise ValueError(
+                f"BN layer {bn.name!r} has running variances of zero or below; "
+                "expected positive ones. It saw no varying "
+                "data: check how the model was trained or converted."
+            )
+    for weight in model.weights:
+        value = np.asarray(weight)
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise ValueError(
+                f"Weight {getattr(weight, 'path', weight.name)!r} of model "
+                f"{model.name!r} holds values that are not finite; "
+                "expected numbers. Training diverged; train again or load an earlier checkpoint."
+            )
+    if all(not bn.mean.any() and (bn.variance == 1).all() for bn in layers):
+        raise ValueError(
+            f"Every BN layer of model {model.name!r} still has its initial statistics "
+            "(mean 0, variance 1), so it was "
+            "never trained. Load the trained weights first."
+        )

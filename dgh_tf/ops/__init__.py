@@ -1,0 +1,1 @@
+"""Pure functions of tensors and arrays: moments, losses, canvases, the optimizer."""

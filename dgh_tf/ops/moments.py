@@ -1,0 +1,201 @@
+"""math: per-channel moments of activations in float32, and the gradient that makes them cheap."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf.ops.fusion import fused
+
+SAFE_OFFSET = 10.0  # deviations: up to here the variance keeps four digits
+LONG_ROW = 64  # channels
+LARGE = (
+    2**13
+)  # values of an image: from here on a pass over memory costs more than starting compiled code
+
+
+class Moments(NamedTuple):
+    """count: float32 scalar; mean and m2 (sum of squared deviations from the mean): float32
+    [channels].
+    """
+
+    count: tf.Tensor
+    mean: tf.Tensor
+    m2: tf.Tensor
+
+    @property
+    def variance(self) -> tf.Tensor:
+        """Population variance, as BatchNorm's running variance (up to its n/(n-1) where a framework
+        uses that).
+        """
+        return self.m2 / self.count
+
+
+def safe_shift(mean: np.ndarray, *, variance: np.ndarray, epsilon: float) -> np.ndarray:
+    """The shift for `channel_sums` that channels of these running statistics need, float32
+    [channels]: zeros where no mean is
+    so far from zero that squares in float32 lose the variance; a shift costs a pass over the
+    activations.
+    """
+    far = np.square(mean) > SAFE_OFFSET**2 * (variance + epsilon)
+    return mean if far.any() else np.zeros_like(mean)
+
+
+def channel_sums(
+    x: tf.Tensor, *, shift: np.ndarray, axis: int = -1
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Sums of d = x - shift and of d squared over all axes but `axis`, float32 [channels] both, and
+    how many d there are.
+
+    Args:
+      x: activations of any float type; sums are float32.
+      shift: float32 [channels], a guess of the mean: deviations are taken from it before squaring,
+        so a large mean does
+        not cancel the variance away. All zeros save a pass over x.
+      axis: the channel axis.
+    """
+    x = tf.cast(x, tf.float32)
+    axis = axis % x.shape.rank
+    if axis != x.shape.rank - 1:
+        x = tf.transpose(x, [*(i for i in range(x.shape.rank) if i != axis), axis])
+    sums, half_squares = _sums(x, shift if np.any(shift) else None)
+    return sums, 2.0 * half_squares, _count(x)
+
+
+def channel_moments(x: tf.Tensor, *, shift: np.ndarray, axis: int = -1) -> Moments:
+    """Moments of x over all axes but `axis`; arguments as those of `channel_sums`, which it is made
+    from.
+    """
+    sums, squares, count = channel_sums(x, shift=shift, axis=axis)
+    offset = sums / count
+    return Moments(count, shift + offset, tf.maximum(squares - sums * offset, 0.0))
+
+
+def row_repeat(x: tf.Tensor) -> int:
+    """How many neighbouring positions to take as one row of x [..., width, channels]: Eigen
+    broadcasts short vectors slowly.
+    """
+    wide = x.shape.rank > 2 and x.shape[-1] < LONG_ROW and x.shape[-2]
+    return x.shape[-2] if wide else 1
+
+
+def _total(ones: tf.Tensor, rows: tf.Tensor, channels: int) -> tf.Tensor:
+    """Sums of rows [n, repeat * channels] by channel; as a matrix product, because Eigen's column
+    sums are slower.
+    """
+    found = tf.matmul(ones, rows)
+    return (
+        found[0]
+        if rows.shape[1] == channels
+        else tf.reduce_sum(tf.reshape(found, [-1, channels]), 0)
+    )
+
+
+def _sums(x: tf.Tensor, shift: np.ndarray | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums over positions of d = x - shift and of d^2 / 2. Their gradient g1 + g2 d is one product
+    and one sum over x.
+    """
+    repeat, channels = row_repeat(x), x.shape[-1]
+
+    @tf.custom_gradient
+    def sums(x):
+        rows = tf.reshape(x, [-1, repeat * channels])
+
+        def gradient(by_sum, by_square):
+            factor, offset = _slope(by_sum, by_square, shift, repeat)
+            return tf.reshape(rows * factor + offset, tf.shape(x))
+
+        return _shifted_sums(rows, shift, channels), gradient
+
+    return sums(x)
+
+
+def _shifted_sums(
+    rows: tf.Tensor, shift: np.ndarray | None, channels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    d = (
+        rows
+        if shift is None
+        else rows - np.tile(shift, rows.shape[1] // channels).astype(np.float32)
+    )
+    ones = tf.ones([1, tf.shape(d)[0]], tf.float32)
+    return _total(ones, d, channels), 0.5 * _total(ones, tf.square(d), channels)
+
+
+def _slope(
+    by_sum: tf.Tensor, by_square: tf.Tensor, shift: np.ndarray | None, repeat: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Factor and offset of x in the gradient of `_shifted_sums`, for rows of `repeat` positions."""
+    offset = by_sum if shift is None else by_sum - by_square * shift.astype(np.float32)
+    return tuple(v if repeat == 1 else tf.tile(v, [repeat]) for v in (by_square, offset))
+
+
+def normalize(
+    x: tf.Tensor, *, scale: np.ndarray, offset: np.ndarray, shift: np.ndarray
+) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    """x * scale + offset along the last axis, which is batch normalization in inference mode, and
+    `channel_sums` of x.
+
+    Together they read a large x half as often as apart, forward and backward.
+
+    Args: x: float32 [batch, ..., channels]. scale, offset, shift: float32 [channels].
+    """
+    repeat, channels = row_repeat(x), x.shape[-1]
+    scales, offsets = (tf.constant(np.tile(v, repeat), tf.float32) for v in (scale, offset))
+    needed = shift if np.any(shift) else None
+    large = (x.shape[1:].num_elements() or 0) >= LARGE
+    forward, backward = (
+        (fused(_affine), fused(_affine_gradient)) if large else (_affine, _affine_gradient)
+    )
+
+    @tf.custom_gradient
+    def normalized(x):
+        rows = tf.reshape(x, [-1, repeat * channels])
+
+        def gradient(upstream, by_sum, by_square):
+            factor, constant = _slope(by_sum, by_square, needed, repeat)
+            return tf.reshape(
+                backward(
+                    tf.reshape(upstream, [-1, repeat * channels]), rows, scales, factor, constant
+                ),
+                tf.shape(x),
+            )
+
+        return (
+            tf.reshape(forward(rows, scales, offsets), tf.shape(x)),
+            *_shifted_sums(rows, needed, channels),
+        ), gradient
+
+    y, sums, half_squares = normalized(x)
+    return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))
+
+
+def _affine(rows, scales, offsets):
+    return rows * scales + offsets
+
+
+def _affine_gradient(upstream, rows, scales, factor, constant):
+    return upstream * scales + (rows * factor + constant)
+
+
+def _count(x: tf.Tensor) -> tf.Tensor:
+    """Positions of x [batch, ..., channels] over all images, float32."""
+    positions = x.shape[1:-1].num_elements()
+    return (
+        tf.cast(tf.shape(x)[0], tf.float32) * positions
+        if positions
+        else tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    )
+
+
+def image_moments(x: tf.Tensor, *, axis: int = -1) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mean and variance of each image over its positions: float32 [batch, channels] both (variance
+    0 for plain vectors).
+    """
+    x = tf.cast(x, tf.float32)
+    axes = [i for i in range(1, x.shape.rank) if i != axis % x.shape.rank]
+    if not axes:
+        return x, tf.zeros_like(x)
+    return tf.nn.moments(x, axes)

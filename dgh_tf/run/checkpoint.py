@@ -1,0 +1,138 @@
+"""state: checkpoints of a run: whole or absent, checksummed, the last two kept.
+
+A checkpoint is one file: the length of its JSON head, the head (identity, progress, dtypes and
+shapes of the arrays), then
+the arrays of the carry and the records of all batches, one after the other, so that a set of any
+size passes through a
+few megabytes of memory. Beside it, written last, lies a .json with the file's sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pathlib
+import warnings
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dgh_tf.common.files import atomic_path, atomic_write, sha256_file
+from dgh_tf.generation.generator import Generator, State
+
+KEPT = 2
+
+
+def save(folder: pathlib.Path, generator: Generator, *, identity: dict) -> None:
+    """Writes a run's state and records. Raises OSError on a full disk, with the earlier checkpoints
+    as they were.
+    """
+    folder.mkdir(exist_ok=True)
+    state, places = generator.state, range(len(generator.batches))
+    scale, best, waited = state.plateau
+    head = {
+        "identity": identity,
+        "visits": state.visits,
+        "plateau": [scale, best if math.isfinite(best) else None, waited],
+        "gap_start": state.gap_start,
+        "carry": [[a.dtype.str, a.shape] for a in state.carry],
+    }
+    path, digest = folder / f"visit-{state.visits:012d}.bin", hashlib.sha256()
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        text = json.dumps(head).encode()
+        for data in (len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in state.carry)):
+            file.write(data)
+            digest.update(data)
+        for place in places:
+            for array in generator.store.read(place):
+                view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+                file.write(view)
+                digest.update(view)
+    atomic_write(path.with_suffix(".json"), json.dumps({"sha256": digest.hexdigest()}))
+    for old in sorted(folder.glob("visit-*.json"))[:-KEPT]:
+        old.unlink()
+        old.with_suffix(".bin").unlink(missing_ok=True)
+
+
+def available(folder: pathlib.Path) -> list[int]:
+    """Visits at which whole checkpoints were taken, newest first; damaged ones are passed over with
+    a warning.
+    """
+    return [int(path.stem.removeprefix("visit-")) for path in _whole(folder)]
+
+
+def restore(folder: pathlib.Path, generator: Generator, *, identity: dict, visits: int) -> None:
+    """Puts the checkpoint taken at `visits` into the generator.
+
+    Raises: ValueError when it belongs to another model, config or version, naming the difference.
+    """
+    with open(folder / f"visit-{visits:012d}.bin", "rb") as file:
+        head = _head(file)
+        require_same(head["identity"], identity, folder.parent)
+        carry = [
+            np.fromfile(file, np.dtype(kind), math.prod(shape)).reshape(shape)
+            for kind, shape in head["carry"]
+        ]
+        for place in range(len(generator.batches)):
+            shapes = [a.shape for a in generator.store.read(place)]
+            generator.store.write(
+                place,
+                [
+                    np.fromfile(file, np.float32, math.prod(shape)).reshape(shape)
+                    for shape in shapes
+                ],
+            )
+    scale, best, waited = head["plateau"]
+    generator.state = State(
+        head["visits"],
+        (scale, math.inf if best is None else best, waited),
+        head["gap_start"],
+        carry,
+    )
+
+
+def require_run(folder: pathlib.Path, *, identity: dict) -> None:
+    """Raises ValueError when the newest whole checkpoint is of another run: asked before long work
+    begins.
+    """
+    for path in _whole(folder):
+        with open(path, "rb") as file:
+            require_same(_head(file)["identity"], identity, folder.parent)
+        return
+
+
+def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    for record in sorted(folder.glob("visit-*.json"), reverse=True):
+        path = record.with_suffix(".bin")
+        try:
+            if sha256_file(path) != json.loads(record.read_text())["sha256"]:
+                raise ValueError("its checksum differs")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(
+                f"Checkpoint {path.name} is damaged ({error}); going back to the one before.",
+                stacklevel=3,
+            )
+            continue
+        yield path
+
+
+def _head(file: BinaryIO) -> dict[str, Any]:
+    return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+
+def require_same(saved: dict, wanted: dict, folder: pathlib.Path) -> None:
+    """Raises ValueError naming every entry in which two identities of runs differ."""
+    flat_saved, flat_wanted = ({**i, **i.get("config", {})} for i in (saved, wanted))
+    keys = sorted((flat_saved.keys() | flat_wanted.keys()) - {"config"})
+    different = [
+        f"{key}: {flat_saved.get(key)!r} there, {flat_wanted.get(key)!r} now"
+        for key in keys
+        if flat_saved.get(key) != flat_wanted.get(key)
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(different)}). "
+            "Give the same settings to go on with it, or another --output_dir."
+        )

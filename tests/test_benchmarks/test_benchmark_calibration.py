@@ -1,0 +1,249 @@
+"""The calibration benchmark from its command line, resumed and refused, on a tiny model; and its
+parts by hand.
+"""
+
+import json
+
+import commands
+import numpy as np
+import pytest
+
+from benchmarks.data import sources
+from benchmarks.measure import evaluation
+from benchmarks.output.results import Results
+
+ROW = {"source": "real", "seed": 0, "top1": 0.5}
+
+
+@pytest.fixture(scope="module")
+def task_files(tmp_path_factory):
+    """A tiny model that tells bright from dark images, and its data, inputs in [-1, 1]."""
+    import keras
+
+    folder = tmp_path_factory.mktemp("task")
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    x = np.clip(
+        (y - 1)[:, None, None, None] * 0.5 + rng.normal(scale=0.4, size=(300, 12, 12, 3)), -1, 1
+    )
+    inputs = outputs = keras.Input((12, 12, 3))
+    for layer in (
+        keras.layers.Conv2D(8, 3),
+        keras.layers.BatchNormalization(momentum=0.8),
+        keras.layers.ReLU(),
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.Dense(3, activation="softmax"),
+    ):
+        outputs = layer(outputs)
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.Adam(0.02), "sparse_categorical_crossentropy")
+    model.fit(x, y, epochs=8, batch_size=50, verbose=0)
+    model.save(folder / "m.keras")
+    np.savez(folder / "real.npz", x=x[:100].astype(np.float32), y=y[:100])
+    np.savez(folder / "evaluation.npz", x=x[100:].astype(np.float32), y=y[100:])
+    return folder
+
+
+def run(task_files, output_dir, *options):
+    files = [
+        f"--model={task_files}/m.keras",
+        f"--real={task_files}/real.npz",
+        f"--evaluation={task_files}/evaluation.npz",
+        f"--output_dir={output_dir}",
+    ]
+    return commands.call(
+        "benchmarks.calibration",
+        *files,
+        "--num_images=16",
+        "--seeds=1",
+        "--steps=3",
+        "--batch_size=8",
+        "--input_range=-1,1",
+        *options,
+    )
+
+
+def test_command_measures_and_a_second_run_adds_only_what_is_missing(task_files, tmp_path):
+    import keras
+
+    code, _, err = run(task_files, tmp_path, "--sources=noise")
+    assert code == 0, err
+    before = json.loads((tmp_path / "results.json").read_text())
+    assert before[0]["range_ratio"] is None
+    code, out, err = run(task_files, tmp_path, "--sources=noise,real,synthetic")
+    assert code == 0, err
+    rows = {row["source"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert list(rows) == ["noise", "real", "synthetic"] and "1 of 3 rows are done already" in out
+    assert {k: v for k, v in rows["noise"].items() if "range_" not in k} == {
+        k: v for k, v in before[0].items() if "range_" not in k
+    }
+    assert rows["noise"]["range_ratio"] > 0 and rows["real"]["range_ratio"] == 1.0
+    # float top-1 from Keras itself
+    data = np.load(task_files / "evaluation.npz")
+    model = keras.models.load_model(task_files / "m.keras")
+    expected = np.mean(model.predict(data["x"], verbose=0).argmax(1) == data["y"])
+    assert rows["real"]["float_top1"] == pytest.approx(expected)
+    assert rows["real"]["agreement"] > 0.9 and rows["real"]["sqnr_db"] > 20
+    assert rows["synthetic"]["generation_seconds"] > 0 and rows["synthetic"]["num_images"] == 16
+    assert (tmp_path / "scores.png").stat().st_size > 5000 and (
+        tmp_path / "ranges.png"
+    ).stat().st_size > 5000
+    report = (tmp_path / "results.md").read_text()
+    assert "python -m benchmarks.calibration --model=" in report and "tensorflow 2." in report
+    code, _, err = run(task_files, tmp_path, "--sources=noise", "--steps=4")
+    assert code == 1 and "other arguments" in err and err.count("\n") == 1
+    assert len(json.loads((tmp_path / "results.json").read_text())) == 3
+
+
+@pytest.mark.slow
+def test_real_images_alone_have_nothing_to_be_plotted_against(task_files, tmp_path):
+    code, _, err = run(task_files, tmp_path, "--sources=real")
+    assert (
+        (code, err) == (0, "")
+        and (tmp_path / "scores.png").exists()
+        and not (tmp_path / "ranges.png").exists()
+    )
+
+
+def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files, tmp_path):
+    code, _, err = run(
+        task_files,
+        tmp_path,
+        "--sources=real,synthetic",
+        "--scheme=int8,w4a8",
+        "--algorithm=minmax,bias_correction",
+        "--head=logits",
+    )
+    assert code == 0, err
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert (
+        len(rows) == 8
+        and len({(row["source"], row["scheme"], row["algorithm"]) for row in rows}) == 8
+    )
+    assert {row["used"] for row in rows} == {"minmax", "bias_correction"}
+    assert (
+        len({row["generation_seconds"] for row in rows if row["source"] == "synthetic"}) == 1
+    )  # generated once
+    sqnr = {
+        (row["scheme"], row["algorithm"]): row["sqnr_db"] for row in rows if row["source"] == "real"
+    }
+    assert sqnr["int8", "minmax"] > sqnr["w4a8", "minmax"] + 5  # each bit is 6 dB
+    assert "synthetic, w4a8 bias_correction" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--algorithm=magic"], "Unknown algorithm 'magic'"),
+        (["--scheme=int16x8", "--algorithm=mse"], "mse has no scheme int16x8"),
+        (["--algorithm=minmax,minmax"], "none twice"),
+    ],
+)
+def test_misfits_are_refused_before_anything_is_loaded(options, message):
+    from benchmarks.measure.comparison import combinations
+
+    given = {"scheme": "int8", "algorithm": "minmax"} | dict(
+        option.removeprefix("--").split("=") for option in options
+    )
+    with pytest.raises(ValueError, match=message):
+        combinations(given["scheme"].split(","), given["algorithm"].split(","), head="model")
+
+
+def test_real_subsets_follow_the_seed_and_never_repeat_an_image():
+    real = np.arange(20.0).reshape(20, 1)
+    first, again, other = (
+        sources.real_subset(real, num_images=10, seed=seed) for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert len(set(first.ravel())) == 10 and set(first.ravel()) != set(other.ravel())
+    with pytest.raises(ValueError, match="fewer than --num_images=21"):
+        sources.real_subset(real, num_images=21, seed=0)
+
+
+def test_noise_fills_the_valid_range_of_each_channel():
+    from dgh_tf import GenerationConfig
+
+    low, high = np.float32([-2.0, 0.0, 10.0]), np.float32([2.0, 1.0, 20.0])
+    images, _ = sources.calibration_images(
+        "noise",
+        model=None,
+        real=np.zeros((1, 16, 16, 3)),
+        bounds=(low, high),
+        config=GenerationConfig(num_images=64, seed=1),
+    )
+    flat = images.reshape(-1, 3)
+    assert (flat >= low).all() and (flat <= high).all()
+    # Uniform: mean in the middle, deviation width / sqrt(12); 16384 samples a channel.
+    np.testing.assert_allclose(flat.std(axis=0), (high - low) / np.sqrt(12), rtol=0.03)
+    np.testing.assert_allclose((flat.mean(axis=0) - low) / (high - low), 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize("names", [["real", "nosie"], [], ["real", "real"]])
+def test_wrong_sources_are_refused_with_the_right_ones(names):
+    with pytest.raises(ValueError, match="expected some of real, synthetic"):
+        sources.check_sources(names)
+
+
+def test_range_comparison_by_hand():
+    # Widths 4 -> 2 and 1 -> 4: log2 ratios -1 and 2, geometric mean 2 ** 0.5, gap 1.5; covered 0.5
+    # and 1.
+    result = evaluation.compare_ranges(
+        {"a": (0, 4), "b": (0, 1), "c": (0, 1)}, {"a": (0, 2), "b": (-1, 3)}
+    )
+    assert result == pytest.approx(
+        {"range_coverage": 0.75, "range_ratio": 2**0.5, "range_gap": 1.5}
+    )
+
+
+def test_file_ranges_hold_the_calibration_images(task_files):
+    """The input range is the calibration images' own minimum and maximum (min/max calibration), to
+    one step.
+    """
+    import keras
+
+    from tflite_export import to_tflite
+
+    images = np.random.default_rng(0).uniform(-0.5, 0.8, (8, 12, 12, 3)).astype(np.float32)
+    ranges = evaluation.tensor_ranges(
+        to_tflite(keras.models.load_model(task_files / "m.keras"), images)
+    )
+    step = (images.max() - images.min()) / 255
+    assert any(
+        np.allclose(each, (images.min(), images.max()), atol=step) for each in ranges.values()
+    )
+    # TFLite fixes the scale of softmax at 1/256
+    assert any(np.allclose(each, (0.0, 255 / 256)) for each in ranges.values())
+    assert len(ranges) >= 4  # input, convolution, mean, dense, softmax
+
+
+def test_damaged_results_are_not_overwritten(tmp_path):
+    Results(tmp_path, run="a").add(ROW, {})
+    whole = (tmp_path / "results.json").read_text()
+    assert Results(tmp_path, run="a").done("real", 0) and not Results(tmp_path, run="a").done(
+        "real", 1
+    )
+    with pytest.raises(ValueError, match="other arguments"):
+        Results(tmp_path, run="b")
+    for text in (whole[:-10], "{}", "[1]"):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(ValueError, match="Remove it"):
+            Results(tmp_path, run="a")
+        assert (tmp_path / "results.json").read_text() == text
+
+
+def test_every_source_is_in_the_legend_also_one_that_the_first_group_lacks(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from benchmarks.output import plots
+
+    legends = []
+    monkeypatch.setattr(
+        Axes, "legend", lambda axis, **_: legends.append(axis.get_legend_handles_labels()[1])
+    )
+    rows = [
+        {"group": group, "source": source, "v": 1.0}
+        for group, source in [("a", "real"), ("b", "real"), ("b", "noise")]
+    ]
+    plots.grouped(rows, tmp_path / "g.png", field="v", label="v", line=None)
+    assert legends == [["real", "noise"]]

@@ -1,0 +1,376 @@
+"""The verdict: its figures by hand, its evidence against numpy and Keras, and files that must be
+told apart.
+"""
+
+import json
+import pathlib
+
+import commands
+import numpy as np
+import pytest
+import tiny_models
+
+from tflite_export.quality import accuracy_estimate
+from tflite_export.quality.accuracy_estimate import Evidence, judge
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def evidence(*, same=9, of=10, noise=1e-4, low=None, high=None, clipped=0.0, classes=4):
+    """Two tensors and one head of `of` images, `same` of which both files put in the same class."""
+    reference = np.eye(classes)[
+        np.zeros(of, int)
+    ]  # one class, so that any image's error does to all what it does to its own
+    outputs = reference.copy()
+    outputs[same:] = np.roll(outputs[same:], 1, axis=1)
+    low = np.zeros((of, 2)) if low is None else low
+    high = np.ones((of, 2)) if high is None else high
+    return Evidence(
+        names=["a", "x/b;y/relu"],
+        kinds=["INPUT", "CONV_2D"],
+        limits=np.array([[0.0, 1.0], [0.0, 1.0]]),
+        low=low,
+        high=high,
+        signal=np.ones((of, 2)),
+        noise=np.full((of, 2), noise),
+        clipped=np.full((of, 2), clipped),
+        reference={"y": reference},
+        outputs={"y": outputs},
+        float_logits={"y": reference},
+        logits={"y": outputs},
+    )
+
+
+def test_range_change_by_hand():
+    # even images reach 4 and odd ones 3: 1 of 4; the second tensor's lows are -2 and -1 of a width
+    # of 3; the third never moves
+    low, high = np.array([[0, -2, 0], [0, -1, 0]]), np.array([[4, 1, 5], [3, 1, 5]])
+    np.testing.assert_allclose(accuracy_estimate.range_change(low, high), [0.25, 1 / 3, 0.0])
+    assert accuracy_estimate.range_change(low[:1], high[:1]).tolist() == [0, 0, 0]
+
+
+def test_ranges_of_few_images_change_and_of_many_do_not():
+    """Extremes of n normal values spread like 1 / log n: against a simulation of 2 and 2000
+    images.
+    """
+    rng = np.random.default_rng(0)
+    few, many = (
+        accuracy_estimate.range_change(x, x + 1)
+        for x in (rng.normal(size=(2, 300)), rng.normal(size=(2000, 300)))
+    )
+    assert np.median(few) > 2 * np.median(many) and np.median(many) < accuracy_estimate.STABLE
+
+
+def test_decibels_are_bounded_for_silence_and_equality():
+    np.testing.assert_allclose(
+        accuracy_estimate.decibels([1.0, 0.0, 1.0], [0.01, 1.0, 0.0]), [20.0, -20.0, 100.0]
+    )
+
+
+def test_interval_holds_the_mean_and_shrinks_with_the_number_of_images():
+    low, high = accuracy_estimate.interval(np.array([0.0, 1.0] * 50))
+    # binomial: standard deviation sqrt(0.25 / 100) = 0.05, the 90 per cent interval is 1.645 of
+    # them to each side
+    assert (low, high) == pytest.approx((0.5 - 0.082, 0.5 + 0.082), abs=0.02)
+    assert accuracy_estimate.interval(np.ones(5)) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_normal_values_keep_their_highest_as_often_as_theory_says(classes):
+    """Two classes: 1 - arccos(r) / pi (Sheppard 1899); any number: all at r = 1, chance at
+    r = 0.
+    """
+    angles, kept = accuracy_estimate._normal_agreement(classes)
+    assert kept[0] == 1.0 and kept[np.isclose(angles, np.pi / 2)][0] == pytest.approx(
+        1 / classes, abs=0.03
+    )
+    assert np.all(np.diff(kept) < 0.02)  # falls, but for the noise of the draws
+    if classes == 2:
+        np.testing.assert_allclose(kept, 1 - angles / np.pi, atol=0.01)
+
+
+def test_expected_agreement_is_the_geometric_mean_of_normal_and_sure_logits():
+    """By hand: logits (1, 0) and (1, -1) correlate to 1; (1, 0) and (0, 1) to -1. Logits (0, 1, 2)
+    and (1, 0, 2) to 1/2.
+    """
+    two = evidence(of=2, classes=2)._replace(
+        float_logits={"y": np.array([[1.0, 0.0], [1.0, 0.0]])},
+        logits={"y": np.array([[1.0, -1.0], [0.0, 1.0]])},
+    )
+    np.testing.assert_allclose(accuracy_estimate.correlations(two), [1.0, -1.0])
+    np.testing.assert_allclose(accuracy_estimate.expected_agreements(two), [1.0, 0.0], atol=0.02)
+    three = evidence(of=1, same=1, classes=3)._replace(
+        float_logits={"y": np.array([[0.0, 1.0, 2.0]])}, logits={"y": np.array([[1.0, 0.0, 2.0]])}
+    )
+    np.testing.assert_allclose(accuracy_estimate.correlations(three), [0.5])
+    a, n = np.random.default_rng(7).standard_normal(
+        (2, 200_000, 3)
+    )  # another simulation, of other draws
+    assert accuracy_estimate.expected_agreements(three)[0] ** 2 == pytest.approx(
+        np.mean(a.argmax(1) == (a + 3**0.5 * n).argmax(1)), abs=0.02
+    )
+
+
+def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():
+    sure, unsure = evidence(same=10), evidence(same=6)
+    result = judge({"stretched": sure, "unstretched": unsure})
+    assert result["predicted_agreement"] == pytest.approx(
+        (1.0 + accuracy_estimate.expected_agreements(unsure).mean()) / 2
+    )
+    assert (
+        result["band"][0] <= 0.6
+        and result["band"][1] == 1.0
+        and result["level"] == accuracy_estimate.DOUBTFUL
+    )
+    assert (
+        result["sentence"].startswith("Doubtful: about 8")
+        and result["kinds"]["unstretched"]["agreement"] == 0.6
+    )
+
+
+def test_seeds_of_a_kind_share_its_weight():
+    first, second, other = (evidence(same=same) for same in (10, 8, 5))
+    result = judge({"stretched, seed 1": first, "stretched, seed 2": second, "unstretched": other})
+    means = [accuracy_estimate.expected_agreements(each).mean() for each in (first, second, other)]
+    assert result["predicted_agreement"] == pytest.approx((means[0] + means[1]) / 4 + means[2] / 2)
+
+
+def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
+    """By hand: of 100 classes the three highest logits are cut to one value. They still correlate
+    to 0.93, and the class is lost.
+    """
+    rows = np.tile(np.linspace(-1.0, 1.0, 100), (10, 1))
+    rows[:, -3:] = [[3.0, 4.0, 5.0]]
+    cut = np.minimum(rows, 3.0)  # argmax takes the first of equal ones
+    wide = evidence(classes=100)._replace(
+        **{
+            name: {"y": side}
+            for name, side in (
+                ("reference", rows),
+                ("outputs", cut),
+                ("float_logits", rows),
+                ("logits", cut),
+            )
+        }
+    )
+    narrow = wide._replace(
+        **{
+            name: {"y": np.minimum(rows, 3.0)[:, ::-1]}
+            for name in ("reference", "outputs", "float_logits", "logits")
+        }
+    )
+    assert (
+        accuracy_estimate.correlations(wide).mean() > 0.93
+        and accuracy_estimate.expected_agreements(wide).mean() > 0.75
+    )
+    result = judge({"stretched": wide, "unstretched": narrow})
+    assert result["predicted_agreement"] == 0.0 and result["level"] == accuracy_estimate.NO
+    assert judge({"unstretched": narrow})["predicted_agreement"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("same", "level"),
+    [(100, accuracy_estimate.FINE), (80, accuracy_estimate.DOUBTFUL), (30, accuracy_estimate.NO)],
+)
+def test_levels_follow_the_agreement(same, level):
+    result = judge({"stretched": evidence(same=same, of=100)})
+    assert result["level"] == level and result["sentence"].lower().startswith(level)
+
+
+def test_cut_off_layers_and_unstable_ranges_are_named():
+    high = np.ones((10, 2))
+    high[::2] = 2.0
+    result = judge({"stretched": evidence(same=7, clipped=0.2, high=high)})
+    assert any("CONV_2D y/relu cuts off 20.0%" in reason for reason in result["reasons"])
+    assert (
+        any("too few images" in reason for reason in result["reasons"])
+        and "y/relu" in result["sentence"]
+    )
+
+
+def test_models_without_classes_are_judged_by_their_worst_head():
+    quiet = evidence()
+    heads = {"boxes": np.ones((10, 5, 4)), "scores": np.ones((10, 5, 2))}
+    noisy = {"boxes": heads["boxes"] + 0.01, "scores": heads["scores"] + 0.5}
+    result = judge({"stretched": quiet._replace(reference=heads, outputs=noisy)})
+    assert result["predicted_agreement"] is None and result["band"] is None
+    # 10 log10(1 / 0.25) = 6.02
+    assert (
+        result["worst_head_sqnr_db"] == pytest.approx(6.02, abs=0.01)
+        and result["level"] == accuracy_estimate.NO
+    )
+
+
+def test_calibration_images_are_called_the_best_case():
+    assert "best case" in judge({"calibration": evidence()}, held_out=False)["sentence"]
+    assert "best case" not in judge({"stretched": evidence()})["sentence"]
+    with pytest.raises(ValueError, match="at least one kind"):
+        judge({})
+
+
+@pytest.fixture(scope="module")
+def files():
+    """A tiny classifier, its float file, and integer files from good images and from images that
+    are far too dark.
+    """
+    from tflite_export import to_float_tflite, to_tflite
+
+    model = tiny_models.softmax_head()
+    good = tiny_models.images(24)
+    return (
+        model,
+        good,
+        to_float_tflite(model),
+        to_tflite(model, good[:16]),
+        to_tflite(model, good[:16] * 0.05),
+    )
+
+
+def test_evidence_equals_keras_and_numpy(files):
+    from tflite_export.quality.layer_comparison import gather
+    from tflite_export.tflite.interpreter import Runner
+
+    model, images, float_tflite, tflite, _ = files
+    found = gather(float_tflite, tflite, images)
+    name = next(iter(found.reference))
+    np.testing.assert_allclose(found.reference[name], model.predict(images, verbose=0), atol=1e-5)
+    np.testing.assert_allclose(
+        found.outputs[name], Runner(tflite, kernels="builtin").predict(images)
+    )
+    # softmax of the logits behind it is the output
+    z = found.float_logits[name]
+    np.testing.assert_allclose(
+        np.exp(z) / np.exp(z).sum(-1, keepdims=True), found.reference[name], atol=1e-5
+    )
+    assert found.kinds[0] == "INPUT" and found.low[:, 0] == pytest.approx(
+        images.reshape(24, -1).min(1), abs=1e-6
+    )
+    assert found.signal[:, 0] == pytest.approx(
+        np.sum(np.float64(images) ** 2, axis=(1, 2, 3)), rel=1e-6
+    )
+    # uniform rounding noise of the input has variance step^2 / 12 where nothing is cut off
+    step = (found.limits[0, 1] - found.limits[0, 0]) / 255
+    inside = found.clipped[:, 0] == 0
+    assert inside.sum() > 10
+    assert found.noise[inside, 0].sum() / images[inside].size == pytest.approx(
+        step**2 / 12, rel=0.15
+    )
+
+
+def test_dark_calibration_is_seen_from_good_images_and_hidden_from_dark_ones(files):
+    from tflite_export.quality.layer_comparison import gather
+
+    _, images, float_tflite, tflite, dark = files
+    good, bad, blind = (
+        judge({"stretched": gather(float_tflite, file, x)})
+        for file, x in ((tflite, images), (dark, images), (dark, images * 0.05))
+    )
+    assert good["worst_head_sqnr_db"] > bad["worst_head_sqnr_db"] + 10
+    assert (
+        max(row["clipped"] for row in bad["layers"])
+        > 0.3
+        > 0.05
+        > max(row["clipped"] for row in good["layers"])
+    )
+    assert (
+        blind["worst_head_sqnr_db"] > 20
+    )  # why a file is never judged by the images that may be at fault
+
+
+def test_a_file_with_other_names_inside_is_known_by_its_ends_and_logits(files):
+    """Such as distillation makes: here the model's rebuilt in tf_keras, whose layers the converter
+    names otherwise.
+    """
+    from tflite_export import to_tflite
+    from tflite_export.algorithms.distillation.to_tf_keras import to_tf_keras
+    from tflite_export.quality.layer_comparison import gather
+
+    model, images, float_tflite, tflite, _ = files
+    renamed = gather(float_tflite, to_tflite(to_tf_keras(model), images[:16]), images)
+    same = gather(float_tflite, tflite, images)
+    assert renamed.kinds == ["INPUT", "FULLY_CONNECTED", "SOFTMAX"] and len(same.kinds) > 6
+    for name, logits in same.float_logits.items():
+        np.testing.assert_array_equal(renamed.float_logits[name], logits)
+        np.testing.assert_allclose(
+            renamed.logits[name], same.logits[name], atol=0.05 * np.ptp(logits)
+        )
+    assert judge({"stretched": renamed})["level"] == judge({"stretched": same})["level"]
+
+
+def test_a_file_that_ends_at_the_logits_is_compared_with_the_float_logits(files):
+    from tflite_export.quality.layer_comparison import gather
+    from tflite_export.quantization import quantize
+
+    model, images, float_tflite, tflite, _ = files
+    cut = gather(
+        float_tflite, quantize(model, images[:16], head="logits", algorithm="minmax").tflite, images
+    )
+    whole = gather(float_tflite, tflite, images)
+    for name, logits in whole.float_logits.items():
+        np.testing.assert_array_equal(cut.reference[name], logits)
+        np.testing.assert_allclose(cut.outputs[name], logits, atol=0.05 * np.ptp(logits))
+    assert judge({"stretched": cut})["level"] == judge({"stretched": whole})["level"] == "fine"
+
+
+def test_files_of_other_models_are_refused(files):
+    from tflite_export import to_tflite
+    from tflite_export.quality.layer_comparison import gather, require_same_ends
+
+    images = tiny_models.images(4, shape=(16, 16, 1))
+    other = to_tflite(tiny_models.grey_input(), images)
+    with pytest.raises(ValueError, match="images made for this model"):
+        gather(files[2], other, images)
+    with pytest.raises(ValueError, match="a file that tflite_export made"):
+        require_same_ends(files[2], to_tflite(tiny_models.two_heads(), tiny_models.images(4)))
+
+
+def test_gaps_are_those_that_generation_minimizes(files):
+    """Against dgh_tf.losses.moment_gap on the moments of the same inputs, and noise against
+    images.
+    """
+    import tensorflow as tf
+
+    from benchmarks.measure.gaps import statistics_gaps
+    from dgh_tf.models.network import Network
+    from dgh_tf.ops.losses import moment_gap
+    from dgh_tf.ops.moments import Moments
+
+    network = Network(files[0])
+    gaps = statistics_gaps(network, files[1], batch_size=7)
+    taps = tf.function(lambda x: [x for _, x in network.forward([x]).calls], autograph=False)(
+        tf.constant(files[1])
+    )
+    for layer, x in zip(network.layers, taps, strict=True):
+        flat = x.numpy().reshape(-1, x.shape[-1]).astype(np.float64)
+        observed = Moments(
+            *(
+                tf.constant(v, tf.float32)
+                for v in (len(flat), flat.mean(0), flat.var(0) * len(flat))
+            )
+        )
+        expected = moment_gap(
+            observed, mean=layer.mean, variance=layer.variance, epsilon=layer.epsilon
+        )
+        assert gaps[layer.name] == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_command_judges_a_file_of_noise_by_images_of_its_own(tmp_path):
+    from dgh_tf import load_model
+    from tflite_export import to_tflite
+
+    noise = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64, 3)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    (tmp_path / "noise.tflite").write_bytes(to_tflite(load_model("demo"), noise))
+    code, out, err = commands.call(
+        "benchmarks.verdict",
+        "--model=demo",
+        f"--tflite={tmp_path}/noise.tflite",
+        "--num_images=8",
+        "--steps=40",
+        f"--images={tmp_path}/noise.npy",
+        f"--output={tmp_path}/verdict.json",
+    )
+    assert code == 0, err
+    assert "noise.npy is not used to judge" in out
+    assert json.loads((tmp_path / "verdict.json").read_text())["level"] != "fine"

@@ -1,0 +1,174 @@
+"""Commands print nothing of TensorFlow's own, start fast, and lose no message of a failure. Each in
+a real process.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import commands
+import numpy as np
+import pytest
+from absl import flags
+
+
+def python(*arguments):
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"
+    }
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120
+    )
+
+
+def test_importing_tensorflow_prints_nothing_and_stderr_works_after_it():
+    done = python(
+        "-c",
+        "import os; from dgh_tf.common.quiet import quiet_tensorflow; quiet_tensorflow(); "
+        "quiet_tensorflow(); "
+        "import keras, tensorflow; tensorflow.constant(1); os.write(2, b'after')",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "after")
+
+
+def test_held_lines_are_shown_when_the_block_fails_but_not_after_an_interrupt():
+    # os.write goes past Python's sys.stderr, as C++ code does
+    done = python(
+        "-c",
+        "import os; from dgh_tf.common.quiet import held_stderr\n"
+        "with held_stderr(): os.write(2, b'lost ')\n"
+        "try:\n"
+        "    with held_stderr(): os.write(2, b'lost '); raise KeyboardInterrupt\n"
+        "except KeyboardInterrupt: pass\n"
+        "with held_stderr(): os.write(2, b'kept '); raise OSError('broken')",
+    )
+    assert done.returncode == 1
+    assert (
+        done.stderr.startswith("kept Traceback")
+        and "OSError: broken" in done.stderr
+        and "lost" not in done.stderr
+    )
+
+
+def test_an_interrupt_inside_an_exec_of_text_ends_with_the_exit_code_too(tmp_path, monkeypatch):
+    """CPython would end the process by the signal, although it was caught: namedtuple, dataclass
+    and others execute text.
+    """
+    (tmp_path / "program.py").write_text(
+        "from dgh_tf import console\nconsole.run(lambda argv: exec('raise KeyboardInterrupt'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = python("-m", "program")
+    assert (done.returncode, done.stderr) == (
+        130,
+        "stopped: interrupted; nothing half-written was left behind.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["dgh_tf.generate", "tflite_export.convert", "benchmarks.calibration"]
+)
+def test_help_needs_no_tensorflow(command):
+    start = time.monotonic()
+    done = python("-X", "importtime", "-m", command, "--help")
+    seconds = time.monotonic() - start
+    modules = {
+        line.rsplit("|", 1)[-1].strip()
+        for line in done.stderr.splitlines()
+        if line.startswith("import time:")
+    }
+    assert f"{command.replace('.', '/')}.py:" in done.stdout and "--output" in done.stdout
+    assert "absl.app" in modules  # the list is read right
+    assert not modules & {"tensorflow", "keras", "matplotlib", "sklearn", "keras_cv"}
+    assert seconds < 6
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("dgh_tf.generate", "dgh_tf.generate"),
+        ("dgh_tf.generate", "absl"),
+        ("dgh_tf.report", "dgh_tf.common.console"),
+        ("tflite_export.convert", "absl.flags"),
+        ("benchmarks.calibration", "dgh_tf.common.files"),
+        ("benchmarks.suite", "tempfile"),
+    ],
+)
+def test_ctrl_c_during_the_first_imports_is_one_line(command, module, tmp_path, monkeypatch):
+    """The process gets a SIGINT when it looks for the module: whatever the machine's speed, always
+    at that moment.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        f"        if name == {module!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    )
+    done = python("-m", command)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        -signal.SIGINT,
+        "",
+        "stopped: interrupted before anything was done.\n",
+    )
+
+
+def test_ctrl_c_in_a_callback_is_not_lost(tmp_path, monkeypatch):
+    """Python drops what a weak reference's callback raises, and imports have such callbacks: the
+    command would run to its end.
+    """
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, weakref\n"
+        "class Object: pass\n"
+        "class Finder:\n"
+        "    def find_spec(name, path=None, target=None):\n"
+        "        if name == 'tflite_export.calibration.load':\n"
+        "            weak = weakref.ref(Object(), lambda _: os.kill(os.getpid(), signal.SIGINT))\n"
+        "sys.meta_path.insert(0, Finder)\n"
+    )
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    )
+    np.save(
+        tmp_path / "c.npy", np.zeros((4, 5, 5, 1), np.float32)
+    )  # refused for its shape, seconds later
+    done = python(
+        "-m",
+        "tflite_export.convert",
+        "--model=demo",
+        f"--calibration={tmp_path}/c.npy",
+        f"--output={tmp_path}/demo.tflite",
+    )
+    assert (done.stdout, done.stderr.count("\n"), done.stderr[:8]) == ("", 1, "stopped:"), (
+        done.stderr
+    )
+    assert done.returncode in (130, -signal.SIGINT)
+
+
+def test_those_who_import_the_packages_keep_their_own_tracebacks():
+    done = python(
+        "-c",
+        "import sys, dgh_tf.generate, tflite_export.convert; print(sys.excepthook is "
+        "sys.__excepthook__)",
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_errors_are_one_line_and_verbose_shows_where():
+    arguments = ["-m", "dgh_tf.generate", "--model=absent.keras", "--output_dir=never"]
+    done = python(*arguments)
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: No model at 'absent.keras'.")
+        and done.stderr.count("\n") == 1
+    )
+    try:
+        assert "Traceback" in commands.call(*arguments[1:], "--verbose")[2]
+    finally:
+        flags.FLAGS["verbose"].unparse()
+    assert not os.path.exists("never")

@@ -1,0 +1,513 @@
+"""state: learned rounding of a float .tflite graph, block by block, so that each block gives what
+it gave in float.
+
+Li et al. 2021, "BRECQ", section 3: blocks rather than layers or the whole network, in order, each
+fed with what the
+quantized blocks before it give. Wei et al. 2022, "QDrop": the quantization of activations is
+dropped at random while
+the weights are learned. The rounding itself is AdaRound's (tflite_export.rounding). Biases are
+learned along; what mean
+error the roundings leave is taken off them afterwards (tflite_export.equalization).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tflite_export.algorithms import adaround
+from tflite_export.algorithms.equalization import correct_span
+from tflite_export.calibration.check import few_images
+from tflite_export.simulation.fake_quant import (
+    along,
+    bits_of_weights,
+    channel_axes,
+    fake_quantizer,
+    integer_constants,
+    quantized_constants,
+)
+from tflite_export.simulation.ranges import Ranges, collect_ranges
+from tflite_export.tflite.edit import CHANNEL_AXIS
+from tflite_export.tflite.model import Graph, feeds_of, run
+
+_RATE, _BIAS_RATE = (
+    0.2,
+    1e-3,
+)  # Adam's, for choices and for biases in units of the channel's largest weight
+_BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of steps
+_PENALTY = (
+    1.0,
+    1000.0,
+)
+# first and last, against a reconstruction error of 1 for rounding to nearest: in the end all
+# choices are made
+_CHUNK = 32  # images at once where nothing is learned
+
+Values = dict[int, np.ndarray]
+
+
+class Reconstruction(NamedTuple):
+    """`weights`: (int8 integers, float32 scales [channels]) and `biases`: float32, both by tensor
+    index; `errors`: per
+    block (operators, relative squared error of rounding to nearest, of the learned rounding).
+    """
+
+    weights: dict[int, tuple[np.ndarray, np.ndarray]]
+    biases: dict[int, np.ndarray]
+    errors: list[tuple[range, float, float]]
+
+
+class _Block(NamedTuple):
+    """What is optimized in one span, by tensor index: weights in float, their floors and scales
+    (shaped to broadcast to
+    them), biases in float and the units they are learned in, largest integers.
+    """
+
+    span: range
+    weights: Values
+    floors: Values
+    scales: Values
+    biases: Values
+    units: Values
+    limits: dict[int, int]
+
+
+def find_blocks(graph: Graph, *, max_layers: int = 4) -> list[range]:
+    """Spans of operators to reconstruct one after the other, each with weights; together all
+    operators up to the last weights.
+
+    A graph is cut where a single tensor passes, so a residual branch stays whole. A depthwise layer
+    goes with the next
+    span, operators without weights too. A span of more than `max_layers` layers with weights is cut
+    further.
+    """
+    weighted = [
+        o.kind in CHANNEL_AXIS and o.inputs[1] in channel_axes(graph) for o in graph.operators
+    ]
+    last_use = {
+        i: place
+        for place, o in enumerate(graph.operators)
+        for i in o.inputs
+        if graph.tensors[i].value is None
+    }
+    last_use |= dict.fromkeys(graph.outputs, len(graph.operators))
+    made, blocks, start = set(graph.inputs), [], 0
+    for place, operator in enumerate(graph.operators):
+        made |= set(operator.outputs)
+        alive = [i for i in made if last_use.get(i, -1) > place]
+        layers = sum(weighted[start : place + 1])
+        single = len(alive) <= 1 and not (operator.kind == "DEPTHWISE_CONV_2D" and layers == 1)
+        if layers and (single or (layers >= max_layers and weighted[place])):
+            blocks.append(range(start, place + 1))
+            start = place + 1
+    rest = sum(weighted[start:])
+    return [*blocks, range(start, len(graph.operators))] if rest else blocks
+
+
+def _outside(graph: Graph, span: range) -> tuple[list[int], list[int]]:
+    """Activations a span reads from before it, and makes for after it (or for the graph's
+    outputs).
+    """
+    made = {i for p in span for i in graph.operators[p].outputs}
+    read = {
+        i
+        for p in span
+        for i in graph.operators[p].inputs
+        if i >= 0 and graph.tensors[i].value is None
+    } - made
+    later = {i for p, o in enumerate(graph.operators) if p >= span.stop for i in o.inputs} | set(
+        graph.outputs
+    )
+    return sorted(read), sorted(made & later)
+
+
+def _advance(
+    graph: Graph,
+    span: range,
+    values: Values,
+    constants: Mapping[int, Any],
+    observe: Callable | None,
+) -> Values:
+    """`values` with what the span makes of them, over all images; what is not read any more is
+    dropped.
+    """
+    import tensorflow as tf
+
+    read, made = _outside(graph, span)
+
+    def forward(*tensors):
+        outputs = run(
+            graph,
+            dict(zip(read, tensors, strict=True)),
+            constants=constants,
+            observe=observe,
+            operators=span,
+        )
+        return [outputs[i] for i in made]
+
+    specs = [tf.TensorSpec((None, *values[i].shape[1:]), tf.float32) for i in read]
+    traced, count = (
+        tf.function(forward, autograph=False).get_concrete_function(*specs),
+        len(next(iter(values.values()))),
+    )
+    parts = [
+        traced(*(tf.constant(values[i][k : k + _CHUNK]) for i in read))
+        for k in range(0, count, _CHUNK)
+    ]
+    later = {i for o in graph.operators[span.stop :] for i in o.inputs}
+    kept = {i: v for i, v in values.items() if i in later}
+    return kept | {
+        i: np.concatenate([part[k].numpy() for part in parts]) for k, i in enumerate(made)
+    }
+
+
+def _error(targets: Mapping[int, Any], outputs: Mapping[int, Any]) -> Any:
+    """Sum over a block's outputs of the mean squared error over the mean squared target; a scalar
+    tensor.
+    """
+    import tensorflow as tf
+
+    return tf.add_n(
+        [
+            tf.reduce_mean(tf.square(outputs[i] - t)) / (tf.reduce_mean(tf.square(t)) + 1e-12)
+            for i, t in targets.items()
+        ]
+    )
+
+
+def _mean_error(targets: Values, outputs: Values, made: list[int]) -> float:
+    """`_error` over all images."""
+    return float(
+        sum(
+            np.mean(np.square(outputs[i] - targets[i])) / (np.mean(np.square(targets[i])) + 1e-12)
+            for i in made
+        )
+    )
+
+
+def _adam(
+    variables: list[Any], gradients: list[Any], moments: list[Any], rates: list[Any], step: Any
+) -> None:
+    """One step of Adam (Kingma and Ba 2015, algorithm 1) in place; `moments` holds first and second
+    ones in turn.
+    """
+    import tensorflow as tf
+
+    for k, (variable, gradient, rate) in enumerate(zip(variables, gradients, rates, strict=True)):
+        first = moments[2 * k].assign(0.9 * moments[2 * k] + 0.1 * gradient)
+        second = moments[2 * k + 1].assign(0.999 * moments[2 * k + 1] + 0.001 * tf.square(gradient))
+        variable.assign_sub(
+            rate * first / (1.0 - 0.9**step) / (tf.sqrt(second / (1.0 - 0.999**step)) + 1e-8)
+        )
+
+
+def _dropping(observe: Callable, *, drop: float, seed: Any) -> Callable:
+    """`observe` that leaves each element in float with probability `drop`."""
+    import tensorflow as tf
+
+    def watch(index: int, value: Any) -> Any:
+        kept = tf.random.stateless_uniform(tf.shape(value), [seed[0] + index, seed[1]]) >= drop
+        return tf.where(kept, observe(index, value), value)
+
+    return watch if drop else observe
+
+
+def _learn(
+    graph: Graph,
+    block: _Block,
+    *,
+    constants: Mapping[int, Any],
+    floats: Values,
+    quantized: Values,
+    targets: Values,
+    observe: Callable,
+    scale: float,
+    steps: int,
+    batch_size: int,
+    drop: float,
+    seed: int,
+) -> tuple[Values, Values]:
+    """Optimizes a block's choices v and biases; returns both. The block's inputs are given twice:
+    in float and quantized.
+    """
+    import tensorflow as tf
+
+    choices = {
+        i: tf.Variable(adaround.initial_choice(w, block.scales[i]))
+        for i, w in block.weights.items()
+    }
+    shifts = {i: tf.Variable(tf.zeros_like(unit)) for i, unit in block.units.items()}
+    variables = [*choices.values(), *shifts.values()]
+    rates = [_RATE] * len(choices) + [_BIAS_RATE] * len(shifts)
+    moments = [tf.Variable(tf.zeros_like(v)) for v in variables for _ in range(2)]
+    size, data = sum(v.shape.num_elements() for v in choices.values()), (floats, quantized, targets)
+
+    def step(number, *tensors):
+        floats, quantized, targets = tf.nest.pack_sequence_as(data, tensors)
+        feeds = {
+            i: tf.where(
+                tf.random.stateless_uniform(tf.shape(value), [seed + i, -1 - number]) < drop,
+                floats[i],
+                value,
+            )
+            if drop and i not in graph.inputs
+            else value
+            for i, value in quantized.items()
+        }
+        progress = tf.cast(number / steps, tf.float32)
+        beta, on = adaround.annealed_beta(progress, start=_BETA)
+        with tf.GradientTape() as tape:
+            soft = {
+                i: adaround.soft_weights(
+                    v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i]
+                )
+                for i, v in choices.items()
+            }
+            biases = {i: block.biases[i] + block.units[i] * shift for i, shift in shifts.items()}
+            outputs = run(
+                graph,
+                feeds,
+                constants={**constants, **soft, **biases},
+                operators=block.span,
+                observe=_dropping(observe, drop=drop, seed=(seed, number)),
+            )
+            penalty = (
+                tf.add_n([adaround.rounding_penalty(v, beta) for v in choices.values()]) / size
+            )
+            loss = (
+                _error(targets, outputs) / scale
+                + on * _PENALTY[0] * (_PENALTY[1] / _PENALTY[0]) ** progress * penalty
+            )
+        slower = 1.0 - progress  # biases settle; choices are settled by the penalty
+        _adam(
+            variables,
+            tape.gradient(loss, variables),
+            moments,
+            [rate * (slower if k >= len(choices) else 1.0) for k, rate in enumerate(rates)],
+            tf.cast(number + 1, tf.float32),
+        )
+
+    count, generator = len(next(iter(targets.values()))), np.random.default_rng(seed)
+    batch_size = min(batch_size, count)
+    specs = [tf.TensorSpec((batch_size, *v.shape[1:]), tf.float32) for v in tf.nest.flatten(data)]
+    traced = tf.function(step, autograph=False).get_concrete_function(
+        tf.TensorSpec((), tf.int32), *specs
+    )
+    for number in range(steps):
+        chosen = np.sort(generator.choice(count, batch_size, replace=False))
+        traced(tf.constant(number), *(tf.constant(v[chosen]) for v in tf.nest.flatten(data)))
+    return {i: v.numpy() for i, v in choices.items()}, {
+        i: block.biases[i] + block.units[i] * v.numpy() for i, v in shifts.items()
+    }
+
+
+def _block(
+    graph: Graph,
+    span: range,
+    *,
+    nearest: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    floats: Mapping[int, Any],
+    done: Mapping[int, Any],
+    limits: dict[int, int],
+) -> _Block:
+    """The span's own weights and biases: constants that earlier blocks chose, or that other
+    operators share, stay.
+    """
+    axes, uses = channel_axes(graph), [i for o in graph.operators for i in o.inputs]
+    weights, floors, scales, biases, units = {}, {}, {}, {}, {}
+    for operator in (graph.operators[p] for p in span):
+        index = (
+            operator.inputs[1]
+            if operator.kind in CHANNEL_AXIS and operator.inputs[1] in axes
+            else None
+        )
+        if index is None or index in done:
+            continue
+        weights[index] = np.asarray(floats.get(index, graph.tensors[index].value), np.float32)
+        scales[index] = along(nearest[index][1], axis=axes[index], rank=weights[index].ndim)
+        floors[index] = np.floor(weights[index] / scales[index])
+        bias = (
+            operator.inputs[-1]
+            if len(operator.inputs) == (4 if operator.kind == "TRANSPOSE_CONV" else 3)
+            else -1
+        )
+        if (
+            bias >= 0
+            and graph.tensors[bias].value is not None
+            and uses.count(bias) == 1
+            and operator.kind != "TRANSPOSE_CONV"
+        ):
+            biases[bias] = np.asarray(floats.get(bias, graph.tensors[bias].value), np.float32)
+            units[bias] = nearest[index][1] * np.float32(limits[index])
+    return _Block(span, weights, floors, scales, biases, units, limits)
+
+
+def _solve(
+    graph: Graph,
+    block: _Block,
+    *,
+    before: Values,
+    inputs: Values,
+    plain: Values,
+    wanted: Values,
+    fixed: Mapping[int, Any],
+    floats: Mapping[int, Any],
+    observe: Callable,
+    **options: Any,
+) -> tuple[Values, Values]:
+    """Integers of a block's weights and its biases, learned, the mean error taken off. `before`,
+    `inputs`: what it reads in float and
+    quantized; `plain`, `wanted`: what it gives rounded to nearest and in float.
+    """
+    read, made = _outside(graph, block.span)
+    in_float = _advance(
+        graph, block.span, inputs, constants={**fixed, **block.weights}, observe=observe
+    )
+    scale = (
+        _mean_error(in_float, plain, made) or 1.0
+    )  # of rounding to nearest alone: the error counts in its units
+    plain_in, quantized_in = ({i: v[i] for i in read} for v in (before, inputs))
+    choices, biases = _learn(
+        graph,
+        block,
+        constants=fixed,
+        floats=plain_in,
+        quantized=quantized_in,
+        targets=wanted,
+        observe=observe,
+        scale=scale,
+        **options,
+    )
+    integers = {
+        i: adaround.hard_integers(v, floors=block.floors[i], limit=block.limits[i])
+        for i, v in choices.items()
+    }
+    learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
+    biases |= correct_span(
+        graph,
+        block.span,
+        plain_in,
+        quantized_in,
+        constants={**fixed, **learned},
+        float_constants=floats,
+        watch=observe,
+    )
+    return integers, biases
+
+
+def _spans(
+    graph: Graph, *, max_layers: int, steps: int, batch_size: int, drop: float
+) -> list[range]:
+    """`find_blocks`. Raises ValueError for a graph without weights, or options out of range."""
+    spans = find_blocks(graph, max_layers=max_layers)
+    if not spans or steps < 1 or not 0 <= drop < 1 or batch_size < 1:
+        raise ValueError(
+            "Reconstruction needs a model with constant weights (this one has "
+            f"{len(channel_axes(graph))}), "
+            f"steps and batch size of at least 1 (got {steps}, {batch_size}) and drop "
+            f"from 0 to below 1 (got {drop})."
+        )
+    return spans
+
+
+def reconstruct(
+    graph: Graph,
+    images: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    ranges: Ranges,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    rule: str = "mse",
+    constants: Mapping[int, Any] | None = None,
+    steps: int = 300,
+    batch_size: int = 16,
+    drop: float = 0.5,
+    max_layers: int = 4,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Reconstruction:
+    """Learns the rounding of all weights, and the biases, so that each block gives what it gives in
+    float.
+
+    Args:
+      graph: of `read_graph`. images: float32 [images, ...] in the model's input units, or a dict by
+        input name.
+      ranges: of `collect_ranges`, by tensor index; the activations' quantization while learning.
+      rule: of the weights' scales, see `simulator.quantize_weights`.
+      constants: floats instead of the file's (equalized weights, corrected biases).
+      steps, batch_size: Adam steps per block, on so many images each. max_layers: see
+        `find_blocks`.
+      drop: share of activations left in float at each step (QDrop); 0 for none. say: takes a line
+        per block.
+    Returns: what `to_tflite_with_ranges` takes as weights and (merged into constants) biases. The
+      same for the same seed.
+    Raises: ValueError for a graph without weights, or options out of range.
+    """
+    spans = _spans(graph, max_layers=max_layers, steps=steps, batch_size=batch_size, drop=drop)
+    floats, start = dict(constants or {}), time.perf_counter()
+    limits = {i: 2 ** (bits - 1) - 1 for i, bits in bits_of_weights(graph, weight_bits).items()}
+    nearest = integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats)
+    fixed = quantized_constants(graph, constants=floats, weights=nearest)
+    observe = fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits)
+    found = Reconstruction({}, {}, [])
+    targets = {i: np.asarray(v, np.float32) for i, v in feeds_of(graph, images).items()}
+    inputs = dict(targets)
+    for place, span in enumerate(spans):
+        block = _block(
+            graph, span, nearest=nearest, floats=floats, done=found.weights, limits=limits
+        )
+        before, targets = targets, _advance(graph, span, targets, constants=floats, observe=None)
+        made = _outside(graph, span)[1]
+        wanted = {i: targets[i] for i in made}
+        plain = _advance(graph, span, inputs, constants=fixed, observe=observe)
+        errors = [_mean_error(wanted, plain, made)] * 2
+        if block.weights:
+            integers, biases = _solve(
+                graph,
+                block,
+                before=before,
+                inputs=inputs,
+                plain=plain,
+                wanted=wanted,
+                fixed=fixed,
+                floats=floats,
+                observe=observe,
+                steps=steps,
+                batch_size=batch_size,
+                drop=drop,
+                seed=seed * 1000 + place,
+            )
+            learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
+            after = _advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
+            errors[1] = _mean_error(wanted, after, made)
+            better = errors[1] < errors[0]
+            found.weights.update(
+                {i: (integers[i], nearest[i][1]) if better else nearest[i] for i in integers}
+            )
+            if better:
+                found.biases.update(biases)
+                fixed.update(learned)
+                plain = after
+        inputs = plain
+        found.errors.append((span, *errors))
+        left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
+        if say:
+            say(
+                f"block {place + 1}/{len(spans)}: error {errors[0]:.2e} with rounding "
+                f"to nearest, {errors[1]:.2e} learned; "
+                f"about {left:.0f} s left"
+            )
+    return found
+
+
+def learn_rounding(
+    graph: Graph, images: Mapping[str, np.ndarray], **options: Any
+) -> tuple[Ranges, Reconstruction]:
+    """Ranges of least squared error over all images, and `reconstruct` within them on as many as
+    memory holds.
+    """
+    ranges = collect_ranges(graph, images, rule="mse")
+    return ranges, reconstruct(graph, few_images(images), ranges=ranges, **options)

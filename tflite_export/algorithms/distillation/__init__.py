@@ -1,0 +1,1 @@
+"""Quantization-aware distillation by tensorflow-model-optimization."""

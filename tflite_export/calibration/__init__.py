@@ -1,0 +1,1 @@
+"""Calibration images: loaded from files, checked."""

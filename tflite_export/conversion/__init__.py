@@ -1,0 +1,1 @@
+"""From a Keras model to .tflite bytes by TensorFlow's converter, in a process of its own."""

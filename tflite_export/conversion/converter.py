@@ -1,0 +1,230 @@
+"""keras: a Keras model becomes .tflite bytes: frozen here at batch 1, converted in a process of its
+own.
+
+Freezing a concrete function first keeps the batch fixed and the graph small on Keras 3 and tf_keras
+alike, and it
+leaves no Keras in the worker. The converter is C++ that can crash; there it takes only the worker
+with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tflite_export.calibration.check import Images, check_calibration
+from tflite_export.conversion import server
+from tflite_export.conversion.freeze import in_float32, input_shapes, plain, save_frozen
+from tflite_export.conversion.worker import SCHEMES
+from tflite_export.tflite.edit import in_order
+
+_SHOWN_LINES = 8  # of the worker's stderr in an error
+
+
+class ConversionError(ValueError):
+    """TensorFlow's converter refused the model, crashed or took too long."""
+
+
+def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> bytes:
+    """Runs tflite_export.worker on a prepared folder (see there) and returns the .tflite bytes.
+
+    Args:
+      timeout: seconds after which the worker is killed; None waits for ever.
+    Raises:
+      ConversionError: the worker failed, was killed by a signal or took too long; the text has its
+        last lines.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        code, stderr = server.run(folder, timeout=timeout)
+    except TimeoutError:
+        raise ConversionError(
+            f"The TFLite converter took more than {timeout:g} s and was stopped. Use "
+            "fewer calibration images or a "
+            "longer timeout."
+        ) from None
+    if code == 0:
+        return (folder / "model.tflite").read_bytes()
+    noise = ("I0000", "W0000", "WARNING: All log messages")  # of TensorFlow's start
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith(noise)][
+        -_SHOWN_LINES:
+    ]
+    tail = "Its last lines were:\n  " + "\n  ".join(lines) if lines else "It printed nothing."
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise ConversionError(
+            f"The TFLite converter crashed with {name}; expected a model. Bad "
+            "calibration data, an operator it cannot "
+            f"quantize or too little memory are the usual causes. {tail}"
+        )
+    error = folder / "error.txt"
+    text = error.read_text()[:2000] if error.exists() else f"exit code {code}. {tail}"
+    raise ConversionError(f"The TFLite converter could not convert the model: {text}")
+
+
+def _convert(
+    model: Any,
+    shapes: Mapping[str, Sequence[int]],
+    arrays: Mapping[str, np.ndarray],
+    scheme: str | None,
+    timeout: float | None,
+) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
+        folder = pathlib.Path(name)
+        for i, array in enumerate(arrays.values()):
+            np.save(folder / f"{i}.npy", array, allow_pickle=False)
+        (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
+        outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes)
+        return in_order(run_worker(folder, timeout=timeout), inputs=list(shapes), outputs=outputs)
+
+
+def to_tflite(
+    model: Any, images: Images, *, scheme: str = "int8", timeout: float | None = None
+) -> bytes:
+    """Converts a model to full-integer TFLite at batch 1.
+
+    Args:
+      model: Keras 3 or tf_keras model; functional, sequential or subclassed, any number of float
+        inputs and outputs.
+      images: calibration images [number, ...input shape] in the model's input units, or a dict by
+        input name.
+      scheme: "int8" (int8 weights and activations), "int16x8" (int8 weights, int16 activations) or
+        "w4a8" (packed INT4
+        weights of convolutions, depthwise and dense layers, rounded to nearest with scales of least
+        squared error; int8
+        activations). Inputs and outputs of the file have the activations' type.
+      timeout: seconds for the converter; None waits for ever.
+    Returns:
+      The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs;
+      a character that
+      is not an ASCII letter, digit or underscore becomes an underscore. Inputs and outputs stand in
+      the model's order.
+    Raises:
+      ValueError: unknown scheme or bad calibration images (see `check_calibration`).
+      ConversionError: the converter failed or crashed.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+    if isinstance(images, Mapping):
+        images = {plain(name): array for name, array in images.items()}
+    arrays = check_calibration(images, input_shapes=input_shapes(model, images))
+    shapes = {name: array.shape[1:] for name, array in arrays.items()}
+    tflite = _convert(model, shapes, arrays, scheme, timeout)
+    return (
+        tflite
+        if scheme != "w4a8"
+        else _four_bit(tflite, _convert(model, shapes, {}, None, timeout))
+    )
+
+
+def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
+    """The int8 file with its weights rounded to 4 bits from the float file's."""
+    from tflite_export.simulation.fake_quant import quantize_weights
+    from tflite_export.tflite.edit import (
+        CHANNEL_AXIS,
+        FOUR_BIT_VERSION,
+        float_weights,
+        integer_weights,
+        with_integers,
+    )
+
+    present = integer_weights(tflite)
+    weights = {
+        name: quantize_weights(values, axis=CHANNEL_AXIS[kind], weight_bits=4, rule="mse")
+        for name, (kind, values) in float_weights(float_tflite).items()
+        if kind in FOUR_BIT_VERSION and name in present and present[name][0].shape == values.shape
+    }
+    if not weights:
+        raise ValueError(
+            "The model has no weights that can be 4 bits; expected at least one of "
+            f"{', '.join(FOUR_BIT_VERSION)} with "
+            "constant weights. Use --scheme=int8."
+        )
+    return with_integers(tflite, weights=weights, weight_bits=4)
+
+
+def to_tflite_with_ranges(
+    float_tflite: bytes,
+    *,
+    ranges: Mapping[int, tuple[float, float]],
+    constants: Mapping[int, np.ndarray] | None = None,
+    weights: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
+    weight_bits: int = 8,
+    timeout: float | None = None,
+) -> bytes:
+    """A float .tflite file becomes a full-integer one with exactly these ranges, biases and
+    integers.
+
+    Args:
+      float_tflite: of `to_float_tflite`; tensor indices below are those of its `read_graph`.
+      ranges: (low, high) of every input and activation in the model's units, from
+        `ranges.collect_ranges`.
+      constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
+      weights: (integers, scales) to use instead of the converter's rounding, as
+        `simulator.quantize_weights` makes them.
+      weight_bits: of `weights`: 8 (INT8 tensors) or 4 (packed INT4; operators without a kernel for
+        it stay at 8).
+      timeout: seconds for the converter; None waits for ever.
+    Returns:
+      The .tflite bytes with int8 activations, inputs and outputs. 16-bit activations have no such
+      path.
+    Raises:
+      ValueError: constants or integers that do not fit (see `rewriting.with_integers`).
+      ConversionError: the quantizer failed or crashed.
+    """
+    from tflite_export.tflite.edit import (
+        CHANNEL_AXIS,
+        FOUR_BIT_VERSION,
+        with_constants,
+        with_integers,
+        with_ranges,
+    )
+    from tflite_export.tflite.model import read_graph
+
+    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
+        folder = pathlib.Path(name)
+        calibrated = with_ranges(
+            with_constants(float_tflite, constants=constants or {}), ranges=ranges
+        )
+        (folder / "calibrated.tflite").write_bytes(calibrated)
+        (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
+        tflite = run_worker(folder, timeout=timeout)
+    graph, split = read_graph(float_tflite), {weight_bits: {}, 8: {}}
+    for o in graph.operators:
+        if o.kind in CHANNEL_AXIS and o.inputs[1] in (weights or {}):
+            split[weight_bits if o.kind in FOUR_BIT_VERSION else 8][
+                graph.tensors[o.outputs[0]].name
+            ] = weights[o.inputs[1]]
+    for bits, named in split.items():
+        tflite = with_integers(tflite, weights=named, weight_bits=bits) if named else tflite
+    return tflite
+
+
+def to_float_tflite(
+    model: Any, *, images: Images | None = None, timeout: float | None = None
+) -> bytes:
+    """Converts a model to a float32 TFLite file at batch 1, as a reference for the integer one.
+
+    Args:
+      images: read only for shapes the model does not declare: axes of any size, and subclassed
+        models.
+    Raises:
+      ValueError: such a shape is needed and `images` is None.
+      ConversionError: the converter failed or crashed.
+    """
+    shapes = input_shapes(model, images)
+    if images is not None:
+        given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
+        shapes = {plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
+    if any(size is None for shape in shapes.values() for size in shape):
+        raise ValueError(
+            f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size."
+        )
+    return _convert(model, shapes, {}, None, timeout)

@@ -1,0 +1,89 @@
+"""state: finds, before long work, operators that the converter cannot make integer, and names the
+layers they come from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_export.conversion.converter import ConversionError, to_tflite
+from tflite_export.conversion.worker import SCHEMES
+from tflite_export.tflite.integer_check import IntegerError, check_integer, operator_table
+
+_NAMED = re.compile(r"(?:for op: '|tfl\.|CUSTOM:|'tf\.|^\s+)([A-Za-z][A-Za-z0-9_]*)", re.MULTILINE)
+_IN_GRAPH = re.compile(
+    r'"(\w+):", "([^"@]+)@'
+)  # a TensorFlow operator and its name, in an error of the MLIR converter
+
+
+def culprits(text: str, *, float_tflite: bytes | None) -> list[str]:
+    """'OPERATOR of TENSOR' for every operator of the float file (without one: of the TensorFlow
+    graph) that a message names.
+    """
+    if float_tflite is None:
+        return [
+            f"{kind} of {name}"
+            for kind, name in _IN_GRAPH.findall(text)
+            if kind != "PartitionedCall"
+        ]
+    kinds = {name.upper() for name in _NAMED.findall(text)}
+    return [
+        f"{row['operator']} of {row['outputs'][0]['name'].split(';')[-1]}"
+        for row in operator_table(float_tflite)
+        if row["operator"].removeprefix("CUSTOM:").upper() in kinds and row["outputs"]
+    ]
+
+
+def explained(error: ValueError, *, float_tflite: bytes | None, scheme: str) -> ValueError:
+    """The converter's error as one line that names the operators and their tensors, whose names
+    hold the layers'.
+
+    Args:
+      float_tflite: None where even that could not be made: TFLite has no such operator at all.
+    """
+    named = culprits(str(error), float_tflite=float_tflite)
+    if not named:
+        return error
+    named = list(dict.fromkeys(named))
+    shown = ", ".join(named[:3]) + (f" and {len(named) - 3} more" if len(named) > 3 else "")
+    if float_tflite is None:
+        return ConversionError(
+            f"TFLite has no operator for {shown}. Replace that layer by one of other "
+            "operators, or compute it outside "
+            "the model."
+        )
+    other = "int8" if scheme == "int16x8" else "int16x8"
+    return ConversionError(
+        f"The model cannot be made integer with --scheme={scheme}: {shown} has no "
+        "integer form there. Replace that "
+        f"layer by one of other operators, compute it outside the model, or try --scheme={other}."
+    )
+
+
+def check_operators(
+    model: Any,
+    images: Mapping[str, np.ndarray],
+    *,
+    float_tflite: bytes,
+    scheme: str,
+    timeout: float | None = None,
+) -> None:
+    """Converts with a single image, which takes seconds, and raises ValueError naming what the
+    converter cannot make integer.
+    """
+    try:
+        tflite = to_tflite(
+            model,
+            {name: array[:1] for name, array in images.items()},
+            scheme=scheme,
+            timeout=timeout,
+        )
+        check_integer(tflite, io_dtype=SCHEMES[scheme][1])
+    except (ConversionError, IntegerError) as error:
+        raise explained(error, float_tflite=float_tflite, scheme=scheme) from error
+    except ValueError:  # one image alone may be constant, which says nothing of the operators
+        return

@@ -1,0 +1,235 @@
+"""keras: a Keras model becomes a SavedModel with constant weights, batch 1 and names of its own for
+inputs and outputs.
+
+What TensorFlow's converter crashes on or has no integer kernel for is written in other operations
+here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dgh_tf.common.quiet import held_stderr
+from tflite_export.calibration.check import Images
+
+
+def plain(name: str) -> str:
+    """A name that TensorFlow signatures accept unchanged: ASCII letters, digits and underscores,
+    the first no underscore.
+    """
+    name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    return f"x{name}" if name.startswith("_") else name
+
+
+def _is_functional(model: Any) -> bool:
+    """Whether the model knows its symbolic inputs; subclassed models do not."""
+    return bool(getattr(model, "inputs", None))
+
+
+def symbolic_input(model: Any) -> Any:
+    """The model's symbolic input: a tensor, list or dict. Sequential models loaded and never called
+    have only `inputs`.
+    """
+    return model.input if hasattr(model, "input") else model.inputs[0]
+
+
+def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[int | None, ...]]:
+    """Shapes without the batch axis by input name, in the model's order.
+
+    Args:
+      model: a Keras 3 or tf_keras model.
+      images: read for the names and shapes of a subclassed model, which declares none.
+    Raises:
+      ValueError: an input that is not float, inputs of one name in the file, or a subclassed model
+        without images.
+    """
+    import tensorflow as tf
+
+    if _is_functional(model):
+        tensors = tf.nest.flatten(symbolic_input(model))
+        for tensor in tensors:
+            if not tf.as_dtype(tensor.dtype).is_floating:
+                raise ValueError(
+                    f"Input '{tensor.name}' of model '{model.name}' takes "
+                    f"{tf.as_dtype(tensor.dtype).name}; expected a "
+                    "float input, such as an image. Export the part of the model behind that input."
+                )
+        shapes = {plain(tensor.name): tuple(tensor.shape[1:]) for tensor in tensors}
+        if len(shapes) < len(tensors):
+            raise ValueError(
+                f"Inputs {', '.join(t.name for t in tensors)} of model '{model.name}' "
+                "would have the same name in the file. "
+                "Rename them so that they differ in letters or digits."
+            )
+        return shapes
+    if images is None:
+        raise ValueError(
+            f"Model '{model.name}' is subclassed and declares no inputs, so their "
+            "shapes are unknown. Pass images."
+        )
+    arrays = images if isinstance(images, Mapping) else {"input": images}
+    return {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
+
+
+def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
+    """Outputs as named in the .tflite file: dict keys (path joined by _), layer names of a list,
+    'output' for a single one.
+    """
+    if isinstance(outputs, Mapping):
+        named = {}
+        for key in sorted(outputs):
+            inner = named_outputs(None, outputs[key])
+            named |= {
+                plain(str(key)) if len(inner) == 1 else plain(f"{key}_{n}"): t
+                for n, t in inner.items()
+            }
+        return named
+    if not isinstance(outputs, (list, tuple)):
+        return {"output": outputs}
+    if len(outputs) == 1:
+        return named_outputs(model, outputs[0])
+    names = [plain(n) for n in getattr(model, "output_names", None) or []]
+    if len(set(names)) != len(outputs) or any(
+        isinstance(o, (Mapping, list, tuple)) for o in outputs
+    ):
+        names = [f"output_{i}" for i in range(len(outputs))]
+    named = {}
+    for name, output in zip(names, outputs, strict=True):
+        inner = named_outputs(None, output)
+        named |= {name if len(inner) == 1 else f"{name}_{n}": t for n, t in inner.items()}
+    return named
+
+
+def _as_called(names: list[str], tensors: Sequence[Any]) -> Any:
+    """A subclassed model's argument from the names that dgh_tf gives its inputs: input; input_0,
+    input_1, ... of a list; keys of a dict.
+    """
+    if names == ["input"]:
+        return tensors[0]
+    return (
+        list(tensors)
+        if names == [f"input_{i}" for i in range(len(names))]
+        else dict(zip(names, tensors, strict=True))
+    )
+
+
+@contextlib.contextmanager
+def _unrolled(model: Any) -> Iterator[None]:
+    """Recurrent layers written out step by step while the model is traced: TensorFlow's converter
+    crashes on their loops.
+    """
+    layers = [layer for layer in model._flatten_layers() if getattr(layer, "unroll", None) is False]
+    settings = {
+        "unroll": True,
+        "_could_use_gpu_kernel": False,
+    }  # the latter is tf_keras's: true, it calls a loop whatever unroll says
+    before = [
+        (layer, name, getattr(layer, name))
+        for layer in layers
+        for name in settings
+        if hasattr(layer, name)
+    ]
+    for layer, name, _ in before:
+        setattr(layer, name, settings[name])
+    try:
+        yield
+    finally:
+        for layer, name, value in before:
+            setattr(layer, name, value)
+
+
+def _without_negation(frozen: Any) -> Any:
+    """The frozen function with x * -1 for -x, which has no integer kernel; layer normalization is
+    full of it.
+    """
+    import tensorflow as tf
+
+    graph = frozen.graph.as_graph_def()
+    negations = [
+        node
+        for node in graph.node
+        if node.op == "Neg" and node.attr["T"].type == tf.float32.as_datatype_enum
+    ]
+    if not negations:
+        return frozen
+    minus_one = graph.node.add(name="minus_one", op="Const")
+    minus_one.attr["dtype"].type = tf.float32.as_datatype_enum
+    minus_one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(-1.0))
+    for node in negations:
+        node.op = "Mul"
+        node.input.insert(1, minus_one.name)
+    inputs, outputs = ([tensor.name for tensor in side] for side in (frozen.inputs, frozen.outputs))
+    return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), []).prune(
+        inputs, outputs
+    )
+
+
+def save_frozen(
+    model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]
+) -> list[str]:
+    """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output
+    names in the model's order.
+
+    The signature serving_default takes float32 [1, ...shape] by input name and gives a dict by
+    output name.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    order: list[str] = []
+
+    def named(*tensors):
+        functional = _is_functional(model)
+        packed = (
+            tf.nest.pack_sequence_as(symbolic_input(model), tensors)
+            if functional
+            else _as_called(list(shapes), tensors)
+        )
+        outputs = named_outputs(model, model(packed, training=False))
+        order[:] = outputs
+        return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
+
+    specs = [tf.TensorSpec((1, *shape), tf.float32, name=name) for name, shape in shapes.items()]
+    with _unrolled(model):
+        traced = tf.function(named, autograph=False).get_concrete_function(*specs)
+    names = sorted(
+        traced.structured_outputs
+    )  # the frozen function's outputs are flat, in this order
+    with held_stderr():  # TensorFlow 2.19 counts GPUs aloud whenever it optimizes a graph
+        frozen = _without_negation(convert_variables_to_constants_v2(traced))
+
+    def signature(*tensors):
+        # identity: a name of its own for every output, also when two outputs are one tensor
+        return {
+            name: tf.identity(value) for name, value in zip(names, frozen(*tensors), strict=True)
+        }
+
+    module = tf.Module()
+    module.signature = tf.function(signature, autograph=False, input_signature=specs)
+    # SiLU's custom gradient captures tensors that a frozen graph does not hold; inference needs no
+    # gradient
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder), signatures=module.signature, options=options)
+    return order
+
+
+def in_float32(model: Any) -> Any:
+    """The model with float32 layers: the converter has no kernels for half precision. Raises
+    ValueError where it cannot be rebuilt.
+    """
+    from dgh_tf.models import loading
+
+    try:
+        return loading.in_float32(model)
+    except Exception as error:  # a subclass's from_config can fail in any way
+        raise ValueError(
+            f"Model '{model.name}' computes in half precision and cannot be rebuilt "
+            f"in float32 ({type(error).__name__}). "
+            "Build it with the dtype policy float32 and give it the same weights with set_weights."
+        ) from error

@@ -1,0 +1,161 @@
+"""state: the process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and
+forks for every conversion.
+
+The import takes seconds of a processor, most conversions less than one. The process ends when its
+standard input does:
+nothing but this process holds the other end, so it ends with this process, however that ends. Where
+forking a process
+that has imported TensorFlow is not safe (anywhere but on Linux), each conversion starts a cold
+process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import pathlib
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from typing import Any
+
+_lock = threading.Lock()
+_server: subprocess.Popen[bytes] | None = None
+_log: Any = None  # what the server itself, not its forks, writes to stderr
+
+
+def _worker(*arguments: str) -> dict[str, Any]:
+    """Command and environment of a worker, for subprocess."""
+    search = os.pathsep.join(
+        filter(
+            None, [str(pathlib.Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
+        )
+    )
+    # The worker needs no accelerator, and must not take the memory of the parent's.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": search,
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+    }
+    return {
+        "args": [sys.executable, "-m", "tflite_export.conversion.worker", *arguments],
+        "env": environment,
+    }
+
+
+def _ready() -> subprocess.Popen[bytes]:
+    global _server, _log
+    if _server is None or _server.poll() is not None:
+        stop()
+        _log = tempfile.TemporaryFile()  # noqa: SIM115 - held as long as the server
+        # a session of its own: Ctrl-C is for the parent alone
+        _server = subprocess.Popen(
+            **_worker(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=_log,
+            bufsize=0,
+            start_new_session=True,
+        )
+    return _server
+
+
+def start_worker() -> None:
+    """Starts the warm process, unless it runs: early, its import goes on beside this process's own
+    work.
+    """
+    if sys.platform == "linux":
+        with _lock:
+            _ready()
+
+
+def stop() -> int | None:
+    """Ends the warm process with all that it forked and returns its exit code; the next conversion
+    starts another.
+    """
+    global _server, _log
+    process, log, _server, _log = _server, _log, None, None
+    if process is None:
+        return None
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdin, process.stdout, log):
+        pipe.close()
+    return process.wait()
+
+
+def _forget() -> None:
+    """In a fork of this process: the server is the parent's, and must not wait until the fork
+    closes its end of the pipe.
+    """
+    global _server, _log, _lock
+    if _server is not None:
+        for pipe in (_server.stdin, _server.stdout, _log):
+            pipe.close()
+    _server, _log, _lock = None, None, threading.Lock()
+
+
+def _answer(process: subprocess.Popen[bytes], timeout: float | None) -> int | None:
+    """The exit code that the server tells, None when it ended instead. Raises TimeoutError."""
+    line, limit, poll = b"", time.monotonic() + (timeout or 0), select.poll()
+    poll.register(process.stdout, select.POLLIN)
+    while not line.endswith(b"\n"):
+        if not poll.poll(None if timeout is None else max(0, 1000 * (limit - time.monotonic()))):
+            raise TimeoutError
+        if not (part := process.stdout.read(64)):
+            return None
+        line += part
+    return int(line)
+
+
+def run(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
+    """Runs the worker on a prepared folder; returns its exit code, a signal as its negative number,
+    and its stderr.
+
+    Raises: TimeoutError, after which the worker is gone.
+    """
+    stderr = folder / "stderr.txt"
+    stderr.touch()
+    if sys.platform != "linux":
+        return _run_cold(folder, timeout=timeout)
+    with _lock:
+        process = _ready()
+        try:
+            process.stdin.write(json.dumps(str(folder.resolve())).encode() + b"\n")
+            code = _answer(process, timeout)
+        except BrokenPipeError:
+            code = None
+        except BaseException:  # Ctrl-C too must not leave a conversion behind
+            stop()
+            raise
+        # read without moving the place where the server goes on writing
+        text = os.pread(_log.fileno(), 1 << 20, 0) + stderr.read_bytes()
+        return stop() if code is None else code, text.decode(errors="replace")
+
+
+def _run_cold(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
+    """As `run`, in a process started for this folder alone."""
+    stderr = folder / "stderr.txt"
+    with open(stderr, "wb") as held:
+        try:
+            code = subprocess.run(
+                **_worker(str(folder)),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=held,
+                timeout=timeout,
+            ).returncode
+        except subprocess.TimeoutExpired:
+            raise TimeoutError from None
+    return code, stderr.read_text(errors="replace")
+
+
+atexit.register(stop)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

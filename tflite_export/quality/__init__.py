@@ -1,0 +1,1 @@
+"""What an integer file costs, told without data."""

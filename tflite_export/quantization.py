@@ -1,0 +1,290 @@
+"""keras: one door to every way of turning calibration images into an integer model, by name.
+
+What each does, where it comes from and what it buys: docs/algorithms.md. All take the same images,
+so they compare.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tflite_export.calibration.check import Images, check_calibration, few_images
+from tflite_export.conversion.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
+from tflite_export.conversion.freeze import input_shapes, plain
+from tflite_export.conversion.worker import SCHEMES
+
+_STEPS = 300  # of reconstruction, per block: more gains little (docs/algorithms.md)
+# what measured best of the algorithms that need nothing installed (docs/algorithms.md)
+_BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
+HEADS = ("model", "logits")
+_EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8")
+
+
+class Quantized(NamedTuple):
+    """The file's bytes, and what is worth keeping beside them (JSON types): algorithm, seed,
+    images, seconds, ...
+    """
+
+    tflite: bytes
+    notes: dict[str, Any]
+
+
+class Algorithm(NamedTuple):
+    """`function(model, images, *, scheme, seed, say, timeout)` gives the bytes, or (bytes, notes);
+    the schemes it has.
+    """
+
+    function: Callable[..., Any]
+    schemes: tuple[str, ...]
+
+
+def _arrays(model: Any, images: Images) -> dict[str, np.ndarray]:
+    """The images by input name, checked. A float .tflite file is asked for its inputs as a model
+    is.
+    """
+    if isinstance(images, Mapping):
+        images = {plain(name): array for name, array in images.items()}
+    if not isinstance(model, bytes):
+        return check_calibration(images, input_shapes=input_shapes(model, images))
+    from tflite_export.tflite.integer_check import graph_io
+
+    return check_calibration(
+        images,
+        input_shapes={row["name"]: tuple(row["shape"][1:]) for row in graph_io(model)["inputs"]},
+    )
+
+
+def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
+    return (
+        model
+        if isinstance(model, bytes)
+        else to_float_tflite(model, images=images, timeout=timeout)
+    )
+
+
+def _minmax(
+    model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None
+) -> bytes:
+    if isinstance(model, bytes):
+        return _ranges(
+            model, images, scheme=scheme, seed=seed, say=say, timeout=timeout, rule="minmax"
+        )
+    return to_tflite(model, images, scheme=scheme, timeout=timeout)
+
+
+def _ranges(
+    model: Any,
+    images: Images,
+    *,
+    scheme: str,
+    seed: int,
+    say: Any,
+    timeout: float | None,
+    rule: str,
+    equalized: bool = False,
+    corrected: bool = False,
+) -> bytes:
+    """Ranges by `rule`; weights equalized before, biases corrected after."""
+    from tflite_export.algorithms.equalization import correct_biases, equalize
+    from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
+    from tflite_export.simulation.ranges import collect_ranges
+    from tflite_export.tflite.model import read_graph
+
+    arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
+    tflite = _float(model, arrays, timeout)
+    graph = read_graph(tflite)
+    constants = equalize(graph, images=few_images(arrays)) if equalized else {}
+    ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
+    weights = integer_constants(
+        graph, weight_bits=bits, rule="mse" if bits == 4 else "minmax", constants=constants
+    )
+    if corrected:
+        quantized = quantized_constants(graph, constants=constants, weights=weights)
+        biases = correct_biases(
+            graph, few_images(arrays), ranges=ranges, constants=quantized, float_constants=constants
+        )
+        constants = {**constants, **biases}
+    return to_tflite_with_ranges(
+        tflite,
+        ranges=ranges,
+        constants=constants,
+        weights=weights if bits == 4 else None,
+        weight_bits=bits,
+        timeout=timeout,
+    )
+
+
+def _reconstruction(
+    model: Any,
+    images: Images,
+    *,
+    scheme: str,
+    seed: int,
+    say: Callable[[str], None] | None,
+    timeout: float | None,
+    steps: int = _STEPS,
+) -> tuple[bytes, dict[str, Any]]:
+    """Ranges of least squared error, then `reconstruction.reconstruct`."""
+    from tflite_export.algorithms.block_reconstruction import learn_rounding
+    from tflite_export.tflite.model import read_graph
+
+    arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
+    tflite = _float(model, arrays, timeout)
+    ranges, found = learn_rounding(
+        read_graph(tflite), arrays, weight_bits=bits, steps=steps, seed=seed, say=say
+    )
+    made = to_tflite_with_ranges(
+        tflite,
+        ranges=ranges,
+        constants=found.biases,
+        weights=found.weights,
+        weight_bits=bits,
+        timeout=timeout,
+    )
+    blocks = [
+        {"operators": [span.start, span.stop], "error_nearest": before, "error_learned": after}
+        for span, before, after in found.errors
+    ]
+    return made, {"steps": steps, "blocks": blocks}
+
+
+def _distillation(model: Any, images: Images, **options: Any) -> bytes:
+    from tflite_export.algorithms.distillation.distill import distill
+
+    return distill(model, images, **options)
+
+
+def _ai_edge(
+    model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None
+) -> bytes:
+    from tflite_export.algorithms.ai_edge import quantize_with_ai_edge
+
+    arrays = _arrays(model, images)
+    return quantize_with_ai_edge(_float(model, arrays, timeout), arrays, scheme=scheme)
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "minmax": Algorithm(_minmax, tuple(SCHEMES)),
+    "mse": Algorithm(functools.partial(_ranges, rule="mse"), _EIGHT_BIT_ACTIVATIONS),
+    "percentile": Algorithm(functools.partial(_ranges, rule="percentile"), _EIGHT_BIT_ACTIVATIONS),
+    "bias_correction": Algorithm(
+        functools.partial(_ranges, rule="minmax", corrected=True), _EIGHT_BIT_ACTIVATIONS
+    ),
+    "equalization": Algorithm(
+        functools.partial(_ranges, rule="minmax", equalized=True, corrected=True),
+        _EIGHT_BIT_ACTIVATIONS,
+    ),
+    "reconstruction": Algorithm(_reconstruction, _EIGHT_BIT_ACTIVATIONS),
+    "distillation": Algorithm(_distillation, _EIGHT_BIT_ACTIVATIONS),
+    "ai_edge": Algorithm(_ai_edge, ("int8", "int16x8")),
+}
+NAMES = ("best", *ALGORITHMS)
+
+
+def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
+    """The algorithm that will run: "best" stands for the scheme's. Raises ValueError for one that
+    the scheme does not have.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+    if algorithm not in NAMES or head not in HEADS:
+        raise ValueError(
+            f"Unknown algorithm '{algorithm}' or head '{head}'; expected one of "
+            f"{', '.join(NAMES)}, "
+            f"and of {', '.join(HEADS)}."
+        )
+    chosen = _BEST[scheme] if algorithm == "best" else algorithm
+    if scheme not in ALGORITHMS[chosen].schemes:
+        having = ", ".join(name for name, each in ALGORITHMS.items() if scheme in each.schemes)
+        raise ValueError(
+            f"Algorithm {algorithm} has no scheme {scheme}: it works on 8-bit "
+            f"activations. Use --algorithm={having} "
+            f"or --scheme={' or '.join(ALGORITHMS[chosen].schemes)}."
+        )
+    if chosen == "ai_edge":
+        from tflite_export.algorithms.ai_edge import require_installed
+
+        require_installed()
+    if head == "logits" and scheme == "int16x8" and chosen != "ai_edge":
+        raise ValueError(
+            f"A file that ends at the logits cannot be made with scheme {scheme} by "
+            f"algorithm {chosen}. Use --head=model."
+        )
+    return chosen
+
+
+def quantize(
+    model: Any,
+    images: Images,
+    *,
+    scheme: str = "int8",
+    algorithm: str = "best",
+    head: str = "model",
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+    timeout: float | None = None,
+    **options: Any,
+) -> Quantized:
+    """Makes a full-integer .tflite file from a float model and calibration images.
+
+    Args:
+      model: Keras 3 or tf_keras model, or the bytes of a float .tflite file of `to_float_tflite`.
+      images: float32 [number, ...input shape] in the model's input units, or a dict by input name.
+      scheme: one of SCHEMES. algorithm: one of NAMES.
+      head: "logits" leaves out softmax and sigmoid at the end, so the output is what they took,
+        with a scale of its own.
+      seed: of what the algorithm draws at random. say: takes lines of progress. timeout: seconds of
+        each conversion.
+      options: of one algorithm alone, such as `steps`.
+    Raises:
+      ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
+        cannot run ("best"
+        then falls back to minmax and notes why).
+      ConversionError: the converter failed.
+    """
+    chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
+    arrays, notes = _arrays(model, images), {}
+    if (
+        isinstance(model, bytes)
+        and chosen != "ai_edge"
+        and (scheme == "int16x8" or chosen == "distillation")
+    ):
+        raise ValueError(
+            f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file."
+        )
+    if chosen == "distillation":
+        options["head"] = head
+    elif head == "logits":
+        from tflite_export.tflite.edit import without_softmax
+
+        model = without_softmax(_float(model, arrays, timeout))
+    if algorithm == "best" and chosen != "minmax":
+        from tflite_export.tflite.model import read_graph
+
+        model_file = _float(model, arrays, timeout)
+        try:
+            read_graph(model_file)
+            model = model_file
+        except ValueError as error:
+            chosen, notes = "minmax", {"fallback": str(error)}
+    result = ALGORITHMS[chosen].function(
+        model, arrays, scheme=scheme, seed=seed, say=say, timeout=timeout, **options
+    )
+    tflite, more = result if isinstance(result, tuple) else (result, {})
+    return Quantized(
+        tflite,
+        {
+            "algorithm": chosen,
+            "head": head,
+            "seed": seed,
+            "images": len(next(iter(arrays.values()))),
+            "seconds": round(time.perf_counter() - start, 1),
+            **notes,
+            **more,
+        },
+    )

@@ -1,0 +1,1 @@
+"""Quantization simulated on a float .tflite graph."""

@@ -1,0 +1,209 @@
+"""math: ranges of activations over calibration images: min/max, least squared error or percentile.
+
+The ranges go to the converter (`to_tflite_with_ranges`) and to the simulator alike. What TFLite
+decides itself is
+decided here in the same way, so both agree: fixed ranges of softmax and its like, one scale on both
+sides of a reshape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_export.tflite.model import Graph, feeds_of, run
+
+Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
+RULES = ("minmax", "mse", "percentile")
+_BINS = 2048
+_PARTS = np.linspace(
+    0.025, 1.0, 40
+)  # candidates of the clipping search, as parts of the observed minimum and maximum
+# input and output have one scale (SameOperandsAndResultsScale in TensorFlow Lite's quantizer)
+_ONE_SCALE = {
+    "MAX_POOL_2D",
+    "AVERAGE_POOL_2D",
+    "RESHAPE",
+    "SQUEEZE",
+    "EXPAND_DIMS",
+    "PAD",
+    "PADV2",
+    "MIRROR_PAD",
+    "SPLIT",
+    "SPLIT_V",
+    "RESIZE_BILINEAR",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "TRANSPOSE",
+    "STRIDED_SLICE",
+    "SLICE",
+    "GATHER",
+    "UNPACK",
+    "TILE",
+    "BROADCAST_TO",
+}
+_JOINED = {
+    "CONCATENATION",
+    "PACK",
+    "MAXIMUM",
+    "MINIMUM",
+}  # several inputs and the output have one scale
+
+
+def _fixed(kind: str, bits: int) -> tuple[float, float] | None:
+    """Ranges the TFLite specification fixes: scale 2^-b from 0, or 2^(1-b) around 0."""
+    if kind in ("SOFTMAX", "LOGISTIC"):
+        return 0.0, 1.0 - 2.0**-bits
+    return (-1.0, 1.0 - 2.0 ** (1 - bits)) if kind in ("TANH", "L2_NORMALIZATION") else None
+
+
+def share_scales(
+    graph: Graph, ranges: Mapping[int, tuple[float, float]], *, activation_bits: int = 8
+) -> Ranges:
+    """The ranges as TFLite can hold them: zero inside, fixed where the specification fixes them,
+    equal where it shares.
+
+    Tensors that share a scale get the hull of their ranges.
+    """
+    root = {i: i for i in ranges}
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            i = root[i]
+        return i
+
+    fixed = {
+        i: _fixed(o.kind, activation_bits)
+        for o in graph.operators
+        for i in o.outputs
+        if i in ranges
+    }
+    fixed = {i: limits for i, limits in fixed.items() if limits is not None}
+    for operator in graph.operators:
+        ends = [i for i in (*operator.inputs, *operator.outputs) if i in ranges]
+        if operator.kind in _ONE_SCALE and len(ends) > 1 and ends[0] in fixed:
+            fixed |= dict.fromkeys(ends[1:], fixed[ends[0]])  # a reshaped softmax is still one
+        elif operator.kind in _ONE_SCALE | _JOINED:
+            for i in ends:
+                if i not in fixed:
+                    root[find(i)] = find(operator.outputs[0])
+    hull = dict(fixed)
+    for i in ranges:
+        if i not in fixed:
+            group = [j for j in ranges if j not in fixed and find(j) == find(i)]
+            lows, highs = zip(*(ranges[j] for j in group), strict=True)
+            hull[i] = (min(0.0, *map(float, lows)), max(0.0, *map(float, highs)))
+    return {i: hull[i] for i in ranges}
+
+
+def least_squares_range(
+    counts: np.ndarray, low: float, high: float, *, bits: int = 8
+) -> tuple[float, float]:
+    """The clipping of least squared error, found over a grid of clipped minima and maxima.
+
+    Args:
+      counts: [bins] histogram with equal bins from `low` to `high`, which hold zero between them.
+    """
+    values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
+    kept = counts > 0
+    values, counts, best = values[kept], counts[kept].astype(np.float64), (np.inf, low, high)
+    for part_low in _PARTS if low < 0 else (1.0,):
+        for part_high in _PARTS if high > 0 else (1.0,):
+            a, b = low * part_low, high * part_high
+            scale = (b - a) / (2**bits - 1)
+            zero = np.rint(-a / scale)
+            rounded = (np.clip(np.rint(values / scale) + zero, 0, 2**bits - 1) - zero) * scale
+            error = float(counts @ (rounded - values) ** 2)
+            if error < best[0]:
+                best = (error, a, b)
+    return best[1], best[2]
+
+
+def percentile_range(
+    counts: np.ndarray, low: float, high: float, *, percentile: float = 99.99
+) -> tuple[float, float]:
+    """The range that leaves 100 - `percentile` per cent of the values outside on either side, and
+    holds zero.
+    """
+    share, edges = np.cumsum(counts) / max(counts.sum(), 1), np.linspace(low, high, len(counts) + 1)
+    first = int(np.searchsorted(share, 1 - percentile / 100, side="right"))
+    last = int(np.searchsorted(share, percentile / 100))
+    return min(0.0, float(edges[min(first, len(counts) - 1)])), max(
+        0.0, float(edges[min(last, len(counts) - 1) + 1])
+    )
+
+
+def _observe_all(
+    graph: Graph,
+    feeds: Mapping[int, np.ndarray],
+    note: Callable[[int, Any], None],
+    constants: Mapping[int, Any] | None,
+    batch_size: int,
+) -> None:
+    def observe(index: int, value: Any) -> Any:
+        note(index, value)
+        return value
+
+    for start in range(0, len(next(iter(feeds.values()))), batch_size):
+        batch = {i: v[start : start + batch_size] for i, v in feeds.items()}
+        run(graph, batch, constants=constants, observe=observe)
+
+
+def collect_ranges(
+    graph: Graph,
+    images: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    rule: str = "minmax",
+    activation_bits: int = 8,
+    percentile: float = 99.99,
+    constants: Mapping[int, Any] | None = None,
+    batch_size: int = 32,
+) -> Ranges:
+    """Range of every graph input and activation over calibration images, ready for
+    `to_tflite_with_ranges`.
+
+    Args:
+      images: float32 [images, ...] in the model's input units, or a dict by input name.
+      rule: "minmax"; "mse": least squared error at `activation_bits` over a histogram;
+        "percentile". Inputs always
+        keep their minimum and maximum, at 8 bits.
+      constants: floats instead of the file's, by tensor index.
+    Raises:
+      ValueError: unknown rule, or a value that is not finite.
+    """
+    import tensorflow as tf
+
+    if rule not in RULES:
+        raise ValueError(f"Unknown range rule '{rule}'; expected one of {', '.join(RULES)}.")
+    feeds, seen = feeds_of(graph, images), {}
+
+    def extend(index: int, value: Any) -> None:
+        low, high = float(tf.reduce_min(value)), float(tf.reduce_max(value))
+        if not np.isfinite(low + high):
+            raise ValueError(
+                f"Tensor {graph.tensors[index].name} is not finite on the calibration "
+                "images; check them."
+            )
+        old = seen.get(index, (0.0, 0.0))
+        seen[index] = (min(low, old[0]), max(high, old[1]))
+
+    _observe_all(graph, feeds, extend, constants, batch_size)
+    if rule != "minmax":
+        counts = {i: np.zeros(_BINS, np.int64) for i in seen}
+
+        def count(index: int, value: Any) -> None:
+            if index not in graph.inputs and seen[index][1] > seen[index][0]:
+                low, high = seen[index]
+                bins = ((value.numpy().ravel() - low) * (_BINS / (high - low))).astype(np.int64)
+                counts[index] += np.bincount(np.minimum(bins, _BINS - 1), minlength=_BINS)
+
+        _observe_all(graph, feeds, count, constants, batch_size)
+        for i, (low, high) in seen.items():
+            if counts[i].any():
+                seen[i] = (
+                    least_squares_range(counts[i], low, high, bits=activation_bits)
+                    if rule == "mse"
+                    else percentile_range(counts[i], low, high, percentile=percentile)
+                )
+    return share_scales(graph, seen, activation_bits=activation_bits)

@@ -1,0 +1,1 @@
+"""What each target device makes of an integer file."""

@@ -1,0 +1,200 @@
+"""state: Arm Ethos-U through Arm's own compiler, Vela, in a process of its own: it crashes on some
+files.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import importlib.util
+import math
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from tflite_export.tflite.integer_check import operator_table
+
+# target -> (system configuration, memory mode), both of the Arm/vela.ini that comes with Vela:
+# clock and memories of a typical chip
+CONFIGURATIONS = {
+    "ethos-u55-128": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u55-256": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
+    "ethos-u65-256": ("Ethos_U65_High_End", "Dedicated_Sram"),
+    "ethos-u85-256": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_512KB"),
+}
+_MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")
+_WARNING = re.compile(
+    r"Warning \([^)]*\) operator: (\S+), ofm: '([^']*)'\n(?:Reason: )?([^\n]*)(?:\n([^\n]+))?"
+)
+_PLACED = re.compile(r"^(CPU|NPU) operators = (\d+)", re.MULTILINE)
+_ON_CPU = re.compile(r"^ +CPU: (\S+) = (.*?)(?: \(outputs .*)?$", re.MULTILINE)
+_SECONDS = 600  # no model here took more than 3
+
+
+def check_installed() -> None:
+    """Raises ValueError when Vela is not installed."""
+    if (
+        importlib.util.find_spec("ethosu") is None
+        or importlib.util.find_spec("ethosu.vela") is None
+    ):
+        raise ValueError(
+            "The Ethos-U targets need Arm's compiler Vela, which is not installed. "
+            'Run pip install "dgh-tf[vela]".'
+        )
+
+
+def _why(text: str) -> dict[str, str]:
+    """Vela's reason by tensor name, on one line."""
+    return {
+        tensor: re.sub(r" \([^()]*;[^()]*\)", "", " ".join(filter(None, (reason, rest))))
+        for _, tensor, reason, rest in _WARNING.findall(text)
+    }
+
+
+def read_log(text: str, *, kinds: Mapping[str, str]) -> tuple[int, int, list[dict[str, str]]]:
+    """(operators on the NPU, on the CPU, rows of the latter {"operator", "tensor", "why"}) from
+    Vela's lines.
+
+    Args:
+      kinds: operator by the name of its output; Vela prints only a placeholder for some.
+    Raises:
+      ValueError: the lines do not say where the operators went.
+    """
+    counts = {where: int(number) for where, number in _PLACED.findall(text)}
+    if set(counts) != {"CPU", "NPU"}:
+        raise ValueError(
+            f"Vela {importlib.metadata.version('ethos-u-vela')} did not tell where "
+            "the operators run; expected the lines "
+            "'CPU operators = ' and 'NPU operators = '. Use another version of ethos-u-vela."
+        )
+    why = _why(text)
+    rows = [
+        {
+            "operator": kinds.get(tensor, kind),
+            "tensor": tensor,
+            "why": why.get(tensor, "no reason given"),
+        }
+        for kind, tensor in _ON_CPU.findall(text)
+    ]
+    return counts["NPU"], counts["CPU"], rows
+
+
+def _figures(path: pathlib.Path) -> dict[str, Any]:
+    """Cycles, clock, memories and inferences per second of Vela's summary; None for what does not
+    apply (nothing on the NPU).
+    """
+    with path.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    number = {
+        key: float(value)
+        for key, value in row.items()
+        if re.fullmatch(r"-?[\d.]+(e[+-]?\d+)?", value)
+    }
+    seconds = number.get("inference_time", 0.0)
+    return {
+        "cycles": int(number["cycles_total"]),
+        "clock_mhz": number["core_clock"] / 1e6,
+        "macs": int(number["nn_macs"]),
+        "inferences_per_second": round(1.0 / seconds, 2)
+        if seconds and math.isfinite(seconds)
+        else None,
+        **{
+            f"{memory}_kib": round(number[f"{memory}_memory_used"], 2)
+            for memory in _MEMORIES
+            if number.get(f"{memory}_memory_used")
+        },
+    }
+
+
+def _crash(done: subprocess.CompletedProcess, four_bit: bool) -> ValueError:
+    if done.returncode < 0:
+        what = f"crashed with {signal.Signals(-done.returncode).name}"
+    else:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        what = f"failed: {lines[-1][:300] if lines else 'it printed nothing'}"
+    advice = (
+        "It does not take packed INT4 weights: use --scheme=int8."
+        if four_bit
+        else "Try another target, or another version of Vela."
+    )
+    return ValueError(
+        f"Vela {importlib.metadata.version('ethos-u-vela')} {what} on this file. {advice}"
+    )
+
+
+def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
+    """Compiles an integer file for one Ethos-U and reports Vela's figures.
+
+    Args:
+      tflite: the file's bytes. target: a key of CONFIGURATIONS.
+    Returns:
+      {"how", "fully_mapped", "operators_mapped", "operators_cpu", "fallback", "notes", "figures"}:
+      see targets.judge. Figures are Vela's
+      estimates for the system and memory mode named in "how": cycles, MHz, KiB per memory,
+      inferences per second.
+    Raises:
+      ValueError: Vela is missing, crashed or failed.
+    """
+    check_installed()
+    system, memory = CONFIGURATIONS[target]
+    table = operator_table(tflite)
+    kinds = {out["name"]: row["operator"] for row in table for out in row["outputs"]}
+    with tempfile.TemporaryDirectory(prefix="tflite_export_vela_") as name:
+        folder = pathlib.Path(name)
+        (folder / "model.tflite").write_bytes(tflite)
+        command = [
+            sys.executable,
+            "-m",
+            "ethosu.vela",
+            str(folder / "model.tflite"),
+            "--accelerator-config",
+            target,
+            "--config",
+            "Arm/vela.ini",
+            "--system-config",
+            system,
+            "--memory-mode",
+            memory,
+            "--output-dir",
+            str(folder),
+            "--show-cpu-operations",
+        ]
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_SECONDS,
+                cwd=folder,
+            )
+        except subprocess.TimeoutExpired:
+            raise ValueError(
+                f"Vela took more than {_SECONDS} s for {target} and was stopped. "
+                "Leave the target out."
+            ) from None
+        summaries = list(folder.glob("model_summary_*.csv"))
+        if done.returncode or not summaries:
+            raise _crash(done, any(t["dtype"] == "INT4" for row in table for t in row["inputs"]))
+        on_npu, on_cpu, rows = read_log(done.stdout + done.stderr, kinds=kinds)
+        figures = _figures(summaries[0])
+    return {
+        "how": (
+            f"compiled by Vela {importlib.metadata.version('ethos-u-vela')}, {system}, "
+            f"{memory}; figures are its estimates"
+        ),
+        "fully_mapped": on_cpu == 0,
+        "operators_mapped": max(len(table) - on_cpu, 0),
+        "operators_cpu": on_cpu,
+        "fallback": rows,
+        "notes": [],
+        "figures": {
+            **figures,
+            "npu_operators": on_npu,
+        },  # Vela's own, after it took the graph apart
+    }

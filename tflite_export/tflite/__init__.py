@@ -1,0 +1,1 @@
+"""The .tflite file: read, edited, proven integer, run."""
