@@ -57,7 +57,8 @@ def test_an_interrupt_inside_an_exec_of_text_ends_with_the_exit_code_too(tmp_pat
     and others execute text.
     """
     (tmp_path / "program.py").write_text(
-        "from dgh_tf import console\nconsole.run(lambda argv: exec('raise KeyboardInterrupt'))\n"
+        "from dgh_tf.common import console\n"
+        "console.run(lambda argv: exec('raise KeyboardInterrupt'))\n"
     )
     monkeypatch.chdir(tmp_path)
     done = python("-m", "program")

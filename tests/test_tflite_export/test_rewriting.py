@@ -87,7 +87,8 @@ def test_biases_follow_the_scales(small):
     halved = {name: ((w // 2).astype(np.int8), s * 2) for name, (w, s) in present.items()}
     a, b = (Runner(with_integers(made, weights=w)).predict(small[2]) for w in (even, halved))
     step = check_integer(made, io_dtype="int8")["outputs"][0]["scale"]
-    assert np.abs(a - b).max() <= 2 * step and np.mean(a == b) > 0.8
+    # two steps, each a float32 product of integer and scale
+    assert np.abs(a - b).max() <= 2.001 * step and np.mean(a == b) > 0.8
 
 
 def test_constants_reach_litert(small):
