@@ -60,7 +60,7 @@ flags.DEFINE_list(
     "algorithm",
     ["minmax"],
     "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
-    "equalization, reconstruction, distillation, ai_edge; docs/algorithms.md tells what each does.",
+    "equalization, reconstruction, distillation, ai_edge; docs/guide/algorithms.md describes them.",
 )
 flags.DEFINE_enum(
     "head",

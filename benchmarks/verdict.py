@@ -17,7 +17,7 @@ from dgh_tf.common.files import atomic_path, atomic_write, require_writable
 _ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
 _HEADS = ("reference", "outputs", "float_logits", "logits")
 # mean gap of statistics, above which images are not what the model was trained on (see
-# docs/verdict.md)
+# docs/experiments/verdict.md)
 MOST_GAP = 0.5
 # outputs' spread over that of unstretched images, below which images do not exercise the outputs
 LEAST_STRETCH = 1.2

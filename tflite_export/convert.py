@@ -65,7 +65,7 @@ def _define_flags() -> None:
         "algorithm",
         "best",
         list(NAMES),
-        "How images become integers (docs/algorithms.md). best: what measured best for the "
+        "How images become integers (docs/guide/algorithms.md). best: what measured best for the "
         "scheme; minmax where the model does not allow it. minmax: the converter's own.",
     )
     flags.DEFINE_enum(

@@ -1,6 +1,6 @@
 """keras: one door to every way of turning calibration images into an integer model, by name.
 
-What each does, where it comes from and what it buys: docs/algorithms.md. All take the same images,
+docs/guide/algorithms.md says what each does and where it comes from. All take the same images,
 so they compare.
 """
 
@@ -18,8 +18,8 @@ from tflite_export.conversion.converter import to_float_tflite, to_tflite, to_tf
 from tflite_export.conversion.freeze import input_shapes, plain
 from tflite_export.conversion.worker import SCHEMES
 
-_STEPS = 300  # of reconstruction, per block: more gains little (docs/algorithms.md)
-# what measured best of the algorithms that need nothing installed (docs/algorithms.md)
+_STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
+# what measured best of the algorithms that need nothing installed (docs/experiments/algorithms.md)
 _BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
 HEADS = ("model", "logits")
 _EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8")

@@ -149,8 +149,8 @@ def expected_agreements(evidence: Evidence) -> np.ndarray | None:
     of the logits an integer file keeps, their correlation r. Were real logits independent normal
     values, the highest would stay
     so with a probability that follows from r and the number of classes; a model that never doubts
-    keeps it always. The
-    geometric mean of both is expected (docs/verdict.md tells what else was tried, on what).
+    keeps it always. The geometric mean of both is expected (docs/experiments/verdict.md tells what
+    else was tried, on what).
     """
     found = correlations(evidence)
     if found is None:

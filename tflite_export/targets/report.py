@@ -2,7 +2,7 @@
 and this machine's CPU.
 
 To add a target: a function of the file's bytes that returns what `judge` describes, and a line in
-TARGETS (docs/targets.md).
+TARGETS (docs/guide/targets.md).
 """
 
 from __future__ import annotations

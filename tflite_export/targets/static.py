@@ -389,7 +389,7 @@ def planned_bytes(lives: Sequence[tuple[Tensor, int, int]]) -> int:
 def bookkeeping_bytes(file: File) -> int:
     """TFLM's own data beside the activations, an estimate: two int32 per output channel (multiplier
     and shift), and per tensor and
-    operator what TFLM's recording allocator showed on a 64-bit machine (docs/targets.md).
+    operator what TFLM's recording allocator showed on a 64-bit machine (docs/guide/targets.md).
     """
     tensors = {
         tensor.name
