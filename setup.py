@@ -13,9 +13,8 @@ VERSION = re.search(
 ).group(1)
 
 # tfds: sources need importlib_resources, which tensorflow-datasets (it comes with keras-cv) does
-# not always bring,
-# and tensorflow-metadata's later releases need protobuf 6, which TensorFlow 2.19 does not take;
-# they do not say so to pip.
+# not always install. Later releases of tensorflow-metadata need protobuf 6 without telling pip, and
+# TensorFlow 2.19 does not take protobuf 6.
 BENCHMARKS = [
     "scikit-learn>=1.5",
     "tabulate>=0.9",
@@ -32,11 +31,25 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["quantization", "calibration", "TFLite", "LiteRT", "Keras", "data-free"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_namespace_packages(include=["dgh_tf*", "tflite_export*", "benchmarks*"]),
     package_data={
         "dgh_tf": ["py.typed"],
         "dgh_tf.demo": ["*.keras"],
         "benchmarks.suite": ["suite.json"],
+        "dgh_tf.report": ["*.html", "*.css", "*.js"],
         "tflite_export": ["py.typed"],
     },
     install_requires=[
@@ -49,6 +62,7 @@ setup(
         "absl-py<2",  # tensorflow-model-optimization needs 1.x
         "ai-edge-litert>=2.1",
         "filelock",
+        "jinja2>=3.1",
         "matplotlib",
         "pillow",
         "tqdm",
@@ -58,11 +72,9 @@ setup(
         "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
         "tensorboard": ["tensorboard>=2.16"],
         "vela": ["ethos-u-vela>=5"],
-        "tflm": [
-            "tflite-micro"
-        ],  # TFLM with its reference kernels for this machine; only pre-releases are published
-        "ai-edge": [
-            "ai-edge-quantizer>=0.10,<0.11"
-        ],  # Google's other quantizer; its names still move between releases
+        # TFLM with its reference kernels for this machine; only pre-releases are published
+        "tflm": ["tflite-micro"],
+        # Google's other quantizer; its names still move between releases
+        "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],
     },
 )
