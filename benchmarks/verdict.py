@@ -11,21 +11,18 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from dgh_tf.common.console import run, say
-from dgh_tf.common.files import atomic_path, atomic_write, require_writable
+from dgh_tf.common.files import atomic_write, require_writable
 
-_ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
-_HEADS = ("reference", "outputs", "float_logits", "logits")
 # mean gap of statistics, above which images are not what the model was trained on (see
 # docs/experiments/verdict.md)
 MOST_GAP = 0.5
 # outputs' spread over that of unstretched images, below which images do not exercise the outputs
 LEAST_STRETCH = 1.2
-HELD_OUT_SEED = 1000
 
 
 def define_flags() -> None:
-    """Only when this runs as a command: the suite imports this file."""
     flags.DEFINE_string(
         "model",
         None,
@@ -59,51 +56,6 @@ def define_flags() -> None:
         "",
         "Valid input range LOW,HIGH or a convention; empty: found from the model.",
     )
-
-
-def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
-    """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without
-    output stretching.
-    """
-    import dataclasses
-
-    from dgh_tf import generate_images
-
-    changes = {} if kind == "stretched" else {"output_weight": 0.0}
-    return generate_images(model, dataclasses.replace(config, seed=seed, **changes))
-
-
-def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:
-    """Writes an Evidence as .npz, so that verdicts can be told again without running the files."""
-    arrays = {name: getattr(evidence, name) for name in _ARRAYS}
-    arrays |= {
-        f"{side}/{name}": np.float32(values)
-        for side in _HEADS
-        for name, values in getattr(evidence, side).items()
-    }
-    with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary, names=np.array(evidence.names), kinds=np.array(evidence.kinds), **arrays
-        )
-
-
-def load_evidence(path: str | pathlib.Path) -> Any:
-    """The Evidence that `save_evidence` wrote; outputs in float32."""
-    from tflite_export.quality.accuracy_estimate import Evidence
-
-    with np.load(path) as file:
-        sides = {
-            side: {
-                key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{side}/")
-            }
-            for side in _HEADS
-        }
-        return Evidence(
-            names=file["names"].tolist(),
-            kinds=file["kinds"].tolist(),
-            **{name: file[name] for name in _ARRAYS},
-            **sides,
-        )
 
 
 def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:

@@ -61,8 +61,8 @@ def complete(store: Store, key: Key, row: Row) -> Row:
     """The row with the verdict's figures, told anew from the kept evidence: the verdict may have
     changed since.
     """
+    from benchmarks.measure.evidence import load_evidence
     from benchmarks.suite.rows import PROBES, evidence_path
-    from benchmarks.verdict import load_evidence
     from tflite_export.quality.accuracy_estimate import judge
 
     paths = {probe: evidence_path(store, key, probe) for probe in PROBES}

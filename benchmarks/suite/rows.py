@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure.comparison import Task, fingerprint, load_task
+from benchmarks.measure.evidence import HELD_OUT_SEED
 from benchmarks.measure.scoring import Outputs
 from benchmarks.suite.plan import TASKS, Entry, Key, Store
-from benchmarks.verdict import HELD_OUT_SEED
 
 PROBES = {
     f"{kind}, seed {seed}": (kind, seed)
@@ -98,7 +98,7 @@ class Bench:
     @functools.cached_property
     def probes(self) -> dict[str, np.ndarray]:
         """Held-out generated images, which no file is calibrated on."""
-        from benchmarks.verdict import held_out_images
+        from benchmarks.measure.evidence import held_out_images
 
         def make(kind, seed):
             return held_out_images(
@@ -147,8 +147,8 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
         logits_spread,
         tensor_ranges,
     )
+    from benchmarks.measure.evidence import save_evidence
     from benchmarks.measure.gaps import statistics_gaps
-    from benchmarks.verdict import save_evidence
     from tflite_export import to_tflite
     from tflite_export.quality.layer_comparison import gather
 

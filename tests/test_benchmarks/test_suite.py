@@ -266,7 +266,7 @@ def test_report_of_unfinished_rows_has_means_plots_and_failures(tmp_path):
 def test_evidence_survives_its_file(tmp_path):
     from test_verdict import evidence
 
-    from benchmarks.verdict import load_evidence, save_evidence
+    from benchmarks.measure.evidence import load_evidence, save_evidence
     from tflite_export.quality.accuracy_estimate import judge
 
     before = evidence(same=7)
