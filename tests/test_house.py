@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from imports import circles, graph, is_command
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("dgh_tf", "tflite_export", "benchmarks")
@@ -115,39 +116,65 @@ def test_files_and_functions_can_be_read_in_one_sitting(path):
             assert node.end_lineno - node.lineno < 90, node.name
 
 
-def test_generation_and_export_do_not_import_each_other():
-    """Arrays pass between them. The export may use the shared console, quiet, files and loading."""
-    for path in FILES:
-        text = path.read_text()
-        tree = ast.parse(text)
-        modules = {
-            node.module
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module
-        }
-        modules |= {
-            alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }
-        if path.is_relative_to(ROOT / "dgh_tf"):
-            assert not [m for m in modules if m.split(".")[0] in ("tflite_export", "benchmarks")], (
-                path
-            )
-        if path.is_relative_to(ROOT / "tflite_export"):
-            assert "benchmarks" not in {m.split(".")[0] for m in modules}, path
-            used = {m for m in modules if m.split(".")[0] == "dgh_tf"}
-            assert used <= {
-                "dgh_tf",
-                "dgh_tf.common.console",
-                "dgh_tf.common.files",
-                "dgh_tf.common.interrupt",
-                "dgh_tf.common",
-                "dgh_tf.models",
-                "dgh_tf.models.loading",
-                "dgh_tf.common.quiet",
-            }, (path, used)
+# Rooms from the ground up: a file may import from rooms of its own level (of another one only where
+# that makes no circle) and from those below.
+FLOORS = (
+    ("dgh_tf.config", "dgh_tf.common"),
+    ("dgh_tf.ops",),
+    ("dgh_tf.models",),
+    ("dgh_tf.input_range",),
+    ("dgh_tf.generation",),
+    ("dgh_tf.run", "dgh_tf.report", "dgh_tf.demo"),
+    ("dgh_tf",),  # the package's own names, and the command generate
+    ("tflite_export",),
+    ("benchmarks",),
+)
+EXPORT_MAY_IMPORT = ("dgh_tf.common", "dgh_tf.models", "tflite_export")
+KNOWN_CIRCLES = [["benchmarks.data.coco", "benchmarks.data.datasets"]]
+
+
+def is_within(module, room):
+    return module == room or module.startswith(f"{room}.")
+
+
+def floor(module):
+    """The number of the floor that holds the module: that of the longest matching room."""
+    floors = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+    return floors[max((room for room in floors if is_within(module, room)), key=len)]
+
+
+def test_imports_make_no_circle():
+    assert [circle for circle in circles(graph()) if circle not in KNOWN_CIRCLES] == []
+
+
+def test_imports_point_to_the_same_floor_or_down():
+    edges = graph()
+    upward = [(m, t) for m, targets in edges.items() for t in targets if floor(t) > floor(m)]
+    assert upward == []
+    export = [
+        (m, t)
+        for m, targets in edges.items()
+        for t in targets
+        if is_within(m, "tflite_export") and not any(is_within(t, r) for r in EXPORT_MAY_IMPORT)
+    ]
+    assert export == []
+
+
+def test_commands_are_imported_by_nobody():
+    """What two commands need stands in a file below both. Importing one would define its flags."""
+    edges = graph()
+    commands = {module for module in edges if is_command(module)}
+    assert {"dgh_tf.generate", "tflite_export.convert", "benchmarks.suite.__main__"} <= commands
+    assert not [(m, t) for m, targets in edges.items() for t in targets if t in commands]
+
+
+def test_the_graph_shows_circles_and_every_way_to_import():
+    edges = {"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": ["e"], "e": ["f"], "f": ["e"], "g": []}
+    assert sorted(circles(edges)) == [["a", "b", "c"], ["e", "f"]]
+    drawn = graph()
+    assert "dgh_tf.generation.generator" in drawn["dgh_tf.generate"]  # inside a function
+    assert "dgh_tf.ops.canvas" in drawn["dgh_tf.generation.update"]  # from dgh_tf.ops import canvas
+    assert floor("dgh_tf.ops.canvas") < floor("dgh_tf.generation.update") < floor("dgh_tf.generate")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -21,11 +21,14 @@ import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
 from dgh_tf.ops import losses
-from dgh_tf.ops.moments import Moments, channel_sums, image_moments, safe_shift
+from dgh_tf.ops.layer_moments import layer_sums
+from dgh_tf.ops.moments import image_moments, safe_shift
 
 if TYPE_CHECKING:
-    from dgh_tf.input_range.find import InputRange
-    from dgh_tf.models.network import BatchNorm, Head, Tapped
+    from dgh_tf.input_range.conventions import InputRange
+    from dgh_tf.models.batchnorm import BatchNorm
+    from dgh_tf.models.heads import Head
+    from dgh_tf.models.network import Tapped
 
 
 class PseudoStatistics(NamedTuple):
@@ -106,39 +109,6 @@ def make_targets(
     )
 
 
-def _sums(
-    calls: Sequence[tuple[int, tf.Tensor]],
-    layers: Sequence[BatchNorm | PseudoStatistics],
-    shifts: Sequence[np.ndarray],
-    known: Sequence[tuple[tf.Tensor, ...] | None],
-) -> list[tuple[tf.Tensor, ...]]:
-    """`channel_sums` of every layer's input over all its calls (a shared layer has several). calls:
-    (index of layer, input).
-    """
-    found: list[list] = [[] for _ in layers]
-    for (index, x), sums in zip(calls, known, strict=True):
-        found[index].append(sums or channel_sums(x, shift=shifts[index], axis=layers[index].axis))
-    return [
-        parts[0] if len(parts) == 1 else tuple(map(tf.add_n, zip(*parts, strict=True)))
-        for parts in found
-    ]
-
-
-def layer_rows(
-    calls: Sequence[tuple[int, tf.Tensor]], layers: Sequence[BatchNorm | PseudoStatistics]
-) -> list[Moments]:
-    """Moments of every layer's input over all its calls, layer by layer, in the layer's own
-    units.
-    """
-    shifts = [layer.mean for layer in layers]
-    return [
-        Moments(count, shift + sums / count, tf.maximum(squares - sums * sums / count, 0.0))
-        for shift, (sums, squares, count) in zip(
-            shifts, _sums(calls, layers, shifts, [None] * len(calls)), strict=True
-        )
-    ]
-
-
 def batch_moments(
     tapped: Tapped,
     units: Sequence[tf.Tensor],
@@ -153,7 +123,9 @@ def batch_moments(
     calls = [*tapped.calls, *enumerate(units, start=len(layers) - len(units))]
     ends = np.cumsum(np.bincount(targets.layer))[:-1]
     sums, squares, counts = zip(
-        *_sums(calls, layers, np.split(targets.shift, ends), [*tapped.sums, *[None] * len(units)]),
+        *layer_sums(
+            calls, layers, np.split(targets.shift, ends), [*tapped.sums, *[None] * len(units)]
+        ),
         strict=True,
     )
     counts = tf.gather(

@@ -9,9 +9,10 @@ import tensorflow as tf
 
 from dgh_tf.input_range.conventions import InputRange, parse_input_range
 from dgh_tf.input_range.from_statistics import range_from_statistics
+from dgh_tf.models.batchnorm import batchnorm_layers
 from dgh_tf.models.heads import upstream
 from dgh_tf.models.hooks import record_calls
-from dgh_tf.models.network import Network, batchnorm_layers, kernel_layers
+from dgh_tf.models.network import Network, kernel_layers
 from dgh_tf.ops.canvas import is_image
 
 TOPS = (

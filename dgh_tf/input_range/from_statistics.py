@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from dgh_tf.generation.objective import layer_rows
 from dgh_tf.input_range.conventions import CONVENTIONS, InputRange, alike, convention
 from dgh_tf.models.network import Network
 from dgh_tf.ops.canvas import LEAST_IMAGE_SIDE, start_canvas
+from dgh_tf.ops.layer_moments import layer_moments
 from dgh_tf.ops.losses import moment_gap
 from dgh_tf.ops.radam import cosine, radam
 
@@ -154,7 +154,7 @@ def _gap_function(network: Network, *, layers: int, gradient: bool = False):
     targets = network.layers[:layers]
 
     def gap(images):
-        rows = layer_rows(
+        rows = layer_moments(
             [(i, x) for i, x in network.forward([images]).calls if i < layers], targets
         )
         return tf.reduce_mean(

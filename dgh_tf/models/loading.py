@@ -224,7 +224,7 @@ def _with_random_weights(model):
     Without them it would be refused as untrained. The same each time, so that an interrupted run
     can go on.
     """
-    from dgh_tf.models.network import batchnorm_layers
+    from dgh_tf.models.batchnorm import batchnorm_layers
 
     rng = np.random.default_rng(0)
     for variable in model.weights:

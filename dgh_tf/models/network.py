@@ -16,6 +16,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.models.batchnorm import (
+    BatchNorm,
+    batchnorm_layers,
+    inference_affine,
+    read_batchnorm,
+)
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
 from dgh_tf.models.validation import (
@@ -25,28 +31,9 @@ from dgh_tf.models.validation import (
     require_connected,
     require_trained,
 )
-from dgh_tf.ops.moments import normalize, safe_shift
+from dgh_tf.ops.moments import normalize
 
-BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
 _CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
-
-
-@dataclasses.dataclass(frozen=True)
-class BatchNorm:
-    """One BN layer and what it knows of its training set: running statistics float32 [channels]."""
-
-    layer: Any
-    name: str
-    axis: int
-    epsilon: float
-    mean: np.ndarray
-    variance: np.ndarray
-    rank: int  # of its input, with batch
-
-    @property
-    def shift(self) -> np.ndarray:
-        """What to take off the input before squaring it, see `moments.safe_shift`."""
-        return safe_shift(self.mean, variance=self.variance, epsilon=self.epsilon)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Network:
         require_batchnorm(model, batchnorm_layers(model))
         self.layers, self.unmatched, logits = self._survey()
         require_trained(model, self.layers)
-        self._affines = [_affine(bn) for bn in self.layers]
+        self._affines = [inference_affine(bn) for bn in self.layers]
         require_alive(model, logits, self.input_shapes)
 
     def forward(self, inputs: list[tf.Tensor], *, precision: str = "float32") -> Tapped:
@@ -165,7 +152,7 @@ class Network:
 
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
         logits = tf.function(trace, autograph=False).get_concrete_function(*specs)
-        layers = [_batchnorm(*entry) for entry in reversed(ranks.values())]
+        layers = [read_batchnorm(*entry) for entry in reversed(ranks.values())]
         others = [
             layer.name
             for layer in self.model._flatten_layers()
@@ -221,18 +208,6 @@ def call_model(model, inputs: list[tf.Tensor]):
     return model(*_as_arguments(model, inputs), training=False)
 
 
-def batchnorm_layers(model) -> list:
-    """Every BN layer of the model however deep it is nested, each once (Keras 3 and tf_keras,
-    SyncBatchNormalization too).
-    """
-    found = [
-        layer
-        for layer in model._flatten_layers()
-        if BATCH_NORMS & {base.__name__ for base in type(layer).__mro__}
-    ]
-    return list({id(layer): layer for layer in found}.values())
-
-
 def kernel_layers(model) -> list:
     """Convolutions, dense layers and the like, each once: layers without layers inside that hold a
     kernel.
@@ -243,41 +218,6 @@ def kernel_layers(model) -> list:
         if any(hasattr(layer, name) for name in ("kernel", "depthwise_kernel", "pointwise_kernel"))
     ]
     return list({id(layer): layer for layer in found}.values())
-
-
-def _batchnorm(layer, rank: int) -> BatchNorm:
-    axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
-    mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))
-    return BatchNorm(
-        layer,
-        getattr(layer, "path", None) or layer.name,
-        axis % rank,
-        float(layer.epsilon),
-        mean,
-        variance,
-        rank,
-    )
-
-
-def _affine(bn: BatchNorm) -> tuple[np.ndarray, np.ndarray] | None:
-    """The layer's inference as scale and offset, float32 [channels], constants of the run: its own
-    call computes them each time.
-
-    None for layers that are not plainly Keras' own or do not normalize the last axis; those are
-    called as they are.
-    """
-    layer = bn.layer
-    plain = type(layer).__name__ in BATCH_NORMS and type(layer).__module__.split(".")[0] in (
-        "keras",
-        "tf_keras",
-    )
-    if not plain or "call" in layer.__dict__ or bn.axis != bn.rank - 1:
-        return None
-    scale = 1.0 / np.sqrt(bn.variance.astype(np.float64) + bn.epsilon)
-    if layer.scale:
-        scale = scale * np.asarray(layer.gamma)
-    offset = (np.asarray(layer.beta) if layer.center else 0.0) - bn.mean * scale
-    return scale.astype(np.float32), offset.astype(np.float32)
 
 
 def _as_arguments(model, inputs: list) -> list:

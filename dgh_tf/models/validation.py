@@ -7,15 +7,12 @@ Every function raises ValueError, or returns nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.models.batchnorm import BatchNorm
 from dgh_tf.models.heads import Head, upstream
-
-if TYPE_CHECKING:
-    from dgh_tf.models.network import BatchNorm
 
 OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
 _SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
