@@ -84,7 +84,7 @@ def load(
     elif path.is_dir():
         x, y = _from_folder(path, input_shape, limit)
     else:
-        x, y = _choose(*_from_npz(path), limit)
+        x, y = _choose(*read_npz(path), limit)
     return _checked(spec, to_input_units(x), y, tuple(input_shape))
 
 
@@ -104,7 +104,11 @@ def _choose(x: np.ndarray, y: Truth, limit: int | None) -> tuple[np.ndarray, Tru
     ) else y if y is None else y[chosen]
 
 
-def _from_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """x [N, ...] and y [N] (None where the file has none) of an .npz file, as they are stored.
+
+    Raises: ValueError for a file that holds no such arrays of numbers.
+    """
     if not path.is_file():  # reading a pipe or a device may never end
         raise ValueError(f"{path} is no regular file. Give an .npz with x and y.")
     require_reasonable_zip(path)
