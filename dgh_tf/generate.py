@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import pathlib
 import shlex
@@ -330,7 +331,7 @@ def _finish(
     import numpy
     import tensorflow
 
-    from dgh_tf.common import run_folder
+    from dgh_tf.common import machine, run_folder
     from dgh_tf.report import page as report
 
     gaps = generator.layer_gaps()
@@ -369,6 +370,9 @@ def _finish(
         "gap_start": state.gap_start,
         "gap_end": gaps,
         "seconds": round(seconds, 2),
+        "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": machine.describe(),
+        "channels_first": list(map(bool, generator.network.channels_first)),
         "unmatched_layers": generator.network.unmatched,
         "real_images": len(generator.real),
         "identity": identity,

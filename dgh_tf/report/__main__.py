@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
 from dgh_tf.common import console
 from dgh_tf.report.page import run_command, write_page
+
+
+def _metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of metrics.jsonl, none where there is no such file. Raises ValueError."""
+    path = folder / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line of metrics.jsonl is no object")
+    return rows
 
 
 def main(argv: list[str]) -> int:
@@ -25,25 +35,18 @@ def main(argv: list[str]) -> int:
             f"{folder} holds no finished run (no manifest.json). Run python -m "
             "dgh_tf.generate with this folder."
         )
-    lines = (
-        (folder / "metrics.jsonl").read_text().splitlines()
-        if (folder / "metrics.jsonl").exists()
-        else []
-    )
     try:
-        write_page(
-            folder,
-            manifest=manifest,
-            metrics=[json.loads(line) for line in lines],
-            command=run_command(manifest),
+        page = write_page(
+            folder, manifest=manifest, metrics=_metrics(folder), command=run_command(manifest)
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder}: manifest.json, metrics.jsonl or a .json of a file beside them "
-            "does not hold what a run writes there "
-            f"({type(error).__name__}: {error}). Generate the images again."
+            f"{folder}: manifest.json, metrics.jsonl or the images do not hold what a run writes "
+            f"there ({type(error).__name__}: {error}). Generate the images again."
         ) from error
     console.say(f"{folder / 'report.html'} written")
+    for sentence in page.damaged:
+        console.say(f"warning: {folder / sentence}; the page says so too.")
     return 0
 
 

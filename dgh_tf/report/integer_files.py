@@ -1,189 +1,403 @@
-"""cli: what report.html says of integer files: their proof, ranges, verdict and targets, from the
-.json files of the folder.
+"""cli: what the page says of the integer files beside it, read from their .json files.
+
+Three kinds of .json are known: the proof that convert leaves, an estimate by itself (benchmarks.
+verdict), and a layer comparison (benchmarks.layers). All others are passed over.
 """
 
 from __future__ import annotations
 
-import html
+import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from dgh_tf.report.template import table
+from dgh_tf.report import text
 
-_CLASS = {"fine": "fine", "doubtful": "doubtful", "do not ship": "no"}
+_TONES = {"fine": "good", "doubtful": "warn", "do not ship": "bad"}
+_WORDS = {"fine": "fine", "doubtful": "doubtful", "do not ship": "not fit to ship"}
+_LOW_DB, _FAIR_DB = 10.0, 20.0  # SQNR below which a layer is marked bad, and doubtful
+_CLIPPED = 0.01  # share of values cut off above which a layer is marked
+_TARGETS = {"edgetpu": "Edge TPU", "tflm": "TensorFlow Lite Micro", "cpu": "this CPU"}
+_WORST = 8  # layers on the page at once; the others unfold
 
 
-def found(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-    """The proofs that convert left (F.json beside F.tflite) and verdicts, by file name. Files that
-    cannot be read are passed over.
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """width: percent of the longest bar of its group."""
+
+    label: str
+    value: str
+    width: float
+    tone: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Bars:
+    title: str
+    bars: tuple[Bar, ...]
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    label: str
+    value: str
+    is_code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """An operator that a target does not take."""
+
+    operator: str
+    layer: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    name: str
+    tone: str
+    taken: str
+    headline: str
+    how: str
+    notes: tuple[str, ...]
+    figures: tuple[Fact, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One activation. Positions are percent of the widest of both ranges: the bar is what the
+    integer tensor can hold, the dumbbell what the float tensor reached.
     """
-    results = {}
+
+    name: str
+    operator: str
+    sqnr: str
+    clipped: str
+    tone: str
+    holds: str
+    reached: str
+    bar_left: float
+    bar_width: float
+    seen_left: float
+    seen_width: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    tone: str
+    word: str
+    sentence: str
+    agreement: str
+    band: str
+    reasons: tuple[str, ...]
+    worst: tuple[Layer, ...]
+    others: tuple[Layer, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Layers under several calibrations side by side, worst first."""
+
+    names: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class IntegerFile:
+    """One .json of the folder. is_proof: it stands beside a .tflite file of the same name."""
+
+    name: str
+    is_proof: bool
+    size: str = ""
+    headline: str = ""
+    facts: tuple[Fact, ...] = ()
+    bars: tuple[Bars, ...] = ()
+    targets: tuple[Target, ...] = ()
+    estimate: Estimate | None = None
+    compared: Compared | None = None
+    command: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """files: what could be read; damaged: one sentence for every .json that could not."""
+
+    files: tuple[IntegerFile, ...]
+    damaged: tuple[str, ...]
+
+
+def found(folder: pathlib.Path, *, model: str) -> Found:
+    """The integer files of a folder, by name. model: as the generate command names it."""
+    files, damaged = [], []
     for path in sorted(folder.glob("*.json")):
+        if path.name in ("manifest.json", "attempt.json"):
+            continue
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        told = isinstance(data, dict) and (
-            data.get("fully_integer")
-            or data.get("layers_compared")
-            or {"level", "sentence"} <= set(data)
-        )
-        if told:
-            results[path.name] = data
-    return results
-
-
-def section(files: Mapping[str, dict[str, Any]]) -> str:
-    """HTML of all files; a hint how to get one where there is none."""
-    if not files:
-        return (
-            '<p class="dim">No integer file lies in this folder yet. Write one here '
-            "with <code>python -m tflite_export.convert "
-            "--output=THIS_FOLDER/model.tflite ...</code>, then this page anew with "
-            "<code>python -m dgh_tf.report "
-            "--output_dir=THIS_FOLDER</code>.</p>"
-        )
-    return "".join(_one(name, data) for name, data in files.items())
-
-
-def _one(name: str, data: dict[str, Any]) -> str:
-    verdict = data if "sentence" in data else data.get("verdict")
-    parts = [
-        "<h3>"
-        + html.escape(name.removesuffix(".json") + ".tflite" if data.get("fully_integer") else name)
-        + "</h3>"
-    ]
-    if data.get("fully_integer"):
-        operators = ", ".join(
-            f"{count} {kind}" for kind, count in data.get("operators", {}).items()
-        )
-        ends = sorted(
-            {
-                str(end.get("dtype", "")).lower()
-                for end in data.get("inputs", []) + data.get("outputs", [])
-            }
-        )
-        facts = {
-            "scheme": data.get("scheme", ""),
-            "algorithm": data.get("algorithm", ""),
-            "size": (
-                f"{data.get('bytes', 0) / 1024:.0f} KiB (float32 weights "
-                f"{data.get('float_weight_bytes', 0) / 1024:.0f} KiB)"
-            ),
-            "inputs and outputs": ", ".join(ends),
-            "operators, all integer": operators,
-            "sha256": data.get("sha256", {}).get("tflite", ""),
-        }
-        parts.append(
-            table([[key, html.escape(str(value))] for key, value in facts.items()], kind="facts")
-        )
-    if isinstance(verdict, dict) and "sentence" in verdict:
-        parts.append(_verdict(verdict))
-    if isinstance(data.get("targets"), dict) and data["targets"]:
-        parts.append(
-            "<h3>Targets</h3>"
-            + "".join(_target(target, verdict) for target, verdict in data["targets"].items())
-        )
-    if isinstance(data.get("layers_compared"), list):
-        parts.append(_compared(data["layers_compared"]))
-    return "".join(parts)
-
-
-def _target(name: str, verdict: dict[str, Any]) -> str:
-    """One target: its line, and behind it how it was found, its figures and every operator it does
-    not take.
-    """
-    kind = "fine" if verdict.get("fully_mapped") else "doubtful"
-    facts = {"how": verdict.get("how", ""), **verdict.get("figures", {})}
-    rows = [
-        [html.escape(str(row.get(key, ""))[-80:]) for key in ("operator", "tensor", "why")]
-        for row in verdict.get("fallback", [])
-    ]
-    more = table(rows, head=["not mapped", "tensor", "why"]) if rows else ""
-    return (
-        f'<div class="verdict {kind}">{html.escape(str(verdict.get("summary", name)))}</div>'
-        f"<details><summary>{html.escape(name)}: "
-        f"figures{' and operators that it leaves out' if rows else ''}</summary>"
-        f"{nested(facts)}{more}</details>"
-    )
-
-
-def _compared(rows: list[dict[str, Any]]) -> str:
-    """Layers of several calibrations side by side, worst first."""
-    names = list(rows[0]["files"]) if rows else []
-    head = [
-        "tensor",
-        "operator",
-        *(html.escape(text) for name in names for text in (f"{name}, dB", "cut off")),
-    ]
-    lines = [
-        [
-            html.escape(str(row["tensor"])[-60:]),
-            html.escape(str(row["operator"])),
-            *(
-                text
-                for name in names
-                for text in (
-                    f"{row['files'][name]['sqnr_db']:.1f}",
-                    f"{row['files'][name]['clipped']:.2%}",
-                )
-            ),
-        ]
-        for row in rows
-    ]
-    return (
-        "<p>Quantization error of every layer on the same images, worst "
-        f"first.</p>{table(lines, head=head, numbers=2 * len(names))}"
-    )
-
-
-def _verdict(verdict: dict[str, Any]) -> str:
-    kind = _CLASS.get(verdict.get("level"), "")
-    reasons = "".join(
-        f"<li>{html.escape(str(reason))}</li>" for reason in verdict.get("reasons", [])
-    )
-    text = (
-        '<div class="verdict '
-        f'{kind}"><b>{html.escape(str(verdict["sentence"]))}</b>'
-        f"{f'<ul>{reasons}</ul>' if reasons else ''}</div>"
-    )
-    rows = [
-        [
-            html.escape(str(row["tensor"])[-60:]),
-            html.escape(str(row["operator"])),
-            *(f"{v:.4g}" for v in (*row["range"], *row["seen"])),
-            f"{row['sqnr_db']:.1f}",
-            f"{row['clipped']:.2%}",
-        ]
-        for row in verdict.get("layers", [])
-    ]  # worst first
-    head = ["tensor", "operator", "low", "high", "seen low", "seen high", "SQNR, dB", "cut off"]
-    if not rows:
-        return text
-    return (
-        f"{text}<details><summary>Errors and ranges of {len(rows)} tensors, worst first</summary>"
-        f"{table(rows, head=head, numbers=6)}</details>"
-    )
-
-
-def nested(value: Any) -> str:
-    """Any JSON value as HTML: objects and lists of objects as tables."""
-    if isinstance(value, dict):
-        return (
-            table(
-                [[html.escape(str(key)), nested(each)] for key, each in value.items()], kind="facts"
+            if isinstance(data, dict) and _is_known(data):
+                files.append(_read(path, data, model=model))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            why = str(error).splitlines()[0] if str(error) else ""
+            damaged.append(
+                f"{path.name} is damaged, or no file of this project "
+                f"({type(error).__name__}: {why[:200]})"
             )
-            if value
-            else ""
+    return Found(tuple(files), tuple(damaged))
+
+
+def _is_known(data: dict[str, Any]) -> bool:
+    return bool(data.get("fully_integer") or "layers_compared" in data) or (
+        {"level", "sentence"} <= set(data)
+    )
+
+
+def _read(path: pathlib.Path, data: dict[str, Any], *, model: str) -> IntegerFile:
+    told = data if "sentence" in data else data.get("verdict")
+    estimate = _estimate(told) if told else None
+    compared = _compared(data["layers_compared"]) if "layers_compared" in data else None
+    if not data.get("fully_integer"):
+        return IntegerFile(path.name, False, estimate=estimate, compared=compared)
+    tflite = path.with_suffix(".tflite")
+    targets = tuple(_target(name, each) for name, each in (data.get("targets") or {}).items())
+    return IntegerFile(
+        name=tflite.name,
+        is_proof=True,
+        size=text.size(data["bytes"]),
+        headline=_headline(tflite.name, data, estimate, targets),
+        facts=_facts(data),
+        bars=tuple(_bars(data)),
+        targets=targets,
+        estimate=estimate,
+        compared=compared,
+        command=_command(path, data, model=model),
+    )
+
+
+def _headline(
+    name: str, data: dict[str, Any], estimate: Estimate | None, targets: tuple[Target, ...]
+) -> str:
+    """The file in one sentence: level, size, agreement, targets."""
+    parts = [f"{name} is {estimate.word if estimate else 'fully integer'}"]
+    parts.append(f"{text.size(data['bytes'])} instead of {text.size(_float_bytes(data))} in float")
+    if estimate and estimate.agreement:
+        parts.append(
+            f"about {estimate.agreement} of inputs should get the float model's class"
+            f" ({estimate.band})"
         )
-    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        keys = list(dict.fromkeys(key for each in value for key in each))
-        return table(
-            [[nested(each.get(key, "")) for key in keys] for each in value],
-            head=[html.escape(key) for key in keys],
+    sentence = f"{parts[0]}: {', '.join(parts[1:])}."
+    if targets:
+        whole = [target.name for target in targets if target.tone == "good"]
+        partly = [target.name for target in targets if target.tone != "good"]
+        told = []
+        if whole:
+            told.append(f"{_list(whole)} {'take' if len(whole) > 1 else 'takes'} every operator")
+        if partly:
+            told.append(f"{_list(partly)} {'leave' if len(partly) > 1 else 'leaves'} some out")
+        sentence += f" {'; '.join(told)[0].upper()}{'; '.join(told)[1:]}."
+    return sentence
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _float_bytes(data: dict[str, Any]) -> float:
+    figures = (data.get("targets") or {}).get("cpu", {}).get("figures", {})
+    return figures.get("float_model_bytes") or data["float_weight_bytes"]
+
+
+def _facts(data: dict[str, Any]) -> tuple[Fact, ...]:
+    operators = ", ".join(
+        f"{count} × {text.operator(kind)}" for kind, count in data["operators"].items()
+    )
+    ends = sorted({str(end["dtype"]).lower() for end in data["inputs"] + data["outputs"]})
+    notes = data.get("algorithm_notes") or {}
+    facts = [
+        Fact("scheme", str(data["scheme"])),
+        Fact("algorithm", str(data.get("algorithm", "not stored"))),
+        *([Fact("instead of best", str(notes["fallback"]))] if notes.get("fallback") else []),
+        Fact("inputs and outputs", ", ".join(ends)),
+        Fact("operators, all integer", operators),
+        *(
+            Fact(f"sha256 of the {name}", str(digest), is_code=True)
+            for name, digest in data["sha256"].items()
+        ),
+        Fact("made with", ", ".join(f"{k} {v}" for k, v in (data.get("versions") or {}).items())),
+    ]
+    return tuple(facts)
+
+
+def _group(title: str, values: Mapping[str, float], shown: Any, *, note: str = "") -> Bars:
+    longest = max(values.values()) or 1
+    tones = ("b", "a")  # float first, then integer
+    return Bars(
+        title,
+        tuple(
+            Bar(label, shown(value), 100 * value / longest, tone)
+            for (label, value), tone in zip(values.items(), tones, strict=True)
+        ),
+        note,
+    )
+
+
+def _bars(data: dict[str, Any]) -> list[Bars]:
+    """Size and latency, float against integer."""
+    figures = (data.get("targets") or {}).get("cpu", {}).get("figures", {})
+    whole = "float_model_bytes" in figures
+    groups = [
+        _group(
+            "Size",
+            {"float": float(_float_bytes(data)), "integer": float(data["bytes"])},
+            text.size,
+            note="" if whole else "Float counts the weights alone.",
         )
-    if isinstance(value, list):
-        return ", ".join(map(nested, value))
-    return html.escape(f"{value:.5g}" if isinstance(value, float) else str(value))
+    ]
+    if "latency_ms" in figures and "float_latency_ms" in figures:
+        slower = figures["latency_ms"] > figures["float_latency_ms"]
+        groups.append(
+            _group(
+                "Latency on this CPU",
+                {
+                    "float": float(figures["float_latency_ms"]),
+                    "integer": float(figures["latency_ms"]),
+                },
+                lambda value: f"{text.number(value)} ms",
+                note=(
+                    "XNNPACK's float kernels often win on small networks on a PC. "
+                    "Measure on your device."
+                    if slower
+                    else "One thread. Other processors differ."
+                ),
+            )
+        )
+    return groups
+
+
+def _target_name(name: str) -> str:
+    """A target as people write it: ethos-u55-128 is "Ethos-U55 (128 MACs)"."""
+    if name.startswith("ethos-u"):
+        kind, _, macs = name.removeprefix("ethos-u").partition("-")
+        return f"Ethos-U{kind} ({macs} MACs)"
+    return _TARGETS.get(name, name)
+
+
+def _target(name: str, data: dict[str, Any]) -> Target:
+    count = data["operators_mapped"] + data["operators_cpu"]
+    figures = [(key, value) for key, value in data["figures"].items() if value is not None]
+    main = ("cycles", "inferences_per_second", "sram_kib", "arena_bytes", "arena_estimate_bytes")
+    told = [
+        " ".join(text.figure(key, value)) for key, value in figures if key in (*main, "latency_ms")
+    ]
+    return Target(
+        name=_target_name(name),
+        tone="good" if data["fully_mapped"] else "warn",
+        taken=f"{data['operators_mapped']} of {count} operators",
+        headline=", ".join(told),
+        how=str(data["how"]),
+        notes=tuple(map(str, data["notes"])),
+        figures=tuple(
+            Fact(*text.figure(key, value))
+            for key, value in figures
+            if not isinstance(value, dict | list)
+        ),
+        left_out=tuple(
+            LeftOut(text.operator(row["operator"]), text.layer_name(row["tensor"]), str(row["why"]))
+            for row in data["fallback"]
+        ),
+    )
+
+
+def _estimate(data: dict[str, Any]) -> Estimate:
+    level, agreement = str(data["level"]), data.get("predicted_agreement")
+    band = data.get("band") or (None, None)
+    layers = tuple(_layer(row) for row in data.get("layers") or [])
+    return Estimate(
+        tone=_TONES.get(level, "warn"),
+        word=_WORDS.get(level, level),
+        sentence=_without_tensors(str(data["sentence"])),
+        agreement="" if agreement is None else text.percent(agreement),
+        band="" if agreement is None else _band(*band),
+        # earlier versions cut the names of tensors in reasons; the table of layers tells the same
+        reasons=tuple(str(each) for each in data.get("reasons") or [] if "..." not in str(each)),
+        worst=layers[:_WORST],
+        others=layers[_WORST:],
+    )
+
+
+def _band(low: Any, high: Any) -> str:
+    ends = text.percent(low), text.percent(high)
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def _without_tensors(sentence: str) -> str:
+    """Files of earlier versions name shortened tensors in the sentence; the table names layers."""
+    before, found_, after = sentence.partition(" Look first at ")
+    rest = after.partition(". ")[2]
+    return " ".join(filter(None, (before, rest))) if found_ and "..." in after else sentence
+
+
+def _layer(row: dict[str, Any]) -> Layer:
+    (low, high), (seen_low, seen_high) = map(_ordered, (row["range"], row["seen"]))
+    left, right = min(low, seen_low), max(high, seen_high)
+    width = (right - left) or 1.0
+    sqnr, clipped = float(row["sqnr_db"]), float(row["clipped"])
+    bad = sqnr < _LOW_DB
+    return Layer(
+        name=str(row.get("layer") or text.layer_name(row["tensor"])),
+        operator=text.operator(row["operator"]),
+        sqnr=f"{text.number(sqnr)} dB",
+        clipped=text.percent(clipped, digits=1 if clipped else 0),
+        tone="bad" if bad else "warn" if sqnr < _FAIR_DB or clipped > _CLIPPED else "good",
+        holds=f"{text.number(low)} to {text.number(high)}",
+        reached=f"{text.number(seen_low)} to {text.number(seen_high)}",
+        bar_left=100 * (low - left) / width,
+        bar_width=100 * (high - low) / width,
+        seen_left=100 * (seen_low - left) / width,
+        seen_width=100 * (seen_high - seen_low) / width,
+    )
+
+
+def _ordered(pair: Any) -> tuple[float, float]:
+    low, high = map(float, pair)
+    return (low, high) if low <= high else (high, low)
+
+
+def _compared(rows: list[dict[str, Any]]) -> Compared:
+    names = tuple(map(str, rows[0]["files"])) if rows else ()
+    return Compared(
+        names,
+        tuple(
+            (
+                text.layer_name(row["tensor"]),
+                text.operator(row["operator"]),
+                tuple(
+                    f"{text.number(float(row['files'][name]['sqnr_db']))} dB, "
+                    f"{text.percent(row['files'][name]['clipped'], digits=1)} cut off"
+                    for name in names
+                ),
+            )
+            for row in rows
+        ),
+    )
+
+
+def _command(path: pathlib.Path, data: dict[str, Any], *, model: str) -> str:
+    """The convert command that makes the file again. F.json stores all that decides its bytes."""
+    notes = data.get("algorithm_notes") or {}
+    options = {
+        "model": model,
+        "calibration": "DIR",
+        "output": f"DIR/{path.with_suffix('.tflite').name}",
+        "scheme": data["scheme"],
+        "algorithm": data.get("algorithm", "minmax"),
+        **({"head": notes["head"]} if notes.get("head", "model") != "model" else {}),
+        **({"seed": notes["seed"]} if notes.get("seed") else {}),
+        **({"target": ",".join(data["targets"])} if data.get("targets") else {}),
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return shlex.join(["python", "-m", "tflite_export.convert", *words])

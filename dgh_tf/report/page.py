@@ -1,174 +1,91 @@
-"""cli: what a person looks at after a run: the preview grid, loss curves and one self-contained
-page.
+"""cli: report.html, one page that needs no network: what a run made, and what became of it.
+
+`view` gathers everything the template shows; nothing in the template computes. Jinja2 escapes every
+text, since names of models, layers and files come from whoever made them.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import html
-import io
 import math
 import pathlib
 import shlex
+import urllib.parse
+from typing import Any
 
 import numpy as np
 
-from dgh_tf.common.files import atomic_path, atomic_write
+from dgh_tf.common.files import atomic_write
 from dgh_tf.config import GenerationConfig
-from dgh_tf.report import integer_files
-from dgh_tf.report.template import page, table
+from dgh_tf.report import charts, integer_files, pictures, text
+from dgh_tf.report.integer_files import Fact, IntegerFile
+from dgh_tf.report.pictures import preview_grid, write_preview
 
-GRID = 8  # images a side at most
-CELL = 96  # pixels a side at least, so that small inputs can be seen
-COLOURS = {
-    "#010204": "var(--a)",
-    "#010205": "var(--b)",
-    "#010206": "var(--c)",
-}  # of lines, by the colour that stands for each
+__all__ = ["preview_grid", "run_command", "view", "write_page", "write_preview"]
 
-
-def preview_grid(images: np.ndarray, *, low, high) -> np.ndarray:
-    """uint8 [rows, columns, 3] picture of up to 64 images. images: [N, H, W, C], [N, T, C] or [N,
-    D] in [low, high].
-    """
-    count = min(len(images), GRID * GRID)
-    shown = (np.asarray(images[:count]) - np.asarray(low)) / (np.asarray(high) - np.asarray(low))
-    while shown.ndim < 4:
-        shown = shown[..., None] if shown.ndim == 3 else shown[:, None]
-    if shown.shape[-1] not in (
-        1,
-        3,
-    ):  # no colours to show: channels side by side are best seen as their mean
-        shown = shown.mean(axis=-1, keepdims=True)
-    shown = np.repeat(shown, 3, axis=-1) if shown.shape[-1] == 1 else shown
-    zoom = max(1, CELL // max(shown.shape[1:3]))
-    shown = (
-        np.clip(np.rint(shown * 255), 0, 255)
-        .astype(np.uint8)
-        .repeat(zoom, axis=1)
-        .repeat(zoom, axis=2)
-    )
-    columns = int(np.ceil(np.sqrt(count)))
-    rows = int(np.ceil(count / columns))
-    height, width = shown.shape[1] + 4, shown.shape[2] + 4  # a border of 4 pixels between images
-    grid = np.full((rows * height + 4, columns * width + 4, 3), 255, np.uint8)
-    for i, image in enumerate(shown):
-        y, x = 4 + i // columns * height, 4 + i % columns * width
-        grid[y : y + image.shape[0], x : x + image.shape[1]] = image
-    return grid
+# Mean gap of statistics: real images of the models in docs/experiments/results.md lie at 0.015 to
+# 0.05, uniform and Gaussian noise at 0.46 and more.
+_GOOD_GAP, _POOR_GAP = 0.1, 0.4
 
 
-def write_preview(folder: pathlib.Path, images: np.ndarray, *, low, high) -> None:
-    """Writes preview.png."""
-    from PIL import Image
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """tone: good, warn, bad or empty."""
 
-    with atomic_path(folder / "preview.png") as temporary:
-        Image.fromarray(preview_grid(images, low=low, high=high)).save(temporary)
-
-
-def tiles(folder: pathlib.Path, *, count: int) -> list[tuple[str, bool]]:
-    """The images of preview.png one by one, as data URIs, and whether each is a small one shown
-    with its pixels enlarged.
-    """
-    from PIL import Image
-
-    picture = Image.open(folder / "preview.png").convert("RGB")
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    width, height = (picture.width - 4) // columns, (picture.height - 4) // rows
-    found = []
-    for i in range(count):
-        x, y = 4 + i % columns * width, 4 + i // columns * height
-        tile, data = picture.crop((x, y, x + width - 4, y + height - 4)), io.BytesIO()
-        small = max(tile.size) < 2 * CELL
-        tile.save(
-            data,
-            **({"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 88}),
-        )
-        found.append(
-            (
-                f"data:image/{'png' if small else 'jpeg'};base64,"
-                f"{base64.b64encode(data.getvalue()).decode()}",
-                small,
-            )
-        )
-    return found
+    label: str
+    value: str
+    note: str = ""
+    tone: str = ""
 
 
-def _svg(draw) -> str:
-    """An inline SVG that takes the page's text colour, and its --a, --b and --c for lines. draw:
-    called with the axes.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A file beside the page. href: its name, quoted for a URL."""
 
-    ink = "#010203"  # stands for the page's own colours until the end
-    style = {
-        "svg.hashsalt": "dgh",
-        "svg.fonttype": "none",
-        "text.color": ink,
-        "axes.labelcolor": ink,
-        "xtick.color": ink,
-        "ytick.color": ink,
-        "axes.edgecolor": ink,
-        "font.size": 10,
-        "font.family": "sans-serif",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-    }  # hashsalt: the same run gives the same page
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4, 3.0), layout="constrained")
-        FigureCanvasSVG(figure)
-        draw(figure.subplots())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    for colour, variable in {ink: "currentColor", **COLOURS}.items():
-        svg = svg.replace(colour, variable)
-    return svg
+    name: str
+    href: str
+    what: str
 
 
-def curves_svg(metrics: list[dict], *, names: dict[str, str], ylabel: str, yscale: str) -> str:
-    """Curves over the steps as inline SVG. metrics: rows of metrics.jsonl; names: figure of a row
-    -> label, at most as many as COLOURS.
-    """
-
-    def draw(axes):
-        for colour, (name, label) in zip(COLOURS, names.items(), strict=False):
-            points = [(row["step"], row[name]) for row in metrics if row.get(name)]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, color=colour)
-        axes.set(xlabel="step", ylabel=ylabel, yscale=yscale)
-        axes.legend()
-
-    return _svg(draw)
+@dataclasses.dataclass(frozen=True)
+class LayerGap:
+    name: str
+    before: str
+    after: str
+    tone: str
 
 
-def gaps_svg(start: dict[str, float], end: dict[str, float]) -> str:
-    """Gap of every BN layer before and after, in the model's order, as inline SVG."""
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """Pictures of one input. input_name: empty where the model has a single input."""
 
-    def draw(axes):
-        for colour, gaps, label in zip(COLOURS, (end, start), ("after", "before"), strict=False):
-            axes.plot(
-                range(1, len(end) + 1),
-                [max(gaps.get(name, math.nan), 1e-9) for name in end],
-                "o-",
-                markersize=4,
-                label=label,
-                color=colour,
-            )
-        axes.set(
-            xlabel="BatchNorm layer, in order; the image itself last", ylabel="gap", yscale="log"
-        )
-        axes.legend()
-
-    return _svg(draw)
+    input_name: str
+    gallery: pictures.Gallery
 
 
-def run_command(manifest: dict) -> str:
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """All that report.html shows."""
+
+    title: str
+    tone: str
+    word: str
+    headline: str
+    cards: tuple[Card, ...]
+    galleries: tuple[Gallery, ...]
+    missing_images: str
+    histograms: tuple[charts.Chart, ...]
+    charts: tuple[charts.Chart, ...]
+    layer_gaps: tuple[LayerGap, ...]
+    files: tuple[IntegerFile, ...]
+    damaged: tuple[str, ...]
+    commands: tuple[str, ...]
+    facts: tuple[Fact, ...]
+    limits: tuple[str, ...]
+    links: tuple[Link, ...]
+
+
+def run_command(manifest: dict[str, Any]) -> str:
     """The command of a finished run: its model, and every setting that is not the default."""
     config, known = manifest["identity"]["config"], dataclasses.fields(GenerationConfig)
     options = [
@@ -176,147 +93,284 @@ def run_command(manifest: dict) -> str:
         for f in known
         if f.name in config and config[f.name] != f.default
     ]
-    return shlex.join(
-        [
-            "python",
-            "-m",
-            "dgh_tf.generate",
-            f"--model={manifest['model']}",
-            "--output_dir=DIR",
-            *options,
-        ]
-    )
+    model = f"--model={manifest['model']}"
+    return shlex.join(["python", "-m", "dgh_tf.generate", model, "--output_dir=DIR", *options])
 
 
-def _summary(manifest: dict) -> str:
-    config, start, end = manifest["identity"]["config"], manifest["gap_start"], manifest["gap_end"]
-    real = manifest.get("real_images", 0)
-    data = (
-        f"{real} real images, without labels, took part and are among them."
-        if real
-        else "No data was used."
-    )
-    cards = {
-        "images": config["num_images"] + real,
-        "optimizer steps": config["steps"],
-        "seconds": f"{manifest['seconds']:.0f}",
-        "mean gap of statistics": (
-            f"{np.mean(list(start.values())):.2g} to {np.mean(list(end.values())):.2g}"
-        ),
-        "sets of statistics matched": len(end),
-    }
-    shown = "".join(
-        f'<div class="card"><b>{html.escape(str(value))}</b>{name}</div>'
-        for name, value in cards.items()
-    )
-    return (
-        '<p class="lead">Calibration images for post-training quantization, made '
-        "from what the trained model's BatchNorm layers "
-        f'remember of their training set. {data}</p><div class="cards">{shown}</div>'
-    )
+def write_page(
+    folder: pathlib.Path, *, manifest: dict[str, Any], metrics: list[dict[str, Any]], command: str
+) -> Page:
+    """Writes report.html into the folder and returns what it shows.
 
-
-def _images(folder: pathlib.Path, manifest: dict) -> str:
-    total = int(next(iter(manifest["shapes"].values()))[0])
-    found = tiles(folder, count=min(total, GRID * GRID))
-    shown = "".join(
-        f'<button type="button" aria-label="enlarge image {i + 1}"><img '
-        f'alt="generated image {i + 1}" '
-        f'{"class=pixel " if small else ""}src="{uri}"></button>'
-        for i, (uri, small) in enumerate(found)
-    )
-    rest = "" if len(found) == total else f" The first {len(found)} of {total}."
-    return (
-        '<p class="dim">They match statistics and need not look like photographs. '
-        f"Click one to enlarge it.{rest}</p>"
-        f'<div class="grid">{shown}</div>'
-    )
-
-
-def _facts(manifest: dict) -> str:
-    several = isinstance(manifest["images_sha256"], dict)
-    images = (
-        "; ".join(f"{k} {v}" for k, v in manifest["images_sha256"].items())
-        if several
-        else manifest["images_sha256"]
-    )
-    ranges = "; ".join(
-        f"{_numbers(r['low'])} to {_numbers(r['high'])}, from {r['found']}"
-        for r in manifest["input_range"]
-    )
-    grown = {"images and steps": manifest["auto"]["why"]} if "auto" in manifest else {}
-    facts = {
-        "model sha256": manifest["identity"]["model_sha256"],
-        "images sha256": images,
-        "input range": ranges,
-        "augmentation": "; ".join(manifest["augmentation"]),
-        "without statistics": ", ".join(manifest["unmatched_layers"]) or "none",
-        "output stretching, lambda": _pairs(manifest["lambda"]),
-        "seed": manifest["seed"],
-        **grown,
-        "versions": ", ".join(
-            f"{name} {version}" for name, version in manifest["versions"].items()
-        ),
-    }
-    return table(
-        [
-            [key, f"<code>{html.escape(str(v))}</code>" if "sha256" in key else html.escape(str(v))]
-            for key, v in facts.items()
-        ],
-        kind="facts",
-    )
-
-
-def _numbers(values) -> str:
-    return ", ".join(f"{value:g}" for value in np.ravel(values))
-
-
-def _pairs(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items()) or "off"
-
-
-def write_page(folder: pathlib.Path, *, manifest: dict, metrics: list[dict], command: str) -> None:
-    """Writes report.html: one page that needs no network. Integer files of the folder are told of
-    too (see report_files).
+    Args:
+      manifest: the run's manifest. metrics: rows of metrics.jsonl. command: what made the images.
+    Raises: ValueError, LookupError, TypeError or AttributeError where they do not hold what a run
+      writes, OSError where the page cannot be written.
     """
-    start, end = manifest["gap_start"], manifest["gap_end"]
-    title = html.escape(f"Calibration images for {pathlib.PurePath(manifest['model']).name}")
-    layers = table(
-        [
-            [html.escape(name), f"{start.get(name, math.nan):.3g}", f"{gap:.3g}"]
-            for name, gap in end.items()
-        ],
-        head=["layer", "before", "after"],
-        numbers=2,
+    import jinja2
+
+    page = view(folder, manifest=manifest, metrics=metrics, command=command)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    charts = []
-    if metrics:
-        losses = curves_svg(
-            metrics,
-            names={"bn": "BN statistics", "prior": "image pseudo-statistics"},
-            ylabel="gap",
-            yscale="log",
-        )
-        charts.append(f"<figure>{losses}<figcaption>Losses over the steps.</figcaption></figure>")
-    if heads := [name for name in (metrics or [{}])[-1] if name.startswith("spread/")]:
-        labels = {name: name.removeprefix("spread/") for name in heads[: len(COLOURS)]}
-        spreads = curves_svg(
-            metrics, names=labels, ylabel="highest minus lowest logit", yscale="linear"
-        )
-        charts.append(
-            f"<figure>{spreads}<figcaption>How far the outputs are stretched, mean "
-            "over images.</figcaption></figure>"
-        )
-    charts.append(
-        f"<figure>{gaps_svg(start, end)}<figcaption>Gap between the images' pooled "
-        "statistics and each layer's running "
-        "statistics, in squared standard deviations; 0 means equal.</figcaption></figure>"
+    atomic_write(folder / "report.html", environment.get_template("report.html").render(page=page))
+    return page
+
+
+def view(
+    folder: pathlib.Path, *, manifest: dict[str, Any], metrics: list[dict[str, Any]], command: str
+) -> Page:
+    """What the page shows of a folder; the arguments are those of `write_page`."""
+    model = str(manifest["model"])
+    found = integer_files.found(folder, model=model)
+    proofs = [file for file in found.files if file.is_proof]
+    galleries, histograms, missing = _images(folder, manifest)
+    tone, word, headline = _headline(manifest, proofs)
+    return Page(
+        title=pathlib.PurePath(model).name,
+        tone=tone,
+        word=word,
+        headline=headline,
+        cards=_cards(manifest, proofs),
+        galleries=galleries,
+        missing_images=missing,
+        histograms=histograms,
+        charts=_charts(manifest, metrics),
+        layer_gaps=_layer_gaps(manifest),
+        files=found.files,
+        damaged=found.damaged,
+        commands=(command, *(file.command for file in proofs)),
+        facts=_facts(manifest),
+        limits=_limits(manifest, found.files),
+        links=_links(folder, manifest, proofs),
     )
-    body = (
-        f"<h1>{title}</h1>{_summary(manifest)}<h2>Images</h2>{_images(folder, manifest)}"
-        f'<h2>How they came about</h2><div class="charts">{"".join(charts)}</div>'
-        f"<details><summary>Gap of {len(end)} layers, before and after</summary>{layers}</details>"
-        f"<h2>Integer files and verdict</h2>{integer_files.section(integer_files.found(folder))}"
-        f"<h2>To reproduce</h2><pre>{html.escape(command)}</pre>{_facts(manifest)}"
+
+
+def _mean_gap(manifest: dict[str, Any], when: str) -> float:
+    values = [float(gap) for gap in manifest[when].values()]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _gap_tone(gap: float) -> str:
+    return "good" if gap <= _GOOD_GAP else "warn" if gap <= _POOR_GAP else "bad"
+
+
+def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str, str, str]:
+    """Tone, word and sentence of the first screen: of the first integer file, else the images."""
+    if proofs:
+        first, more = proofs[0], len(proofs) - 1
+        rest = f" {more} more file{'s' if more > 1 else ''} below." if more else ""
+        if first.estimate:
+            return first.estimate.tone, first.estimate.word, first.headline + rest
+        return "good", "fully integer", first.headline + rest
+    gap, count = _mean_gap(manifest, "gap_end"), _count(manifest)
+    tone = _gap_tone(gap)
+    word = {"good": "images ready", "warn": "gap is high", "bad": "images do not match"}[tone]
+    advice = {
+        "good": "No integer file was made from them yet.",
+        "warn": "More optimizer steps should lower it.",
+        "bad": "Check the input range before you use them.",
+    }[tone]
+    return (
+        tone,
+        word,
+        f"{text.number(count)} calibration images match what the model remembers of its training "
+        f"data with a mean gap of {text.number(gap)}. {advice}",
     )
-    atomic_write(folder / "report.html", page(title=title, body=body))
+
+
+def _count(manifest: dict[str, Any]) -> int:
+    return int(manifest["identity"]["config"]["num_images"]) + int(manifest.get("real_images", 0))
+
+
+def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, ...]:
+    real, steps = manifest.get("real_images", 0), manifest["identity"]["config"]["steps"]
+    start, gap = _mean_gap(manifest, "gap_start"), _mean_gap(manifest, "gap_end")
+    cards = []
+    for file in proofs[:1]:
+        if file.estimate and file.estimate.agreement:
+            estimate = file.estimate
+            cards.append(
+                Card("agreement with float", estimate.agreement, estimate.band, estimate.tone)
+            )
+        cards.append(Card("integer file", file.size, file.facts[0].value))
+        if file.targets:
+            whole = sum(target.tone == "good" for target in file.targets)
+            tone = "good" if whole == len(file.targets) else "warn"
+            cards.append(
+                Card("targets take it whole", f"{whole} of {len(file.targets)}", tone=tone)
+            )
+    cards += [
+        Card(
+            "mean gap of statistics",
+            text.number(gap),
+            f"{text.number(start)} at the start; below {_GOOD_GAP:g} is good",
+            _gap_tone(gap),
+        ),
+        Card(
+            "calibration images",
+            text.number(_count(manifest)),
+            f"{real} of them real" if real else "no data was used",
+        ),
+        Card("generation took", text.duration(float(manifest["seconds"])), f"{int(steps):,} steps"),
+    ]
+    return tuple(cards)
+
+
+def _ends(entry: dict[str, Any]) -> tuple[str, str]:
+    """The ends of a valid range in words: one number, or one per channel."""
+
+    def words(end: str) -> str:
+        return ", ".join(text.number(float(value)) for value in np.ravel(entry[end]))
+
+    return words("low"), words("high")
+
+
+def _images(
+    folder: pathlib.Path, manifest: dict[str, Any]
+) -> tuple[tuple[Gallery, ...], tuple[charts.Chart, ...], str]:
+    """Pictures and histograms of every input, or why there are none."""
+    galleries, histograms = [], []
+    files, ranges = manifest["files"], manifest["input_range"]
+    first_axis = manifest.get("channels_first") or [False] * len(files)
+    for (name, file), entry, moved in zip(files.items(), ranges, first_axis, strict=True):
+        path = folder / pathlib.PurePath(file).name
+        if not path.is_file():
+            return (), (), f"{path.name} is not in this folder, so there are no pictures of it."
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = np.moveaxis(images, 1, -1) if moved else images
+        low, high = (np.asarray(entry[end], np.float64) for end in ("low", "high"))
+        low, high = (bound if bound.size > 1 else bound.reshape(()) for bound in (low, high))
+        shown = str(name) if len(files) > 1 else ""
+        drawn = pictures.gallery(images, low=low, high=high, ends=_ends(entry))
+        galleries.append(Gallery(shown, drawn))
+        title = f"Values of input {shown}" if shown else "Input values in the valid range"
+        histograms.append(charts.histogram(images, low=low, high=high, title=title))
+    return tuple(galleries), tuple(histograms), ""
+
+
+def _charts(manifest: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[charts.Chart, ...]:
+    made = []
+    if len(metrics) > 1:  # a single point is no curve
+        made.append(
+            charts.curves(
+                metrics,
+                {"bn": "BN statistics loss", "prior": "image prior"},
+                title="Losses",
+                caption="Normal: the losses fall steeply at first and are flat at the end. A curve "
+                "that still falls at the last step asks for more steps.",
+                ylabel="loss",
+                logarithmic=True,
+            )
+        )
+        keys = [key for key in metrics[-1] if key.startswith("spread/")]
+        if keys:
+            rest = f" {len(keys) - 3} more heads are not drawn." if len(keys) > 3 else ""
+            made.append(
+                charts.curves(
+                    metrics,
+                    {key: key.removeprefix("spread/") for key in keys},
+                    title="Output stretching",
+                    caption="Highest minus lowest logit, mean over the images. Normal: it rises "
+                    f"and then holds its limit.{rest}",
+                    ylabel="logit range",
+                    logarithmic=False,
+                )
+            )
+    made.append(
+        charts.gaps(
+            manifest["gap_start"],
+            manifest["gap_end"],
+            caption="How far the images' pooled statistics are from the running statistics, in "
+            "squared standard deviations. Normal: every layer falls; 0 means equal.",
+        )
+    )
+    return tuple(made)
+
+
+def _layer_gaps(manifest: dict[str, Any]) -> tuple[LayerGap, ...]:
+    start = manifest["gap_start"]
+    return tuple(
+        LayerGap(
+            str(name),
+            text.number(float(start[name])) if name in start else "–",
+            text.number(float(gap)),
+            _gap_tone(float(gap)),
+        )
+        for name, gap in manifest["gap_end"].items()
+    )
+
+
+def _facts(manifest: dict[str, Any]) -> tuple[Fact, ...]:
+    hashes = manifest["images_sha256"]
+    hashes = hashes if isinstance(hashes, dict) else {"images": hashes}
+    ranges = "; ".join(
+        "{} to {}, from {}".format(*_ends(entry), entry["found"])
+        for entry in manifest["input_range"]
+    )
+    stretching = ", ".join(
+        f"{name}: weight {text.number(float(value))}" for name, value in manifest["lambda"].items()
+    )
+    unmatched = manifest["unmatched_layers"]
+    facts = [
+        Fact("model", str(manifest["model"])),
+        Fact("finished", str(manifest.get("finished", "not stored"))),
+        Fact("machine", str(manifest.get("machine", "not stored"))),
+        Fact("versions", ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())),
+        Fact("seed", str(manifest["seed"])),
+        Fact("input range", ranges),
+        Fact("augmentation", "; ".join(map(str, manifest["augmentation"]))),
+        Fact("output stretching", stretching or "off"),
+        Fact("layers without statistics", ", ".join(map(str, unmatched)) or "none"),
+        Fact("sha256 of the model", str(manifest["identity"]["model_sha256"]), is_code=True),
+        *(Fact(f"sha256 of {k}", str(digest), is_code=True) for k, digest in hashes.items()),
+    ]
+    if "auto" in manifest:
+        facts.insert(4, Fact("why this many images and steps", str(manifest["auto"]["why"])))
+    return tuple(facts)
+
+
+def _limits(manifest: dict[str, Any], files: tuple[IntegerFile, ...]) -> tuple[str, ...]:
+    limits = [
+        "The images match statistics. They need not look like photographs, and accuracy cannot be "
+        "measured on them: they have no labels.",
+    ]
+    if any(file.estimate for file in files):
+        limits.append(
+            "Agreement is an estimate of how often the integer file gives the float model's class. "
+            "It does not say how good the float model is."
+        )
+    if any(file.targets for file in files):
+        limits.append(
+            "Latencies hold for the machine that measured them. Estimates by a compiler or a "
+            "static check are no measurement on a device."
+        )
+    if manifest.get("real_images", 0):
+        limits.append(
+            f"{manifest['real_images']} real images took part and are among the images here: "
+            "treat this page and images.npy as data."
+        )
+    return tuple(limits)
+
+
+def _links(
+    folder: pathlib.Path, manifest: dict[str, Any], proofs: list[IntegerFile]
+) -> tuple[Link, ...]:
+    known = {
+        **{str(file): "calibration images, float32" for file in manifest["files"].values()},
+        "manifest.json": "how they were made",
+        "metrics.jsonl": "losses by step",
+        "preview.png": "the images as one picture",
+    }
+    for file in proofs:
+        known[file.name] = "integer file"
+        known[str(pathlib.PurePath(file.name).with_suffix(".json"))] = "its proof"
+    return tuple(
+        Link(name, urllib.parse.quote(f"./{name}"), what)
+        for name, what in known.items()
+        if (folder / name).is_file() or name == "manifest.json"
+    )

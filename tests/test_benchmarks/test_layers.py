@@ -60,37 +60,13 @@ def test_names_of_calibrations():
         layers.named_sources(["c.npy", "d/c.npz"])
 
 
-def test_the_report_shows_layers_and_targets(tmp_path):
+def test_the_report_shows_what_the_command_compared(tmp_path):
     compared = side_by_side({"real": [row(0, "<b>", 25.0)], "generated": [row(0, "<b>", 24.0)]})
-    target = {
-        "how": "by hand",
-        "fully_mapped": False,
-        "operators_mapped": 3,
-        "operators_cpu": 1,
-        "notes": [],
-        "figures": {"cycles": 1234},
-        "fallback": [{"operator": "GELU", "tensor": "x", "why": "not in the <table>"}],
-        "summary": "edgetpu: 3 of 4 operators mapped",
-    }
     (tmp_path / "layers.json").write_text(json.dumps({"layers_compared": compared}))
-    (tmp_path / "m.json").write_text(
-        json.dumps({"fully_integer": True, "targets": {"edgetpu": target}})
-    )
-    found = integer_files.found(tmp_path)
-    text = integer_files.section(found)
-    assert set(found) == {"layers.json", "m.json"}
-    assert (
-        "real, dB" in text
-        and "24.0" in text
-        and "edgetpu: 3 of 4 operators mapped" in text
-        and "GELU" in text
-        and "1234" in text
-    )
-    assert (
-        "<b>" not in text.replace("<b></b>", "")
-        and "&lt;b&gt;" in text
-        and "not in the &lt;table&gt;" in text
-    )
+    (found,) = integer_files.found(tmp_path, model="m").files
+    assert found.compared.names == ("real", "generated")
+    ((name, _, (real, generated)),) = found.compared.rows
+    assert name == "<b>" and real.startswith("25 dB") and generated.startswith("24 dB")
 
 
 @pytest.mark.slow

@@ -6,83 +6,25 @@ import base64
 import html.parser
 import io
 import json
-import pathlib
 import re
 
 import commands
 import numpy as np
 import pytest
+import report_folders
+from report_folders import EVIL, MANIFEST, METRICS, PROOF
 
-from dgh_tf.report import integer_files
+from dgh_tf.report import charts, integer_files, pictures, text
 from dgh_tf.report import page as report
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-MANIFEST = {
-    "model": "folder/<b>net.keras",
-    "images_sha256": "1" * 64,
-    "shapes": {"input": [6, 8, 8, 3]},
-    "files": {"input": "images.npy"},
-    "seed": 0,
-    "input_range": [{"low": [0.0], "high": [255.0], "found": "first statistics: byte & more"}],
-    "augmentation": ["flips"],
-    "lambda": {"output": 0.0041111},
-    "gap_start": {"bn": 2.0, "input": 0.5},
-    "gap_end": {"bn": 0.01, "input": 0.02},
-    "seconds": 3.2,
-    "unmatched_layers": ["dense"],
-    "versions": {"dgh_tf": "0.1.0"},
-    "identity": {
-        "model_sha256": "2" * 64,
-        "config": {"num_images": 6, "steps": 7, "seed": 0, "input_range": "byte"},
-        "version": "0.1.0",
-    },
-}
-METRICS = [
-    {
-        "step": s,
-        "bn": 1.0 / s,
-        "prior": 0.1,
-        "loss": 1.0,
-        "spread/head of <two>": 3.0 * s,
-        "rate": 5.0,
-    }
-    for s in (1, 2, 4)
-]
-PROOF = {
-    "fully_integer": True,
-    "scheme": "int8",
-    "operators": {"CONV_2D": 3},
-    "inputs": [{"dtype": "INT8"}],
-    "outputs": [{"dtype": "INT8"}],
-    "bytes": 2048,
-    "float_weight_bytes": 8192,
-    "sha256": {"tflite": "3" * 64},
-    "verdict": {
-        "level": "doubtful",
-        "sentence": "Doubtful: <80%>.",
-        "reasons": ["CONV_2D c cuts off 3%"],
-        "layers": [
-            {
-                "tensor": "t",
-                "operator": "CONV_2D",
-                "range": [-1.0, 1.0],
-                "seen": [-2.0, 0.5],
-                "sqnr_db": 12.3,
-                "clipped": 0.03,
-            }
-        ],
-    },
-    "targets": {"ethos-u55-128": {"npu": "100%", "ms": 1.25}},
-}
 
 
 class Page(html.parser.HTMLParser):
     """Tags, attributes and text, and whether every element is closed in order."""
 
-    def __init__(self, text):
+    def __init__(self, source):
         super().__init__()
         self.links, self.stack, self.text, self.images = [], [], [], []
-        self.feed(text)
+        self.feed(source)
         self.close()
 
     def handle_starttag(self, tag, attrs):
@@ -92,7 +34,7 @@ class Page(html.parser.HTMLParser):
             for name, value in attrs
             if name in ("src", "href", "xlink:href", "action") and value
         ]
-        if tag == "img" and attributes.get("src"):
+        if tag == "img" and attributes.get("src") and "button" in self.stack:
             self.images.append(attributes["src"])
         if tag not in ("meta", "link", "img", "br"):
             self.stack.append(tag)
@@ -106,90 +48,224 @@ class Page(html.parser.HTMLParser):
         assert self.stack.pop() == tag
 
     def handle_data(self, data):
-        self.text.append(data)
+        if self.stack[-1:] not in (["style"], ["script"]):
+            self.text.append(data)
+
+
+def images_of(*shape):
+    return np.random.default_rng(0).uniform(0, 255, shape)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    report.write_preview(tmp_path, rng.uniform(0, 255, (6, 8, 8, 3)), low=0.0, high=255.0)
+    report_folders.write(tmp_path, images_of(6, 32, 32, 3))
     (tmp_path / "model.json").write_text(json.dumps(PROOF))
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in METRICS))
+    (tmp_path / "model.tflite").write_bytes(b"file")
     return tmp_path
 
 
-def test_page_needs_no_network_and_is_well_formed(folder):
-    report.write_page(folder, manifest=MANIFEST, metrics=METRICS, command="python -m x --a='b c'")
-    text = (folder / "report.html").read_text()
-    page = Page(text)
+def shown(folder, **manifest):
+    """The page's words, one space between them, and the page."""
+    report.write_page(
+        folder, manifest={**MANIFEST, **manifest}, metrics=METRICS, command="python -m x --a='b c'"
+    )
+    page = Page((folder / "report.html").read_text())
     assert page.stack == []
-    assert all(link.startswith(("data:", "#")) for link in page.links), page.links
-    assert not re.search(r"url\((?!#)|@import", text)
-    assert "width=device-width" in text and "prefers-color-scheme: dark" in text
-    shown = "".join(page.text)
+    return " ".join(" ".join(page.text).split()), page
+
+
+def test_page_needs_no_network_and_says_what_there_is(folder):
+    words, page = shown(folder)
+    source = (folder / "report.html").read_text()
+    beside = [link for link in page.links if not link.startswith(("data:", "#"))]
+    assert beside == [
+        "./images.npy",
+        "./manifest.json",
+        "./metrics.jsonl",
+        "./preview.png",
+        "./model.tflite",
+        "./model.json",
+    ]
+    assert not re.search(r"url\((?!#)|@import", source)
+    assert "width=device-width" in source and "prefers-color-scheme: dark" in source
     for expected in (
         "<b>net.keras",
+        "model.tflite is doubtful: 2 KiB instead of 16 KiB in float, about 80 % of inputs should "
+        "get the float model's class (75 % to 90 %).",
+        "This CPU takes every operator; Ethos-U55 (128 MACs) leaves some out.",
         "python -m x --a='b c'",
+        "python -m tflite_export.convert '--model=folder/<b>net.keras' --calibration=DIR "
+        "--output=DIR/model.tflite --scheme=int8 --algorithm=minmax --head=logits --seed=3 "
+        "--target=ethos-u55-128,cpu",
         "1" * 64,
         "2" * 64,
         "3" * 64,
         "0 to 255, from first statistics: byte & more",
-        "Doubtful: <80%>.",
-        "ethos-u55-128",
-        "1.25",
-        "3 CONV_2D",
-        "cuts off 3%",
+        "Doubtful: <80%>. More follows.",
+        "the ranges change by 30%",
+        "3 × conv 2D",
+        "2 of 3 operators",
+        "SRAM 32.7 KiB",
+        "0.25 ms",
+        "conv_1 12.3 dB",
+        "3.0 % cut off",
+        "reaches -2 to 0.5, the integers hold -1 to 1",
         "dgh_tf 0.1.0",
-        "0.0041",
-        "head of <two>",
+        "2026-01-02 03:04 UTC",
+        "a processor, 2 logical CPUs",
+        "0.00411",
+        "head of <two> and $\\bad$",
+        "3 min 23 s",
     ):
-        assert expected in shown, expected
-    assert "<b>net" not in text
+        assert expected in words, expected
 
 
-def test_images_of_the_page_are_the_preview_s_tiles(folder):
+def test_nothing_of_a_file_becomes_markup(folder):
+    evil = {
+        "model": f"{EVIL}.keras",
+        "gap_end": {EVIL: 0.1},
+        "gap_start": {EVIL: 0.2},
+        "unmatched_layers": [EVIL],
+        "machine": EVIL,
+        "augmentation": [EVIL],
+        "versions": {EVIL: EVIL},
+    }
+    (folder / f"{EVIL.replace('/', '')}.json").write_text(json.dumps(PROOF))
+    words, _ = shown(folder, **evil)
+    source = (folder / "report.html").read_text()
+    assert source.count("<script") == 1 and "alert" in words
+
+
+def test_names_are_whole_and_keys_are_words(folder):
+    words, _ = shown(folder)
+    for key in ("sram_kib", "live_peak_at", "latency_ms", "CONV_2D", "fully_mapped", "net_1/"):
+        assert key not in words, key
+    assert "..." not in words
+
+
+def test_images_of_the_page_are_the_set_s(folder):
     from PIL import Image
 
-    report.write_page(folder, manifest=MANIFEST, metrics=METRICS, command="c")
-    found = Page((folder / "report.html").read_text()).images
+    found = shown(folder)[1].images
     assert len(found) == 6
-    rng = np.random.default_rng(0)
-    wanted = (
-        np.rint(rng.uniform(0, 255, (6, 8, 8, 3))).repeat(12, axis=1).repeat(12, axis=2)
-    )  # 96 pixels a side
+    wanted = np.rint(images_of(6, 32, 32, 3)).repeat(3, axis=1).repeat(3, axis=2)  # 96 pixels
     for uri, image in zip(found, wanted, strict=True):
         tile = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
         np.testing.assert_allclose(tile.astype(float), image, atol=1.0)
 
 
+def test_channels_first_images_are_turned(folder):
+    np.save(folder / "images.npy", images_of(6, 32, 32, 3).transpose(0, 3, 1, 2))
+    turned = shown(folder, channels_first=[True])[1].images
+    np.save(folder / "images.npy", images_of(6, 32, 32, 3))
+    assert turned == shown(folder)[1].images
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "count", "size"),
+    [
+        ((5, 49, 10, 1), "spectrograms", 5, (90, 49)),  # 10 bands upwards, 49 steps to the right
+        ((5, 128, 9), "sequences", 5, (90, 128)),
+        ((5, 5000, 3), "sequences", 5, (96, 256)),
+        ((40, 5000), "vectors", 1, (96, 256)),  # 32 of them, three pixels a row
+    ],
+)
+def test_what_is_no_photograph_is_drawn_as_what_it_is(tmp_path, shape, kind, count, size):
+    array = images_of(*shape)
+    gallery = pictures.gallery(array, low=0.0, high=255.0, ends=("0", "255"))
+    assert (gallery.kind, len(gallery.pictures)) == (kind, count)
+    assert pictures.pixels(array, low=0.0, high=255.0).shape == (count, *size, 3)
+    report_folders.write(tmp_path, array)
+    words, page = shown(tmp_path)
+    assert len(page.images) == count and gallery.across in words
+    preview = pictures.preview_grid(array, low=0.0, high=255.0)
+    assert max(preview.shape) < 2200
+
+
+def test_time_runs_to_the_right_and_low_bands_lie_below():
+    maps = np.zeros((1, 20, 10, 1))
+    maps[0, 18, 1] = 1.0  # late, in a low band
+    drawn = pictures.pixels(maps, low=0.0, high=1.0)[0].astype(int).sum(axis=-1)
+    row, column = np.unravel_index(drawn.argmax(), drawn.shape)
+    assert row // (96 // 10) == 8 and column // (96 // 20) == 18
+
+
+def test_long_sequences_are_averaged_not_sampled():
+    wave = np.arange(1024.0).reshape(1, 1024, 1) / 1023
+    found = pictures._maps(wave, low=np.float64(0), high=np.float64(1))[0, 0]
+    np.testing.assert_allclose(found, np.arange(1024.0).reshape(256, 4).mean(axis=1) / 1023)
+
+
+def test_histogram_counts_the_values_at_the_ends():
+    values = np.concatenate([np.zeros(10), np.full(30, 0.5), np.ones(60)]).reshape(100, 1)
+    chart = charts.histogram(values, low=np.float64(0), high=np.float64(1), title="t")
+    assert chart.caption.startswith("70 % of the values lie at an end")
+
+
 def test_the_same_run_gives_the_same_page_and_none_of_matplotlib_s_colours(folder):
-    texts = []
+    sources = []
     for _ in range(2):
-        report.write_page(folder, manifest=MANIFEST, metrics=METRICS, command="c")
-        texts.append((folder / "report.html").read_text())
-    assert (
-        texts[0] == texts[1]
-        and "#0102" not in texts[0]
-        and "var(--a)" in texts[0]
-        and "currentColor" in texts[0]
-    )
+        shown(folder)
+        sources.append((folder / "report.html").read_text())
+    assert sources[0] == sources[1] and "#0102" not in sources[0]
+    assert "var(--a)" in sources[0] and "currentColor" in sources[0]
 
 
-def test_a_folder_without_files_or_metrics_says_how_to_get_them(folder):
+def test_a_folder_without_files_images_or_metrics_says_how_to_get_them(folder):
     (folder / "model.json").unlink()
-    assert integer_files.found(folder) == {}
+    (folder / "images.npy").unlink()
     report.write_page(folder, manifest={**MANIFEST, "lambda": {}}, metrics=[], command="c")
-    shown = "".join(Page((folder / "report.html").read_text()).text)
-    assert "python -m tflite_export.convert" in shown and "off" in shown
+    words = "".join(Page((folder / "report.html").read_text()).text)
+    assert "python -m tflite_export.convert" in words and "off" in words
+    assert "images.npy is not in this folder" in words and "mean gap of 0.015" in words
 
 
-def test_a_verdict_of_its_own_is_shown_and_other_json_is_not(folder):
+def test_estimates_and_comparisons_of_their_own_are_shown_and_other_json_is_not(folder):
     (folder / "verdict.json").write_text(
         json.dumps({"level": "fine", "sentence": "Fine: 98%.", "reasons": [], "layers": []})
     )
-    assert set(integer_files.found(folder)) == {"model.json", "verdict.json"}
+    rows = [{**layer, "files": {"real": {"sqnr_db": 9.25, "clipped": 0.5}}} for layer in
+            PROOF["verdict"]["layers"][:1]]  # fmt: skip
+    (folder / "layers.json").write_text(json.dumps({"layers_compared": rows}))
+    (folder / "other.json").write_text("[1]")
+    found = integer_files.found(folder, model="m")
+    assert [file.name for file in found.files] == ["layers.json", "model.tflite", "verdict.json"]
+    assert "9.25 dB, 50.0 % cut off" in shown(folder)[0] and not found.damaged
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"{",
+        b"\xff\xfe",
+        json.dumps({**PROOF, "bytes": None, "operators": 5}).encode(),
+        json.dumps({**PROOF, "targets": {"cpu": {}}}).encode(),
+        json.dumps({**PROOF, "verdict": {"level": 1, "sentence": 2, "layers": [{}]}}).encode(),
+        json.dumps({"layers_compared": [3]}).encode(),
+    ],
+)
+def test_a_damaged_file_beside_is_named_and_the_page_written(folder, damage):
+    (folder / "model.json").write_bytes(damage)
+    code, out, err = commands.call("dgh_tf.report", f"--output_dir={folder}")
+    assert code == 0 and "model.json is damaged" in out + err
+    assert "model.json is damaged" in "".join(Page((folder / "report.html").read_text()).text)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.jsonl", "{"),
+        ("metrics.jsonl", "5\n"),
+        ("images.npy", "no array"),
+        ("manifest.json", json.dumps({**MANIFEST, "gap_end": {"bn": "x"}})),
+        ("manifest.json", json.dumps({**MANIFEST, "input_range": []})),
+        ("manifest.json", json.dumps({**MANIFEST, "files": ["a"]})),
+    ],
+)
+def test_a_damaged_run_is_one_line(folder, file, content):
+    (folder / file).write_text(content)
+    code, _, err = commands.call("dgh_tf.report", f"--output_dir={folder}")
+    assert code == 1 and err.count("\n") == 1 and "Generate the images again" in err
 
 
 def test_command_of_a_finished_run_names_what_is_not_default():
@@ -199,9 +275,60 @@ def test_command_of_a_finished_run_names_what_is_not_default():
     )
 
 
-def test_nested_values_become_tables():
-    assert integer_files.nested([{"a": 1, "b": "<"}, {"a": 2.123456}]).count("<tr>") == 3
-    assert integer_files.nested("<") == "&lt;" and integer_files.nested([1, 2]) == "1, 2"
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (0.0123456, "0.0123"),
+        (1234.5, "1,230"),
+        (123456, "123,456"),
+        (0, "0"),
+        (0.0, "0"),
+        (2.5e-7, "2.50e-7"),
+        (float("nan"), "–"),
+        (float("inf"), "–"),
+        (None, "–"),
+        (99.96, "100"),
+    ],
+)
+def test_numbers_have_three_digits(value, wanted):
+    assert text.number(value) == wanted
+
+
+def test_sizes_and_durations_are_said_as_people_do():
+    assert [text.size(v) for v in (100, 81432, 5 * 2**20, -1)] == [
+        "100 bytes",
+        "79.5 KiB",
+        "5 MiB",
+        "–",
+    ]
+    assert [text.duration(v) for v in (0.2, 59.4, 200, 120, 7500)] == [
+        "1 s",
+        "59 s",
+        "3 min 20 s",
+        "2 min",
+        "2 h 5 min",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "name"),
+    [
+        # as TensorFlow's converter named them for DS-CNN and the embedded demo
+        ("n_1/act_8_1/Relu;n_1/bn_8_1/batchnorm/add_1;n_1/conv2d_4_1/convolution", "conv2d_4"),
+        ("n_1/act_3_1/Relu;n_1/depthwise_conv2d_1_2/depthwise", "depthwise_conv2d_1"),
+        ("n_1/average_pooling2d_1/AvgPool", "average_pooling2d"),
+        ("n_1/dense_1/MatMul;n_1/dense_1/BiasAdd", "dense"),
+        ("s_1/re_lu_1/Relu;s_1/bn_1/batchnorm/add_1;s_1/first_1/convolution/Squeeze", "first"),
+        ("net/inner/conv_2/convolution", "conv_2"),  # no scope was numbered, so none is taken off
+        ("serving_default_image:0", "input image"),
+        ("PartitionedCall:0", "output"),
+        ("StatefulPartitionedCall_1:2", "output 2"),
+        ("plain", "plain"),
+        ("", ""),
+    ],
+)
+def test_tensors_are_named_by_their_keras_layer(tensor, name):
+    assert text.layer_name(tensor) == name
 
 
 def test_command_writes_the_page_anew(folder):

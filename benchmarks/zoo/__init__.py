@@ -1,1 +1,0 @@
-"""Small networks without BatchNorm statistics, trained here on images at hand."""

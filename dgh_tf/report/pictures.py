@@ -1,0 +1,188 @@
+"""cli: images, spectrograms, sequences and vectors as pictures: preview.png, and those of the page.
+
+An input is a photograph where the method treats it as one (`dgh_tf.ops.canvas.is_image`). All else
+is drawn as what it is: time to the right, value as colour.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+import pathlib
+
+import numpy as np
+
+from dgh_tf.common.files import atomic_path
+
+GRID = 8  # images a side at most
+CELL = 96  # pixels a side at least, so that small inputs can be seen
+LARGEST = 256  # pixels a side at most of a picture that is no photograph
+ROWS = 32  # vectors shown at most, one a row
+_MAP = "viridis"
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One input as a data URI. pixelated: small, shown with its pixels enlarged."""
+
+    uri: str
+    label: str
+    pixelated: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Gallery:
+    """What the page shows of one input. kind: images, spectrograms, sequences or vectors.
+
+    scale: the colours from the lowest to the highest value, None for photographs. low, high: what
+    its ends stand for. across, up: what the axes of a picture are.
+    """
+
+    kind: str
+    pictures: tuple[Picture, ...]
+    total: int
+    across: str = ""
+    up: str = ""
+    scale: Picture | None = None
+    low: str = ""
+    high: str = ""
+
+
+def kind_of(shape: tuple[int, ...]) -> str:
+    """What inputs of `shape` (channels last, no batch axis) are: images, spectrograms, sequences or
+    vectors. The bounds are those of `dgh_tf.ops.canvas.is_image`.
+    """
+    if len(shape) >= 3:
+        picture = len(shape) == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) >= 16
+        return "images" if picture else "spectrograms"
+    return "sequences" if len(shape) == 2 else "vectors"
+
+
+def _unit(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Values from 0 (lowest valid) to 1 (highest valid); what lies outside is clipped."""
+    scaled = (np.asarray(images, np.float64) - low) / np.maximum(high - low, 1e-30)
+    return np.clip(np.nan_to_num(scaled), 0.0, 1.0)
+
+
+def _maps(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Inputs that are no photographs as maps [N, rows, columns] of 0..1: time to the right, the
+    lowest band or channel at the bottom. Vectors are one map, a vector a row.
+    """
+    unit = _unit(images, low=low, high=high)
+    if unit.ndim == 2:
+        maps = unit[None, :ROWS]
+    elif unit.ndim == 3:
+        maps = unit.transpose(0, 2, 1)[:, ::-1]
+    else:
+        flat = unit.reshape(*unit.shape[:3], -1).mean(axis=-1)  # channels side by side: their mean
+        maps = flat.transpose(0, 2, 1)[:, ::-1]
+    return _at_most(_at_most(maps, axis=1), axis=2)
+
+
+def _at_most(maps: np.ndarray, *, axis: int) -> np.ndarray:
+    """Means of neighbours along the axis, so that it has at most LARGEST."""
+    length = maps.shape[axis]
+    if length <= LARGEST:
+        return maps
+    starts = np.linspace(0, length, LARGEST, endpoint=False).astype(int)
+    counts = np.diff([*starts, length])
+    shape = [1] * maps.ndim
+    shape[axis] = LARGEST
+    return np.add.reduceat(maps, starts, axis=axis) / counts.reshape(shape)
+
+
+def _coloured(maps: np.ndarray) -> np.ndarray:
+    """Values of 0..1 as uint8 [..., 3]."""
+    from matplotlib import colormaps
+
+    return (colormaps[_MAP](maps)[..., :3] * 255).round().astype(np.uint8)
+
+
+def _photographs(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3]. Images of four channels show their mean."""
+    unit = _unit(images, low=low, high=high)
+    if unit.shape[-1] not in (1, 3):
+        unit = unit.mean(axis=-1, keepdims=True)
+    return np.rint(np.broadcast_to(unit, (*unit.shape[:-1], 3)) * 255).astype(np.uint8)
+
+
+def pixels(images: np.ndarray, *, low: object, high: object) -> np.ndarray:
+    """Inputs as uint8 pictures [pictures, rows, columns, 3], small ones enlarged.
+
+    Args: images: [N, ...] in model input units, channels last. low, high: ends of the valid range,
+      numbers or one per channel.
+    """
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    if kind_of(images.shape[1:]) == "images":
+        shown = _photographs(images, low=low, high=high)
+        zoom = max(1, CELL // max(shown.shape[1:3]))
+        return shown.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    shown = _coloured(_maps(images, low=low, high=high))
+    return shown.repeat(_zoom(shown.shape[1]), axis=1).repeat(_zoom(shown.shape[2]), axis=2)
+
+
+def _zoom(side: int) -> int:
+    return max(1, CELL // side)
+
+
+def preview_grid(images: np.ndarray, *, low: object, high: object) -> np.ndarray:
+    """uint8 [rows, columns, 3] picture of up to 64 inputs. images: [N, H, W, C], [N, T, C] or
+    [N, D] in [low, high].
+
+    Example:
+      preview_grid(np.zeros((4, 32, 32, 3)), low=0.0, high=1.0).shape  # (204, 204, 3)
+    """
+    shown = pixels(np.asarray(images[: GRID * GRID]), low=low, high=high)
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = math.ceil(len(shown) / columns)
+    height, width = shown.shape[1] + 4, shown.shape[2] + 4  # a border of 4 pixels between images
+    grid = np.full((rows * height + 4, columns * width + 4, 3), 255, np.uint8)
+    for i, image in enumerate(shown):
+        y, x = 4 + i // columns * height, 4 + i % columns * width
+        grid[y : y + image.shape[0], x : x + image.shape[1]] = image
+    return grid
+
+
+def write_preview(folder: pathlib.Path, images: np.ndarray, *, low: object, high: object) -> None:
+    """Writes preview.png."""
+    from PIL import Image
+
+    with atomic_path(folder / "preview.png") as temporary:
+        Image.fromarray(preview_grid(images, low=low, high=high)).save(temporary)
+
+
+def encoded(picture: np.ndarray, *, label: str) -> Picture:
+    """A uint8 [rows, columns, 3] array as a data URI: PNG where it is small, else JPEG."""
+    from PIL import Image
+
+    small, data = max(picture.shape[:2]) < 2 * CELL, io.BytesIO()
+    options = {"format": "PNG", "optimize": True} if small else {"format": "JPEG", "quality": 88}
+    Image.fromarray(picture).save(data, **options)
+    text = base64.b64encode(data.getvalue()).decode()
+    return Picture(f"data:image/{'png' if small else 'jpeg'};base64,{text}", label, small)
+
+
+def gallery(images: np.ndarray, *, low: object, high: object, ends: tuple[str, str]) -> Gallery:
+    """The first 64 inputs as the page shows them. ends: the ends of the valid range in words."""
+    kind, shown = kind_of(images.shape[1:]), np.asarray(images[: GRID * GRID])
+    drawn = pixels(shown, low=low, high=high)
+    name = kind.removesuffix("s")
+    if kind == "vectors":
+        labels = [f"generated vectors, the first {min(len(shown), ROWS)} of {len(images)}"]
+    else:
+        labels = [f"generated {name} {i + 1}" for i in range(len(drawn))]
+    pictures = tuple(
+        encoded(picture, label=label) for picture, label in zip(drawn, labels, strict=True)
+    )
+    if kind == "images":
+        return Gallery(kind, pictures, len(images))
+    ramp = _coloured(np.linspace(0.0, 1.0, 128)[None].repeat(8, axis=0))
+    across, up = {
+        "spectrograms": ("time", "frequency"),
+        "sequences": ("time", "channel"),
+        "vectors": ("position in the vector", "one vector a row"),
+    }[kind]
+    scale = encoded(ramp, label=f"colours from {ends[0]} to {ends[1]}")
+    return Gallery(kind, pictures, len(images), across, up, scale, *ends)
