@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.data.datasets import choice, image_shape
+from benchmarks.data.choice import choice
+from dgh_tf.common.image_files import image_shape, open_image
 
 ANNOTATIONS = "annotations.json"
+_INSTEAD = "Boxes belong to image files, so give a model that takes those."
 
 
 def is_coco(path: pathlib.Path) -> bool:
@@ -43,40 +45,42 @@ def load(
       sorted category ids;
       crowd annotations are left out.
 
-    Raises: ValueError for a damaged file or one without images, for images that cannot be read, for
-      an open input size.
+    Raises: ValueError for a damaged file or one without images, for images that cannot be read or
+      are not of the size that the annotations state, for an open input size.
     """
     file = path / ANNOTATIONS if path.is_dir() else path
-    shape = image_shape(input_shape)
-    if None in shape:
+    height, width, channels = image_shape(input_shape, instead=_INSTEAD)
+    if height is None or width is None:
         raise ValueError(
-            f"{file}: boxes need a model input of fixed height and width; this model's is {shape}. "
-            "Rebuild the model with a fixed size."
+            f"{file}: boxes need a model input of fixed height and width; this model's is "
+            f"{tuple(input_shape)}. Rebuild the model with a fixed size."
         )
-    images, annotations, classes = _read(file)
-    images = [images[index] for index in choice(len(images), limit)]
-    boxes: dict[Any, list] = {image["id"]: [] for image in images}
+    every, annotations, classes = _read(file)
+    images = [every[index] for index in choice(len(every), limit)]
+    boxes: dict[Any, list[list[float]]] = {image["id"]: [] for image in images}
     for each in annotations:
         if each["image_id"] in boxes and not each.get("iscrowd"):
-            left, top, width, height = map(float, each["bbox"])
+            left, top, across, down = map(float, each["bbox"])
             boxes[each["image_id"]].append(
-                [left, top, left + width, top + height, classes[each["category_id"]]]
+                [left, top, left + across, top + down, classes[each["category_id"]]]
             )
-    most = max(1, *map(len, boxes.values()))
-    truth = np.full((len(images), most, 5), -1.0, np.float32)
-    x = np.zeros((len(images), *shape), np.uint8)
+    truth = np.full((len(images), max(1, *map(len, boxes.values())), 5), -1.0, np.float32)
+    x = np.zeros((len(images), height, width, channels), np.uint8)
     for index, image in enumerate(images):
-        x[index], scale = _letterboxed(_found(file.parent, image["file_name"]), shape)
+        x[index], scale = _letterboxed(file.parent, image, x.shape[1:])
         if boxes[image["id"]]:
-            rows = np.float32(boxes[image["id"]])
-            truth[index, : len(rows)] = np.concatenate(
-                [rows[:, :4] * np.float32(scale), rows[:, 4:]], axis=1
-            )
+            found = np.float32(boxes[image["id"]])
+            truth[index, : len(found), :4] = found[:, :4] * np.float32(scale)
+            truth[index, : len(found), 4] = found[:, 4]
     return x, {"boxes": truth[..., :4], "classes": truth[..., 4]}
 
 
 def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
-    """Images, annotations, and the class index of every category id."""
+    """Images, annotations, and the class index of every category id.
+
+    pycocotools' reader does not do the same: it refuses annotations without an id, merges those
+    that share one, and does not look at the boxes.
+    """
     try:
         content = json.loads(file.read_text())
         images, annotations = content["images"], content["annotations"]
@@ -120,19 +124,23 @@ def _found(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def _letterboxed(
-    path: pathlib.Path, shape: tuple[int, int, int]
+    folder: pathlib.Path, entry: dict[str, Any], shape: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[float, float, float, float]]:
     """The image in the top left corner of a black one, and the factors of a box's four sides."""
     from PIL import Image
 
     height, width, channels = shape
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    path = _found(folder, entry["file_name"])
+    image = open_image(path, channels=channels)
+    stated = (entry.get("width", image.width), entry.get("height", image.height))
+    if image.size != stated:  # boxes may have been drawn on the picture before it was turned
+        image = open_image(path, channels=channels, turn=False)
+    if image.size != stated:
         raise ValueError(
-            f"{path} cannot be read as an image ({error}). Remove or replace it."
-        ) from error
+            f"{path} has {image.width} x {image.height} pixels, but the annotations state "
+            f"{stated[0]} x {stated[1]}, so the boxes would lie elsewhere. Use the images that "
+            "the boxes were drawn on."
+        )
     factor = min(height / image.height, width / image.width)
     size = max(1, round(image.width * factor)), max(1, round(image.height * factor))
     across, down = size[0] / image.width, size[1] / image.height

@@ -10,10 +10,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from benchmarks.data import coco
+from benchmarks.data.choice import choice
 from benchmarks.data.preprocessing import preprocessing
 from dgh_tf.common.files import require_reasonable_zip
+from dgh_tf.common.image_files import (
+    SUFFIXES,
+    eight_bits,
+    fit,
+    image_shape,
+    is_image_file,
+    read_image,
+)
 
-IMAGE_TYPES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm"}
+_INSTEAD = "Give the data as .npz with x and y."
 Labeled = tuple[np.ndarray, np.ndarray]
 Truth = np.ndarray | dict[str, np.ndarray] | None
 
@@ -33,14 +43,14 @@ def load(
     Args:
       spec: path of an .npz with x [N, ...] and y [N], or x alone; a folder with one folder of
         images per class;
-        a set in COCO's format (see `benchmarks.coco`); 'tfds:NAME[/split]'; or 'demo'.
+        a set in COCO's format (see `benchmarks.data.coco`); 'tfds:NAME[/split]'; or 'demo'.
       role: 'real' or 'evaluation': which half of the demo, and which split of a TFDS name without
         one.
       input_shape: the model's input without the batch. Image files of another size are cropped
         centrally to its
         aspect ratio and resized (bilinear), those with boxes are scaled and padded; arrays must fit
         as they are.
-      preprocess: see `benchmarks.preprocessing`.
+      preprocess: see `benchmarks.data.preprocessing`.
       limit: at most so many images: of files and arrays a fixed random choice, of TFDS the first
         ones.
       data_dir: where TFDS data lies; None is TFDS' own default (TFDS_DATA_DIR or
@@ -57,8 +67,6 @@ def load(
       FileNotFoundError: nothing at the path.
       ValueError: something is there, but not a set that fits the model.
     """
-    from benchmarks.data import coco
-
     to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
     if spec == "demo":
         x, y = _demo(role, detector, limit)
@@ -76,7 +84,7 @@ def load(
     elif path.is_dir():
         x, y = _from_folder(path, input_shape, limit)
     else:
-        x, y = _choose(*_from_npz(path), limit)
+        x, y = _choose(*read_npz(path), limit)
     return _checked(spec, to_input_units(x), y, tuple(input_shape))
 
 
@@ -96,16 +104,11 @@ def _choose(x: np.ndarray, y: Truth, limit: int | None) -> tuple[np.ndarray, Tru
     ) else y if y is None else y[chosen]
 
 
-def choice(total: int, limit: int | None) -> np.ndarray:
-    """Indices of at most `limit` of `total` items, sorted: a fixed random choice; of all where
-    `limit` is None.
+def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """x [N, ...] and y [N] (None where the file has none) of an .npz file, as they are stored.
+
+    Raises: ValueError for a file that holds no such arrays of numbers.
     """
-    if limit is None or limit >= total:
-        return np.arange(total)
-    return np.sort(np.random.default_rng(0).choice(total, size=limit, replace=False))
-
-
-def _from_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
     if not path.is_file():  # reading a pipe or a device may never end
         raise ValueError(f"{path} is no regular file. Give an .npz with x and y.")
     require_reasonable_zip(path)
@@ -157,54 +160,31 @@ def _from_folder(
         (path, int(name) if numbered else index)
         for index, name in enumerate(classes)
         for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in IMAGE_TYPES
+        if is_image_file(path)
     ]
     if not files:
         raise ValueError(
-            f"{folder} has no images of the types {' '.join(sorted(IMAGE_TYPES))} in "
+            f"{folder} has no images of the types {' '.join(sorted(SUFFIXES))} in "
             "folders by class. "
             f"Expected {folder.name}/CLASS/IMAGE, with CLASS a class index or name."
         )
+    shape = image_shape(input_shape, instead=_INSTEAD)
     chosen = [files[index] for index in choice(len(files), limit)]
-    return np.stack([_read_image(path, input_shape) for path, _ in chosen]), np.array(
-        [label for _, label in chosen]
-    )
+    images = [read_image(path, shape=shape) for path, _ in chosen]
+    return _stacked(folder, images), np.array([label for _, label in chosen])
 
 
-def _read_image(path: pathlib.Path, input_shape: Sequence[int | None]) -> np.ndarray:
-    from PIL import Image
-
-    height, width, channels = image_shape(input_shape)
-    try:
-        with Image.open(path) as image:
-            return _fit(image.convert("L" if channels == 1 else "RGB"), height, width)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an image ({error}). Remove or replace it."
-        ) from error
-
-
-def _fit(image, height: int | None, width: int | None) -> np.ndarray:
-    """uint8 [height, width, channels] of a PIL image."""
-    from PIL import Image, ImageOps
-
-    size = (width or image.width, height or image.height)
-    if image.size != size:
-        image = ImageOps.fit(image, size, method=Image.Resampling.BILINEAR)
-    array = np.asarray(image)
-    return array if array.ndim == 3 else array[..., None]
-
-
-def image_shape(input_shape: Sequence[int | None]) -> tuple[int | None, int | None, int]:
-    """(height, width, channels) of a model input that image files fit. Raises ValueError for any
-    other input.
+def _stacked(source: pathlib.Path | str, images: list[np.ndarray]) -> np.ndarray:
+    """One array of images. Raises ValueError where a model with an open input size left them at
+    different ones.
     """
-    if len(input_shape) != 3 or input_shape[-1] not in (1, 3):
+    shapes = sorted({image.shape for image in images})
+    if len(shapes) > 1:
         raise ValueError(
-            f"Image files fit a model input [height, width, 1 or 3]; this model's is "
-            f"{tuple(input_shape)}. Give the data as .npz with x and y."
+            f"{source}: the model's input size is open, and the images have {len(shapes)} sizes "
+            f"(such as {shapes[0]} and {shapes[1]}). Give images of one size."
         )
-    return tuple(input_shape)
+    return np.stack(images)
 
 
 def _from_tfds(
@@ -246,24 +226,15 @@ def _from_tfds(
             "classification needs image "
             "and label."
         )
-    height, width, channels = image_shape(input_shape)
-    mode = "L" if channels == 1 else "RGB"
-    pairs = [
-        (
-            _fit(
-                Image.fromarray(
-                    np.squeeze(item["image"], -1) if item["image"].shape[-1] == 1 else item["image"]
-                ).convert(mode),
-                height,
-                width,
-            ),
-            int(item["label"]),
-        )
-        for item in tfds.as_numpy(
-            builder.as_dataset(split=split, shuffle_files=False).take(limit or -1)
-        )
-    ]
-    return np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+    height, width, channels = image_shape(input_shape, instead=_INSTEAD)
+    images, labels = [], []
+    rows = builder.as_dataset(split=split, shuffle_files=False).take(limit or -1)
+    for item in tfds.as_numpy(rows):
+        array = item["image"]
+        image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        images.append(fit(eight_bits(image, channels=channels), height=height, width=width))
+        labels.append(int(item["label"]))
+    return _stacked(spec, images), np.array(labels)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,13 +1,16 @@
-"""cli: what every command shares: one-line errors, exit codes, --verbose."""
+"""cli: what every command shares: one-line errors, exit codes, signals, --verbose."""
 
 from __future__ import annotations
 
 import errno
+import io
 import logging as python_logging
+import os
 import re
 import signal
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable
 
 from absl import app, flags, logging
@@ -26,14 +29,67 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for i
         self.exit_code = exit_code
 
 
+class Terminated(KeyboardInterrupt):
+    """A signal other than Ctrl-C asks the process to end: what guards against the one guards
+    against the other.
+    """
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may get it: control characters, text that turns the reading direction
+    and bytes of a name that are no UTF-8 become \\x1b and the like. A newline stays.
+
+    Example: `printable("a\\x1b[2J")` is `"a\\\\x1b[2J"`.
+    """
+    return "".join(
+        c
+        if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else _escaped(c)
+        for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
 def say(text: str) -> None:
     """One line for the user on standard output, at once."""
-    print(text, flush=True)
+    print(printable(text), flush=True)
 
 
 def _report(kind: str, text: str, code: int) -> int:
-    print(f"{kind}: {text}", file=sys.stderr, flush=True)
+    print(f"{kind}: {printable(text)}", file=sys.stderr, flush=True)
     return code
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether Python or TensorFlow ran out of memory."""
+    tensorflow = sys.modules.get("tensorflow")
+    errors = getattr(tensorflow, "errors", None)
+    exhausted = getattr(errors, "ResourceExhaustedError", MemoryError)
+    return isinstance(error, MemoryError | exhausted)
+
+
+def _explained(error: Exception) -> str | None:
+    """One line for what users can cause (a rate too large makes a run diverge), None for what is
+    our fault.
+    """
+    text = str(error) or type(error).__name__
+    if _is_memory(error):
+        first = text.splitlines()[0]
+        return f"not enough memory ({first}). Use a smaller --batch_size or fewer --num_images."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{text}. Free some space and give the same command again; what was whole "
+            "on disk before is untouched."
+        )
+    known = (ValueError, FloatingPointError, OSError, ImportError)
+    return text if isinstance(error, known) else None
 
 
 def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
@@ -47,21 +103,19 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return main(argv) or 0
     except Interrupted as stop:
         return _report("stopped", str(stop), stop.exit_code)
+    except Terminated as stop:
+        name = signal.Signals(stop.number).name
+        return _report(
+            "stopped", f"by {name}; nothing half-written was left behind.", 128 + stop.number
+        )
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
-    except (MemoryError, ValueError, FloatingPointError, OSError, ImportError) as error:
-        # what users can cause (a rate too large makes a run diverge); anything else is our fault
-        # and shows itself
+    except Exception as error:
+        text = _explained(error)
+        if text is None:
+            raise
         if _VERBOSE.value:
-            traceback.print_exc()
-        text = str(error) or type(error).__name__
-        if isinstance(error, MemoryError):
-            text = f"not enough memory ({error}). Use a smaller --batch_size or fewer --num_images."
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            text = (
-                f"{text}. Free some space and give the same command again; what was whole "
-                "on disk before is untouched."
-            )
+            print(printable(traceback.format_exc()), file=sys.stderr)
         return _report("error", text, 1)
 
 
@@ -80,8 +134,46 @@ def _parsed(argv: list[str]) -> list[str]:
         sys.exit(_report("error", f"{' '.join(text.split()).rstrip('.')}. See --help.", 1))
 
 
+def _open_closed_streams() -> None:
+    """Puts the null device where a standard stream was closed (`2>&-`): the next file opened would
+    take its number, and what is printed would go into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif isinstance(stream, io.TextIOWrapper):  # a terminal may not have all letters
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _terminate(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Terminated(number)
+
+
+def catch_terminations() -> None:
+    """From now on a signal that asks the process to end raises Terminated, as Ctrl-C raises
+    KeyboardInterrupt: temporary files and child processes go before the process does.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # a program started by nohup goes on without its terminal
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
+    _open_closed_streams()
+    catch_terminations()
     quiet_tensorflow(lambda: flags.FLAGS.is_parsed() and _VERBOSE.value)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     python_logging.getLogger("tensorflow").setLevel(

@@ -1,5 +1,9 @@
 """cli: Ctrl-C while a command is still importing is one line, and is never lost. Every package
 imports this file before anything else.
+
+Hooks, since a try around a command's main would come too late: `python -m` itself imports the
+package and looks for the command, and the command's own imports run before its first line that
+could catch anything. And Python reports, instead of raising, what is raised in a callback.
 """
 
 import _thread

@@ -59,8 +59,8 @@ def quiet_tensorflow(verbose: Callable[[], bool] = lambda: False) -> None:
     TensorFlow is imported.
 
     Works only before that. TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes
-    before absl's
-    InitializeLog, hence the hook.
+    before absl's InitializeLog. A hook, since a command imports TensorFlow as late as it can, in
+    any of some thirty places and often by way of Keras: flags are refused without waiting for it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.image_files import image_shape, list_image_files, read_image
+
 MOST = 32
-_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
 # single spectrograms of DS-CNN reach 0.69, sets of 4 have 0.05; at twice or a hundredth of their
 # values 0.71 and 0.79
 LARGEST_GAP = 0.7
@@ -122,30 +123,10 @@ def _require_few(count: int, path: pathlib.Path | str) -> None:
 
 
 def _pictures(folder: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise ValueError(
-            "Image files fit an input [height, width, 1 or 3]; this model's is "
-            f"{tuple(shape)}. Give --real_hint as .npy."
-        )
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    image_shape(shape, instead="Give --real_hint as .npy.")
+    files = list_image_files(folder)
     _require_few(len(files), folder)  # before reading what may be a whole data set
-    found = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                image = image.convert("L" if shape[-1] == 1 else "RGB")
-                found.append(
-                    np.asarray(
-                        ImageOps.fit(image, (shape[1], shape[0]), method=Image.Resampling.BILINEAR)
-                    ).reshape(shape)
-                )
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{file} cannot be read as an image ({error}). Remove or replace it."
-            ) from error
-    return np.stack(found)
+    return np.stack([read_image(file, shape=shape) for file in files])
 
 
 def _array(path: pathlib.Path) -> np.ndarray:

@@ -118,6 +118,34 @@ def test_damaged_coco_sets_are_refused(small_set, change, text):
         datasets.load(str(folder), role="evaluation", input_shape=SHAPE)
 
 
+@pytest.mark.parametrize("drawn_on", ["the turned picture", "the stored picture"])
+def test_coco_boxes_stay_on_what_they_were_drawn_on(tmp_path, drawn_on):
+    """EXIF turns a stored 16 x 32 picture upright. The annotations' width and height say whether
+    the boxes were drawn before or after that; the box is on the white corner in both cases.
+    """
+    stored = np.zeros((16, 32, 3), np.uint8)
+    if drawn_on == "the stored picture":
+        stored[:8, :4] = 255
+    else:
+        stored[:4, 24:] = 255  # orientation 8 turns the right end of the first row to the top left
+    folder = save_coco(tmp_path / "set", [stored], [[(3, 0, 0, 4, 8)]])
+    exif = Image.Exif()
+    exif[274] = 8
+    Image.fromarray(stored).save(folder / "0.png", exif=exif)
+    content = json.loads((folder / "annotations.json").read_text())
+    if drawn_on == "the turned picture":
+        content["images"][0] |= {"width": 16, "height": 32}
+        content["annotations"][0]["bbox"] = [0, 0, 4, 8]
+    (folder / "annotations.json").write_text(json.dumps(content))
+    x, truth = coco.load(folder, input_shape=SHAPE)
+    left, top, right, bottom = truth["boxes"][0, 0].astype(int)
+    assert x[0, top:bottom, left:right].min() == 255 and x.sum() == 255 * 3 * 4 * 8
+    content["images"][0]["width"] = 99
+    (folder / "annotations.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the annotations state 99 x"):
+        coco.load(folder, input_shape=SHAPE)
+
+
 def test_coco_needs_a_fixed_size(small_set):
     with pytest.raises(ValueError, match="fixed height and width"):
         datasets.load(str(small_set[0]), role="evaluation", input_shape=(None, None, 3))

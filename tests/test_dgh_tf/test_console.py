@@ -173,3 +173,46 @@ def test_errors_are_one_line_and_verbose_shows_where():
     finally:
         flags.FLAGS["verbose"].unparse()
     assert not os.path.exists("never")
+
+
+def test_control_characters_of_a_path_do_not_reach_the_terminal():
+    """A name can clear the screen, change the title or turn the reading direction."""
+    name = "a\x1b[2J\x07\u202e\udcff\x9b.keras"
+    done = python("-m", "dgh_tf.generate", f"--model={name}", "--output_dir=never")
+    assert done.returncode == 1 and done.stderr.startswith("error: No model at")
+    assert done.stderr.count("\n") == 1
+    assert not set(done.stderr) & set("\x1b\x07\u202e\x9b"), done.stderr
+    assert r"a\x1b[2J\x07\u202e\udcff\x9b.keras" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_change_nothing(closed, tmp_path):
+    """The next file opened takes the number of a closed stream, and what is printed goes there."""
+    (tmp_path / "program.py").write_text(
+        "import os, sys\nfrom dgh_tf.common import console\nfrom dgh_tf.common.quiet import "
+        "held_stderr\ndef main(argv):\n"
+        "    with open('data', 'w') as file:\n"
+        "        console.say('said'); os.write(2, b'native')\n"
+        "        with held_stderr(): print('held', file=sys.stderr)\n"
+        "    open('ended', 'w').close()\n"
+        "console.run(main)\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} program.py {closed}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        timeout=60,
+    )
+    assert done.returncode == 0 and (tmp_path / "ended").exists()
+    assert (tmp_path / "data").read_bytes() == b""
+
+
+def test_memory_that_tensorflow_lacks_is_one_line():
+    code = (
+        "import tensorflow as tf\nfrom dgh_tf.common import console\n"
+        "console.run(lambda argv: tf.zeros([2**20, 2**20, 2**8]) and 0)"
+    )
+    done = python("-c", code)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("error: not enough memory"), done.stderr
+    assert "Traceback" not in done.stderr

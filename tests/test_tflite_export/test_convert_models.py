@@ -85,6 +85,23 @@ def test_layer_normalization_is_integer_and_equals_keras():
     )  # 20 dB
 
 
+def test_gelu_is_one_integer_operator_and_equals_its_definition():
+    """Keras writes it with erfc, which TFLite does not know; wanted values are from math.erf."""
+    import math
+
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(8, activation="gelu")(inputs))
+    images = 2.0 * tiny_models.images(32, shape=(6,))
+    kernel, bias = (np.float64(weight) for weight in model.get_weights())
+    x = images.astype(np.float64) @ kernel + bias
+    wanted = 0.5 * x * (1.0 + np.vectorize(math.erf)(x / math.sqrt(2.0)))
+    np.testing.assert_allclose(Runner(to_float_tflite(model)).predict(images), wanted, atol=1e-5)
+    tflite = to_tflite(model, images)
+    assert check_integer(tflite, io_dtype="int8")["operators"] == {"FULLY_CONNECTED": 1, "GELU": 1}
+    step = (wanted.max() - wanted.min()) / 255
+    np.testing.assert_allclose(Runner(tflite).predict(images), wanted, atol=3 * step)
+
+
 def test_inputs_and_outputs_stand_in_the_models_order():
     """Alphabetical order, the converter's own and the model's differ here; shapes tell the tensors
     apart.

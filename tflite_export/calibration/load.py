@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.files import require_reasonable_zip, sha256_array, sha256_file
+from dgh_tf.common.image_files import SUFFIXES, image_shape, list_image_files, read_image
 from tflite_export.calibration.check import Images, Range
 from tflite_export.conversion.freeze import plain
-
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,43 +205,28 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
 
 
 def _load_pictures(
-    folder: pathlib.Path, image_shape: Sequence[int | None] | None, scale: float, offset: float
+    folder: pathlib.Path, shape: Sequence[int | None] | None, scale: float, offset: float
 ) -> np.ndarray:
-    from PIL import Image
-
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+    files = list_image_files(folder)
     if not files:
         raise ValueError(
             f"{folder} has no manifest.json and no image files "
-            f"({', '.join(sorted(_IMAGE_SUFFIXES))}); expected a "
+            f"({', '.join(sorted(SUFFIXES))}); expected a "
             "finished generate folder or a folder of images. If generation was "
             "stopped, run it again to finish it."
         )
-    if (
-        image_shape is None
-        or len(image_shape) != 3
-        or None in image_shape
-        or image_shape[2] not in (1, 3)
-    ):
-        raise ValueError(
-            "A folder of images needs a model input of fixed height, width and 1 or "
-            "3 channels, but it is "
-            f"{image_shape}. Prepare the images yourself and pass a .npy file."
-        )
-    height, width, channels = image_shape
+    instead = (
+        "A folder of images needs a fixed height and width and 1 or 3 channels. Prepare the images "
+        "yourself and pass a .npy file."
+    )
+    height, width, channels = image_shape(shape or (), instead=instead)
+    if height is None or width is None:
+        raise ValueError(f"The model's input is {(height, width, channels)}. {instead}")
     images = np.empty((len(files), height, width, channels), np.float32)
-    for i, file in enumerate(files):
-        try:
-            with Image.open(file) as picture:
-                picture = picture.convert("L" if channels == 1 else "RGB")
-                values = np.asarray(
-                    picture.resize((width, height), Image.Resampling.BILINEAR), np.float32
-                )
-        except OSError as error:
-            raise ValueError(
-                f"{file} cannot be read as an image: {error}. Remove it from the folder."
-            ) from error
-        images[i] = values.reshape(height, width, channels) * scale + offset
+    for image, file in zip(images, files, strict=True):
+        image[...] = read_image(file, shape=(height, width, channels))
+        image *= np.float32(scale)
+        image += np.float32(offset)
     return images
 
 

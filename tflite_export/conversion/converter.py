@@ -13,12 +13,12 @@ import json
 import os
 import pathlib
 import signal
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dgh_tf.common import processes
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
 from tflite_export.conversion.freeze import in_float32, input_shapes, plain, save_frozen
@@ -76,8 +76,7 @@ def _convert(
     scheme: str | None,
     timeout: float | None,
 ) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
-        folder = pathlib.Path(name)
+    with processes.temporary_folder() as folder:
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
@@ -188,8 +187,7 @@ def to_tflite_with_ranges(
     )
     from tflite_export.tflite.model import read_graph
 
-    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
-        folder = pathlib.Path(name)
+    with processes.temporary_folder() as folder:
         calibrated = with_ranges(
             with_constants(float_tflite, constants=constants or {}), ranges=ranges
         )

@@ -82,7 +82,7 @@ def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     'output' for a single one.
     """
     if isinstance(outputs, Mapping):
-        named = {}
+        named: dict[str, Any] = {}
         for key in sorted(outputs):
             inner = named_outputs(None, outputs[key])
             named |= {
@@ -144,30 +144,64 @@ def _unrolled(model: Any) -> Iterator[None]:
             setattr(layer, name, value)
 
 
-def _without_negation(frozen: Any) -> Any:
-    """The frozen function with x * -1 for -x, which has no integer kernel; layer normalization is
-    full of it.
+def _with_integer_kernels(frozen: Any) -> Any:
+    """The frozen function with what has no integer kernel written as what has one, value for value.
+
+    -x becomes x * -1; layer normalization is full of it. Keras' GELU is written with erfc, which
+    TFLite does not know; with erf the converter finds its GELU operator.
     """
     import tensorflow as tf
 
     graph = frozen.graph.as_graph_def()
-    negations = [
-        node
-        for node in graph.node
-        if node.op == "Neg" and node.attr["T"].type == tf.float32.as_datatype_enum
-    ]
-    if not negations:
+    nodes = list(graph.node)
+    negations = [n for n in nodes if n.op == "Neg" and _is_float32(n)]
+    complements = [n for n in nodes if n.op == "Erfc" and _is_float32(n)]
+    if not negations and not complements:
         return frozen
-    minus_one = graph.node.add(name="minus_one", op="Const")
-    minus_one.attr["dtype"].type = tf.float32.as_datatype_enum
-    minus_one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(-1.0))
-    for node in negations:
-        node.op = "Mul"
-        node.input.insert(1, minus_one.name)
+    for node in complements:
+        _write_with_erf(graph, node)
+    if negations:
+        minus_one = _scalar(graph, "minus_one", -1.0)
+        for node in negations:
+            node.op = "Mul"
+            node.input.insert(1, minus_one)
     inputs, outputs = ([tensor.name for tensor in side] for side in (frozen.inputs, frozen.outputs))
     return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), []).prune(
         inputs, outputs
     )
+
+
+def _is_float32(node: Any) -> bool:
+    import tensorflow as tf
+
+    return node.attr["T"].type == tf.float32.as_datatype_enum
+
+
+def _scalar(graph: Any, name: str, value: float) -> str:
+    """Adds a float32 constant to a GraphDef; returns its name."""
+    import tensorflow as tf
+
+    node = graph.node.add(name=name, op="Const")
+    node.attr["dtype"].type = tf.float32.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.float32(value)))
+    return name
+
+
+def _write_with_erf(graph: Any, node: Any) -> None:
+    """erfc(-x * c) of a GELU becomes 1 + erf(x * c); other erfc stay, for the converter to name."""
+    by_name = {each.name: each for each in graph.node}
+    product = by_name[node.input[0]]
+    if product.op != "Mul" or by_name[product.input[0]].op != "Neg":
+        return
+    positive = graph.node.add(name=f"{node.name}/positive", op="Mul")
+    positive.input.extend([by_name[product.input[0]].input[0], product.input[1]])
+    erf = graph.node.add(name=f"{node.name}/erf", op="Erf")
+    erf.input.append(positive.name)
+    for each in (positive, erf):
+        each.attr["T"].CopyFrom(node.attr["T"])
+    node.op = "AddV2"
+    node.input[0] = erf.name
+    node.input.insert(1, _scalar(graph, f"{node.name}/one", 1.0))
 
 
 def save_frozen(
@@ -202,7 +236,7 @@ def save_frozen(
         traced.structured_outputs
     )  # the frozen function's outputs are flat, in this order
     with held_stderr():  # TensorFlow 2.19 counts GPUs aloud whenever it optimizes a graph
-        frozen = _without_negation(convert_variables_to_constants_v2(traced))
+        frozen = _with_integer_kernels(convert_variables_to_constants_v2(traced))
 
     def signature(*tensors):
         # identity: a name of its own for every output, also when two outputs are one tensor

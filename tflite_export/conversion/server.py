@@ -16,7 +16,6 @@ import json
 import os
 import pathlib
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,29 +23,16 @@ import threading
 import time
 from typing import Any
 
+from dgh_tf.common import processes
+
 _lock = threading.Lock()
 _server: subprocess.Popen[bytes] | None = None
 _log: Any = None  # what the server itself, not its forks, writes to stderr
 
 
-def _worker(*arguments: str) -> dict[str, Any]:
-    """Command and environment of a worker, for subprocess."""
-    search = os.pathsep.join(
-        filter(
-            None, [str(pathlib.Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH")]
-        )
-    )
-    # The worker needs no accelerator, and must not take the memory of the parent's.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": search,
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
-    return {
-        "args": [sys.executable, "-m", "tflite_export.conversion.worker", *arguments],
-        "env": environment,
-    }
+# The worker needs no accelerator, and must not take the memory of the parent's.
+_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+_MODULE = "tflite_export.conversion.worker"
 
 
 def _ready() -> subprocess.Popen[bytes]:
@@ -54,14 +40,12 @@ def _ready() -> subprocess.Popen[bytes]:
     if _server is None or _server.poll() is not None:
         stop()
         _log = tempfile.TemporaryFile()  # noqa: SIM115 - held as long as the server
-        # a session of its own: Ctrl-C is for the parent alone
-        _server = subprocess.Popen(
-            **_worker(),
-            stdin=subprocess.PIPE,
+        _server = processes.start(
+            _MODULE,
+            reads_input=True,
+            environment=_ENVIRONMENT,
             stdout=subprocess.PIPE,
             stderr=_log,
-            bufsize=0,
-            start_new_session=True,
         )
     return _server
 
@@ -83,21 +67,13 @@ def stop() -> int | None:
     process, log, _server, _log = _server, _log, None, None
     if process is None:
         return None
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    for pipe in (process.stdin, process.stdout, log):
-        pipe.close()
-    return process.wait()
+    log.close()
+    return processes.end(process)
 
 
 def _forget() -> None:
-    """In a fork of this process: the server is the parent's, and must not wait until the fork
-    closes its end of the pipe.
-    """
+    """In a fork of this process: the server is the parent's."""
     global _server, _log, _lock
-    if _server is not None:
-        for pipe in (_server.stdin, _server.stdout, _log):
-            pipe.close()
     _server, _log, _lock = None, None, threading.Lock()
 
 
@@ -141,19 +117,8 @@ def run(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
 
 def _run_cold(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
     """As `run`, in a process started for this folder alone."""
-    stderr = folder / "stderr.txt"
-    with open(stderr, "wb") as held:
-        try:
-            code = subprocess.run(
-                **_worker(str(folder)),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=held,
-                timeout=timeout,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            raise TimeoutError from None
-    return code, stderr.read_text(errors="replace")
+    done = processes.run(_MODULE, str(folder), timeout=timeout, environment=_ENVIRONMENT)
+    return done.code, done.stderr
 
 
 atexit.register(stop)

@@ -13,13 +13,12 @@ import importlib.util
 import os
 import pathlib
 import re
-import subprocess
 import sys
-import tempfile
 from typing import Any
 
 import numpy as np
 
+from dgh_tf.common import processes
 from tflite_export.targets.static import (
     TFLM_OPERATORS,
     TFLM_SOURCE,
@@ -58,30 +57,25 @@ def _compared(tflite: bytes) -> dict[str, Any]:
         rng.integers(each.min, each.max + 1, (_IMAGES, *detail["shape"])).astype(detail["dtype"])
         for each, detail in zip(limits, details, strict=True)
     ]
-    with tempfile.TemporaryDirectory(prefix="tflite_export_tflm_") as name:
-        folder = pathlib.Path(name)
+    with processes.temporary_folder() as folder:
         (folder / "model.tflite").write_bytes(tflite)
         np.savez(folder / "inputs.npz", *inputs)
-        home = str(pathlib.Path(__file__).resolve().parents[2])
-        search = os.pathsep.join(filter(None, [home, *sys.path]))
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "tflite_export.targets.tflm", name],
-                capture_output=True,
-                text=True,
-                errors="replace",
+            done = processes.run(
+                "tflite_export.targets.tflm",
+                str(folder),
                 timeout=_SECONDS,
-                env={**os.environ, "PYTHONPATH": search},
+                environment={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             return {"error": f"it took more than {_SECONDS} s"}
-        if done.returncode or not (folder / "outputs.npz").exists():
+        if done.code or not (folder / "outputs.npz").exists():
             lines = [
                 line.strip()
                 for line in done.stderr.partition("Traceback")[0].splitlines()
                 if line.strip()
             ]
-            return {"error": "; ".join(lines)[:300] or f"it ended with code {done.returncode}"}
+            return {"error": "; ".join(lines)[:300] or f"it ended with code {done.code}"}
         with np.load(folder / "outputs.npz") as file:
             outputs = [file[key] for key in file.files]
     worst = share = 0

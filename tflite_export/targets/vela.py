@@ -11,12 +11,10 @@ import math
 import pathlib
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from dgh_tf.common import processes
 from tflite_export.tflite.integer_check import operator_table
 
 # target -> (system configuration, memory mode), both of the Arm/vela.ini that comes with Vela:
@@ -111,9 +109,9 @@ def _figures(path: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def _crash(done: subprocess.CompletedProcess, four_bit: bool) -> ValueError:
-    if done.returncode < 0:
-        what = f"crashed with {signal.Signals(-done.returncode).name}"
+def _crash(done: processes.Ended, four_bit: bool) -> ValueError:
+    if done.code < 0:
+        what = f"crashed with {signal.Signals(-done.code).name}"
     else:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         what = f"failed: {lines[-1][:300] if lines else 'it printed nothing'}"
@@ -144,42 +142,31 @@ def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
     system, memory = CONFIGURATIONS[target]
     table = operator_table(tflite)
     kinds = {out["name"]: row["operator"] for row in table for out in row["outputs"]}
-    with tempfile.TemporaryDirectory(prefix="tflite_export_vela_") as name:
-        folder = pathlib.Path(name)
+    with processes.temporary_folder() as folder:
         (folder / "model.tflite").write_bytes(tflite)
-        command = [
-            sys.executable,
-            "-m",
-            "ethosu.vela",
-            str(folder / "model.tflite"),
-            "--accelerator-config",
-            target,
-            "--config",
-            "Arm/vela.ini",
-            "--system-config",
-            system,
-            "--memory-mode",
-            memory,
-            "--output-dir",
-            str(folder),
-            "--show-cpu-operations",
-        ]
+        options = {
+            "--accelerator-config": target,
+            "--config": "Arm/vela.ini",
+            "--system-config": system,
+            "--memory-mode": memory,
+            "--output-dir": str(folder),
+        }
         try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",
+            done = processes.run(
+                "ethosu.vela",
+                str(folder / "model.tflite"),
+                *(word for option in options.items() for word in option),
+                "--show-cpu-operations",
                 timeout=_SECONDS,
-                cwd=folder,
+                folder=folder,
             )
-        except subprocess.TimeoutExpired:
+        except TimeoutError:
             raise ValueError(
                 f"Vela took more than {_SECONDS} s for {target} and was stopped. "
                 "Leave the target out."
             ) from None
         summaries = list(folder.glob("model_summary_*.csv"))
-        if done.returncode or not summaries:
+        if done.code or not summaries:
             raise _crash(done, any(t["dtype"] == "INT4" for row in table for t in row["inputs"]))
         on_npu, on_cpu, rows = read_log(done.stdout + done.stderr, kinds=kinds)
         figures = _figures(summaries[0])

@@ -17,17 +17,13 @@ training then finds no way back.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from dgh_tf.common import processes
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion.converter import ConversionError
 from tflite_export.conversion.freeze import input_shapes, named_outputs, plain
@@ -112,8 +108,7 @@ def distill(
         "inputs": list(arrays),
         "outputs": list(named_outputs(model, model.output)),
     }
-    with tempfile.TemporaryDirectory(prefix="tflite_export_") as name:
-        folder = pathlib.Path(name)
+    with processes.temporary_folder() as folder:
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         flat.save(folder / "model.keras")
@@ -192,58 +187,36 @@ def _run_worker(
     """Runs the worker on a prepared folder, passes its progress on and returns the .tflite bytes.
     Raises ConversionError.
     """
-    home = pathlib.Path(__file__).resolve().parents[3]
-    search = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
     environment = {
-        **os.environ,
-        "PYTHONPATH": search,
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "CUDA_VISIBLE_DEVICES": "-1",
         "TF_USE_LEGACY_KERAS": "1",
     }
-    stderr, late = folder / "stderr.txt", threading.Event()
-    with open(stderr, "wb") as held:
-        command = [
-            sys.executable,
-            "-m",
+
+    def told(line: str) -> None:
+        if say and line.startswith("distillation "):
+            say(line)
+
+    try:
+        done = processes.run(
             "tflite_export.algorithms.distillation.worker",
             str(folder),
-        ]
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=held,
-            text=True,
-            errors="replace",
+            timeout=timeout,
+            environment=environment,
+            on_line=told,
         )
-        timer = threading.Timer(timeout or 0, lambda: (late.set(), process.kill()))
-        if timeout is not None:
-            timer.start()
-        try:
-            for line in process.stdout:
-                if say and line.startswith("distillation "):
-                    say(line.rstrip())
-            code = process.wait()
-        finally:  # Ctrl-C too must not leave the worker behind
-            timer.cancel()
-            process.kill()
-            process.wait()
-            process.stdout.close()
-    if late.is_set():
+    except TimeoutError:
         raise ConversionError(
             f"Distillation took more than {timeout:g} s and was stopped. Use fewer "
             "steps or a longer timeout."
-        )
-    if code == 0:
+        ) from None
+    if done.code == 0:
         return (folder / "model.tflite").read_bytes()
     error = folder / "error.txt"
-    lines = [line for line in stderr.read_text(errors="replace").splitlines() if line.strip()][
-        -_SHOWN_LINES:
-    ]
+    lines = [line for line in done.stderr.splitlines() if line.strip()][-_SHOWN_LINES:]
     text = (
         error.read_text()[:2000]
         if error.exists()
-        else f"exit code {code}. Its last lines were:\n  " + "\n  ".join(lines)
+        else f"exit code {done.code}. Its last lines were:\n  " + "\n  ".join(lines)
     )
     raise ConversionError(f"Distillation could not be done: {text}")

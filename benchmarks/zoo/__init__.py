@@ -1,0 +1,1 @@
+"""Small networks without BatchNorm statistics, trained here on images at hand."""
