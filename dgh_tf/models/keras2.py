@@ -1,7 +1,7 @@
 """keras: models saved by Keras 2 (tf_keras), rebuilt as Keras 3 models that give the same outputs.
 
-Read by tf_keras, written as HDF5, its config rewritten where Keras 3 reads it differently, read by
-Keras 3, compared.
+Built by tf_keras from the config that was checked, given the file's numbers, written as HDF5, its
+config rewritten where Keras 3 reads it differently, read by Keras 3, compared.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import json
 import pathlib
 import tempfile
 import warnings
-import zipfile
 
 import numpy as np
 
+from dgh_tf.models.allowed import FUNCTION_LAYERS, MODELS
+from dgh_tf.models.files import Kind, ModelFile
 from dgh_tf.models.keras2_functions import as_function_layer, function_layer
+from dgh_tf.models.limits import DYNAMIC_SIDE, require_reasonable_activations, weights_limited
 
 # of outputs, relative to the largest: float32 in another order of operations stays far below
 TOLERANCE = 1e-3
 HALF_TOLERANCE = (
     5e-2  # the same where the model computed with the 8 bits of bfloat16 or the 11 of float16
 )
-DYNAMIC_SIDE = 64  # pixels that stand for a dynamic size in the comparison
 # what Keras 2 writes because of its class hierarchy, without effect there, and Keras 3 constructors
 # have no argument for
 INHERITED = (
@@ -44,59 +45,46 @@ INHERITED = (
         for kind in ("RNN", "SimpleRNN", "GRU", "LSTM", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
     }
 )
-MODELS, FUNCTION_LAYERS = {"Functional", "Model", "Sequential"}, {"TFOpLambda", "SlicingOpLambda"}
 
 
-def saved_by_keras2(path: pathlib.Path) -> bool:
-    """Whether a .keras or HDF5 file or a SavedModel folder holds a Keras 2 model."""
-    if path.is_dir():
-        return (path / "keras_metadata.pb").exists()
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            text = archive.read("metadata.json") if "metadata.json" in archive.namelist() else b"{}"
-        return str(json.loads(text).get("keras_version", "3")).startswith("2.")
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        version = file.attrs.get("keras_version", b"2.0")
-        return (version.decode() if isinstance(version, bytes) else str(version)).startswith(
-            ("1.", "2.")
-        )
-
-
-def load_keras2(path: pathlib.Path, *, unsafe: bool):
+def load_keras2(file: ModelFile, *, unsafe: bool):
     """The Keras 3 form of a Keras 2 model.
 
-    Args: unsafe: lets the file bring Python code (Lambda layers).
-    Raises: ValueError when it has code, or layers or values that Keras 3 does not reproduce.
+    Args: file: one whose config is allowed, unless `unsafe`, which lets it bring Python code.
+    Raises: ValueError when it has layers or values that Keras 3 does not reproduce.
     """
-    if not unsafe and any(_holds_lambda(config) for config in _configs(path)):
-        raise ValueError("it has a Lambda layer")
     import keras
     import tf_keras
 
-    reference = tf_keras.models.load_model(path, compile=False, safe_mode=not unsafe)
+    with weights_limited(file.values):
+        reference = (
+            tf_keras.models.load_model(file.path, compile=False, safe_mode=False)
+            if unsafe
+            else _as_saved(file)
+        )
+    if not unsafe:
+        require_reasonable_activations(reference)
     with tempfile.TemporaryDirectory() as folder:
-        file = pathlib.Path(folder) / "model.h5"
+        rewritten = pathlib.Path(folder) / "model.h5"
         try:
             with (
                 warnings.catch_warnings()
             ):  # that HDF5 is an old format: here it is the one both generations read
                 warnings.simplefilter("ignore")
-                reference.save(file, save_format="h5", include_optimizer=False)
+                reference.save(rewritten, save_format="h5", include_optimizer=False)
         except NotImplementedError as error:
             raise ValueError(
                 f"it is the subclassed model {type(reference).__name__!r}, which only "
                 "its own Python code can build again. "
                 "Build it in Python and call dgh_tf.generate_images(model)"
             ) from error
-        _rewrite(file)
+        _rewrite(rewritten)
         known = {
             "TFOpLambda": function_layer(),
             "Functional": keras.Model,
         }  # Keras knows the latter at the outer levels only
         model = keras.models.load_model(
-            file, custom_objects=known, compile=False, safe_mode=not unsafe
+            rewritten, custom_objects=known, compile=False, safe_mode=not unsafe
         )
     if not model.built or not getattr(
         model, "inputs", None
@@ -106,35 +94,52 @@ def load_keras2(path: pathlib.Path, *, unsafe: bool):
     return model
 
 
-def _configs(path: pathlib.Path) -> list:
-    """Every layer config that the file holds, parsed; no layer is made of it."""
-    if path.is_dir():
-        from tf_keras.protobuf import saved_metadata_pb2
-
-        metadata = saved_metadata_pb2.SavedMetadata()
-        metadata.ParseFromString((path / "keras_metadata.pb").read_bytes())
-        return [json.loads(node.metadata) for node in metadata.nodes]
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return [json.loads(archive.read("config.json"))]
+def _as_saved(file: ModelFile):
+    """The tf_keras model of an allowed config with the file's weights. tf_keras reads nothing of
+    the file but numbers: its own loaders follow modules, run functions and initialize resources.
+    """
     import h5py
+    import tf_keras
+    from tf_keras.src.saving import saving_lib
+    from tf_keras.src.saving.legacy import hdf5_format
 
-    with h5py.File(path, "r") as file:
-        if "model_config" not in file.attrs:
-            raise ValueError(
-                "it holds weights without a model. Save the whole model with model.save"
-            )
-        return [json.loads(file.attrs["model_config"])]
+    model = tf_keras.models.model_from_config(_plain(file.config))
+    if not model.built:
+        built = file.config.get("build_config") or {}
+        shape = built.get("input_shape") or file.config["config"].get("build_input_shape")
+        model.build(_plain(shape))
+    if file.kind is Kind.ARCHIVE:
+        saving_lib.load_weights_only(model, file.path)
+    elif file.kind is Kind.HDF5:
+        with h5py.File(file.path, "r") as stored:
+            hdf5_format.load_weights_from_hdf5_group(stored["model_weights"], model)
+    else:
+        status = model.load_weights(str(file.path / "variables" / "variables"))
+        status.assert_existing_objects_matched()
+    return model
 
 
-def _holds_lambda(config) -> bool:
-    if isinstance(config, dict):
-        code = str(config.get("class_name", "")).split(">")[-1].split(".")[-1] in (
-            "Lambda",
-            "__lambda__",
-        )
-        return code or any(map(_holds_lambda, config.values()))
-    return isinstance(config, list) and any(map(_holds_lambda, config))
+def _plain(config):
+    """A config without what tf_keras could import or compile by: each class is found by its name
+    alone, among tf_keras's own and those the program registered.
+    """
+    if isinstance(config, list):
+        return [_plain(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    kind = config.get("class_name")
+    if kind in ("__tuple__", "TensorShape"):
+        return [_plain(item) for item in config["items"]]
+    if kind == "__ellipsis__":
+        return Ellipsis
+    if kind == "function":
+        return config["config"]
+    if kind is None:
+        return {key: _plain(value) for key, value in config.items()}
+    left_out = ("module", "registered_name", "build_config", "compile_config")
+    kept = {key: _plain(value) for key, value in config.items() if key not in left_out}
+    registered = config.get("registered_name")
+    return {**kept, "class_name": registered if ">" in (registered or "") else kind}
 
 
 def _rewrite(file: pathlib.Path) -> None:

@@ -5,13 +5,16 @@ the user says so.
 from __future__ import annotations
 
 import hashlib
+import json
 import pathlib
-import zipfile
 
 import numpy as np
 
-from dgh_tf.common.files import require_reasonable_zip, sha256_file
-from dgh_tf.models.keras2 import load_keras2, saved_by_keras2
+from dgh_tf.common.files import sha256_file
+from dgh_tf.models.allowed import require_allowed, require_bounded
+from dgh_tf.models.files import ModelFile, read_model_file
+from dgh_tf.models.keras2 import load_keras2
+from dgh_tf.models.limits import require_reasonable_activations, weights_limited
 
 DEMO_FOLDER = pathlib.Path(__file__).parents[1] / "demo"
 DEMOS = {"demo": DEMO_FOLDER / "demo.keras", "demo_detector": DEMO_FOLDER / "demo_detector.keras"}
@@ -21,6 +24,13 @@ _TRIAL_IMAGES = 8  # noise images that give a random model its running statistic
 def model_path(spec: str) -> pathlib.Path:
     """The file or folder behind a model spec. Raises FileNotFoundError naming what is accepted."""
     path = DEMOS.get(spec, pathlib.Path(spec))
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # of a name that is bytes; the manifest and report hold text alone
+        raise ValueError(
+            f"The name of the model {str(path)!a} is not UTF-8, so that no report could name it. "
+            "Rename the file."
+        ) from None
     if not spec.strip() or not path.exists():
         raise FileNotFoundError(
             f"No model at {str(path)!r}. Give demo, demo_detector, the path of a "
@@ -54,18 +64,14 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
     """
     if spec.startswith("keras:"):
         return _application(spec.removeprefix("keras:"), weights)
-    path = model_path(spec)
-    _require_model(path)
-    unsafe = allow_unsafe_deserialization
-    return _checked(
-        lambda: in_float32(
-            load_keras2(path, unsafe=unsafe)
-            if saved_by_keras2(path)
-            else _load_keras3(path, unsafe)
-        ),
-        path,
-        unsafe,
-    )
+    path, unsafe = model_path(spec), allow_unsafe_deserialization
+    file = read_model_file(path)
+    if unsafe:
+        require_bounded(file.config, path=str(path))
+    else:
+        require_allowed(file.config, path=str(path), custom=_registered)
+    load = load_keras2 if file.keras2 else _load_keras3
+    return _checked(lambda: in_float32(load(file, unsafe=unsafe)), path)
 
 
 def in_float32(model):
@@ -96,77 +102,31 @@ def in_float32(model):
     return rebuilt
 
 
-def _require_model(path: pathlib.Path) -> None:
-    """Raises ValueError for what is no Keras model file, saying what it seems to be."""
-    if path.is_dir():
-        if not (path / "saved_model.pb").exists():
-            raise ValueError(
-                f"{path} is a folder without saved_model.pb, so it is no SavedModel. "
-                "Give the path of the model in it."
-            )
-        if not (path / "keras_metadata.pb").exists():
-            raise ValueError(
-                f"{path} is a SavedModel without keras_metadata.pb: it holds a graph, "
-                "as model.export writes it, and its "
-                "BatchNorm layers cannot be told from that. Pass the .keras or .h5 "
-                "file it was exported from."
-            )
-        return
-    if not path.is_file():  # reading a pipe or a device may never end
-        raise ValueError(
-            f"{path} is no regular file. Give the path of a .keras or .h5 file, or of "
-            "a SavedModel folder."
-        )
-    with path.open("rb") as file:
-        head = file.read(8)
-    if head == b"\x89HDF\r\n\x1a\n":
-        return
-    if head[:4] == b"PK\x03\x04":
-        _require_whole(path)
-        return
-    hint = (
-        "It is a TFLite model: BatchNorm is folded into its convolutions. "
-        if head[4:] == b"TFL3"
-        else ""
-    )
-    raise ValueError(
-        f"{path} is neither a .keras archive nor an HDF5 file. {hint}Pass the Keras "
-        "model as it was trained."
-    )
-
-
-def _require_whole(path: pathlib.Path) -> None:
-    require_reasonable_zip(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged, names = archive.testzip(), archive.namelist()
-    except Exception as error:  # zipfile's, zlib's and other errors of a damaged archive
-        raise ValueError(
-            f"{path} is a damaged .keras archive ({error}). Save or copy the model again."
-        ) from error
-    if damaged:
-        raise ValueError(
-            f"{path} is a damaged .keras archive (in {damaged}). Save or copy the model again."
-        )
-    if "config.json" not in names:
-        raise ValueError(
-            f"{path} is a zip file without config.json, so it is no .keras model. "
-            "Save the model with model.save."
-        )
-
-
-def _load_keras3(path: pathlib.Path, unsafe: bool):
+def _load_keras3(file: ModelFile, *, unsafe: bool):
     import keras
 
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            config = archive.read("config.json")
-        if b"keras_cv" in config:
-            import keras_cv  # noqa: F401 - registers its layers with Keras
-    return keras.models.load_model(path, compile=False, safe_mode=not unsafe)
+    if "keras_cv" in json.dumps(file.config):
+        import keras_cv  # noqa: F401 - registers its layers with Keras
+    with weights_limited(file.values):
+        model = keras.models.load_model(file.path, compile=False, safe_mode=not unsafe)
+    if not unsafe:
+        require_reasonable_activations(model)
+    return model
 
 
-def _checked(load, path: pathlib.Path, unsafe: bool):
+def _registered(name: str) -> bool:
+    """Whether the program itself registered a class or function of this name with Keras 2 or 3."""
+    import keras
+    import tf_keras
+
+    libraries = ("keras", "tf_keras", "keras_cv")
+    found = [generation.utils.get_registered_object(name) for generation in (keras, tf_keras)]
+    return any(
+        item is not None and item.__module__.split(".")[0] not in libraries for item in found
+    )
+
+
+def _checked(load, path: pathlib.Path):
     """load(), with whatever goes wrong as one ValueError: a broken file provokes any kind of error
     in Keras.
     """
@@ -174,19 +134,13 @@ def _checked(load, path: pathlib.Path, unsafe: bool):
         return load()
     except Exception as error:
         text = " ".join(str(error).split()).rstrip(".")
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
     if "OpLambda" in text:
         raise ValueError(
             f"{path} uses a TensorFlow function as a layer that has no counterpart "
             f"here ({text[:200]}). Build the "
             "model in Keras 3 from its code, give it the old weights with "
             "set_weights, and save that."
-        )
-    if not unsafe and ("Lambda" in text or "lambda" in text or "unsafe" in text):
-        raise ValueError(
-            f"{path} holds Python code (a Lambda layer); loading it would run that "
-            "code. If you trust the file, "
-            "give --allow_unsafe_deserialization; else build the model without "
-            "Lambda and save it again."
         )
     if "Could not locate class" in text or "Unknown layer" in text:
         raise ValueError(
