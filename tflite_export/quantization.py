@@ -17,6 +17,7 @@ from tflite_export.calibration.check import Images, check_calibration, few_image
 from tflite_export.conversion.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.conversion.freeze import input_shapes, plain
 from tflite_export.conversion.worker import SCHEMES
+from tflite_export.tflite.edit import with_own_biases
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
 # what measured best of the algorithms that need nothing installed (docs/experiments/algorithms.md)
@@ -60,11 +61,10 @@ def _arrays(model: Any, images: Images) -> dict[str, np.ndarray]:
 
 
 def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
-    return (
-        model
-        if isinstance(model, bytes)
-        else to_float_tflite(model, images=images, timeout=timeout)
-    )
+    """The float file that algorithms start from: each operator has a bias of its own."""
+    if isinstance(model, bytes):
+        return with_own_biases(model)
+    return to_float_tflite(model, images=images, timeout=timeout)
 
 
 def _minmax(
@@ -93,11 +93,11 @@ def _ranges(
     from tflite_export.algorithms.equalization import correct_biases, equalize
     from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
     from tflite_export.simulation.ranges import collect_ranges
-    from tflite_export.tflite.model import read_graph
+    from tflite_export.tflite.model import proven, read_graph
 
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)
-    graph = read_graph(tflite)
+    graph = proven(read_graph(tflite), arrays)
     constants = equalize(graph, images=few_images(arrays)) if equalized else {}
     ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
     weights = integer_constants(

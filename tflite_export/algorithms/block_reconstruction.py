@@ -31,7 +31,7 @@ from tflite_export.simulation.fake_quant import (
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.tflite.model import Graph, feeds_of, proven, run
 
 _RATE, _BIAS_RATE = (
     0.2,
@@ -447,6 +447,7 @@ def reconstruct(
     Raises: ValueError for a graph without weights, or options out of range.
     """
     spans = _spans(graph, max_layers=max_layers, steps=steps, batch_size=batch_size, drop=drop)
+    graph = proven(graph, images)
     floats, start = dict(constants or {}), time.perf_counter()
     limits = {i: 2 ** (bits - 1) - 1 for i, bits in bits_of_weights(graph, weight_bits).items()}
     nearest = integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats)
@@ -509,5 +510,6 @@ def learn_rounding(
     """Ranges of least squared error over all images, and `reconstruct` within them on as many as
     memory holds.
     """
+    graph = proven(graph, images)
     ranges = collect_ranges(graph, images, rule="mse")
     return ranges, reconstruct(graph, few_images(images), ranges=ranges, **options)

@@ -16,7 +16,7 @@ import numpy as np
 from tflite_export.simulation.fake_quant import along, fake_quantizer
 from tflite_export.simulation.ranges import Ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.tflite.model import Graph, feeds_of, proven, run
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _PASSED = (
@@ -37,13 +37,14 @@ class Pair(NamedTuple):
 
 
 def _bias(graph: Graph, position: int) -> int:
-    """Tensor index of the operator's constant bias, -1 without one."""
+    """Tensor index of the operator's constant bias; -1 without one, or with one that others read
+    too: what is written there would change them.
+    """
     inputs = graph.operators[position].inputs
-    return (
-        inputs[2]
-        if len(inputs) > 2 and inputs[2] >= 0 and graph.tensors[inputs[2]].value is not None
-        else -1
-    )
+    if len(inputs) <= 2 or inputs[2] < 0 or graph.tensors[inputs[2]].value is None:
+        return -1
+    readers = sum(o.inputs.count(inputs[2]) for o in graph.operators)
+    return inputs[2] if readers == 1 else -1
 
 
 def equalizable_pairs(graph: Graph) -> list[Pair]:
@@ -148,6 +149,8 @@ def equalize(
       `to_tflite_with_ranges`; empty when there
       is nothing to equalize.
     """
+    if images is not None:
+        graph = proven(graph, images)
     pairs = [p for p in equalizable_pairs(graph) if images is not None or not p.clipped]
     highest, constants = _highest(graph, images, pairs), {}
     total = {
@@ -218,6 +221,7 @@ def correct_biases(
     """
     import tensorflow as tf
 
+    graph = proven(graph, images)
     watch = fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits)
     feeds = {i: tf.convert_to_tensor(v, tf.float32) for i, v in feeds_of(graph, images).items()}
     quantized = {i: watch(i, v) for i, v in feeds.items()}
@@ -261,7 +265,7 @@ def correct_span(
             _bias(graph, position),
         )
         inputs = [i for i in operator.inputs if i in plain]
-        if operator.kind in _KINDS and bias >= 0 and bias not in corrected:
+        if operator.kind in _KINDS and bias >= 0:
             want, got = (
                 _outputs(bare, one, values, used)
                 for values, used in ((plain, float_constants), (quantized, changed))

@@ -23,7 +23,7 @@ from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
 from tflite_export.conversion.freeze import in_float32, input_shapes, plain, save_frozen
 from tflite_export.conversion.worker import SCHEMES
-from tflite_export.tflite.edit import in_order
+from tflite_export.tflite.edit import in_order, with_own_biases
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 
@@ -210,6 +210,8 @@ def to_float_tflite(
 ) -> bytes:
     """Converts a model to a float32 TFLite file at batch 1, as a reference for the integer one.
 
+    Every operator with weights has a bias of its own there (see `with_own_biases`).
+
     Args:
       images: read only for shapes the model does not declare: axes of any size, and subclassed
         models.
@@ -225,4 +227,4 @@ def to_float_tflite(
         raise ValueError(
             f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size."
         )
-    return _convert(model, shapes, {}, None, timeout)
+    return with_own_biases(_convert(model, shapes, {}, None, timeout))

@@ -15,7 +15,7 @@ import numpy as np
 
 from tflite_export.simulation.ranges import Ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS, FOUR_BIT_VERSION
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.tflite.model import Graph, feeds_of, proven, run
 
 _SHRINK = np.linspace(
     0.3, 1.0, 71
@@ -198,6 +198,7 @@ def predict(
       float32 [images, ...], or a dict by output name where there are several: what `Runner.predict`
       gives.
     """
+    graph = proven(graph, images)
     feeds = feeds_of(graph, images)
     watch = (
         None
@@ -209,7 +210,9 @@ def predict(
         batch = {i: v[start : start + batch_size] for i, v in feeds.items()}
         made = run(graph, batch, constants=constants, observe=watch)
         for i in parts:
-            parts[i].append(made[i].numpy())
+            value = made[i].numpy()
+            alone = graph.batched is False and graph.tensors[i].shape[:1] == (1,)
+            parts[i].append(value[:, 0] if alone else value)
     results = {
         n: np.concatenate(parts[i]) for n, i in zip(graph.output_names, graph.outputs, strict=True)
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.tflite.model import Graph, feeds_of, proven, run
 
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")
@@ -176,6 +176,7 @@ def collect_ranges(
 
     if rule not in RULES:
         raise ValueError(f"Unknown range rule '{rule}'; expected one of {', '.join(RULES)}.")
+    graph = proven(graph, images)
     feeds, seen = feeds_of(graph, images), {}
 
     def extend(index: int, value: Any) -> None:

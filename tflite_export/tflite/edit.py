@@ -4,6 +4,8 @@ weights of 8 or 4 bits; cuts softmax off.
 
 from __future__ import annotations
 
+import collections
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,6 +154,52 @@ def without_softmax(tflite: bytes) -> bytes:
     return _pack(model)
 
 
+def with_own_biases(tflite: bytes) -> bytes:
+    """The file with a bias tensor of its own for every operator with constant weights.
+
+    The converter stores equal constants once: the zero biases of a whole network can be one tensor,
+    and what is written there for one layer would count for all. A dense layer without a bias gets
+    one of zeros, so that it can be corrected too. Outputs stay the same; a file that has nothing
+    shared is returned as it is.
+    """
+    model = _open(tflite)
+    return _pack(model) if _give_own_biases(model, tflite) else tflite
+
+
+def _give_own_biases(model: Any, tflite: bytes) -> bool:
+    """`with_own_biases` in place; returns whether anything changed."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph, changed = model.subgraphs[0], False
+    readers = collections.Counter(int(i) for o in graph.operators for i in o.inputs)
+    for output, (kind, operator, weights) in _weighted(model, tflite).items():
+        place, inputs = _BIAS_INPUT[kind], list(map(int, operator.inputs))
+        inputs += [-1] * (place + 1 - len(inputs))
+        old = graph.tensors[inputs[place]] if inputs[place] >= 0 else None
+        if old is None and (kind != "FULLY_CONNECTED" or weights.type != schema.TensorType.FLOAT32):
+            continue
+        if old is not None and (readers[inputs[place]] == 1 or not _holds_data(model, old)):
+            continue
+        if old is None:
+            tensor, data = schema.TensorT(), bytes(4 * int(weights.shape[0]))
+            tensor.type, tensor.shape = schema.TensorType.FLOAT32, np.int32([weights.shape[0]])
+        else:
+            tensor, data = copy.copy(old), bytes(model.buffers[old.buffer].data)
+            tensor.quantization = copy.copy(old.quantization)
+            readers[inputs[place]] -= 1  # the last reader keeps it
+        tensor.name = f"{output}/bias".encode()
+        _fill(model, tensor, data)
+        inputs[place], changed = len(graph.tensors), True
+        graph.tensors.append(tensor)
+        operator.inputs = np.int32(inputs)
+    return changed
+
+
+def _holds_data(model: Any, tensor: Any) -> bool:
+    data = model.buffers[tensor.buffer].data
+    return data is not None and len(data) > 0
+
+
 def pack_int4(values: np.ndarray) -> bytes:
     """Integers -8..7, flattened, two per byte, the first in the low nibble (TensorType.INT4)."""
     nibbles = np.asarray(values, np.int8).ravel().astype(np.uint8) & 15
@@ -266,6 +314,7 @@ def with_integers(
     from ai_edge_litert import schema_py_generated as schema
 
     model = _open(tflite)
+    _give_own_biases(model, tflite)  # each is rescaled for its own operator
     weighted = _weighted(model, tflite)
     for name, (integers, scales) in weights.items():
         if name not in weighted:

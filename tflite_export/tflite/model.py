@@ -2,7 +2,8 @@
 
 The converter has already folded BatchNorm into the weights and fused the activations, so what is
 measured or optimized
-here is what the integer file will hold. A file is converted at batch 1; here any batch runs.
+here is what the integer file will hold. A file is converted at batch 1; here any batch runs, if
+`proven` has shown that images stay apart; else each image runs alone.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Operator(NamedTuple):
 
 class Graph(NamedTuple):
     """The main graph: operators in order of execution; inputs and outputs are tensor indices, in
-    the file's order.
+    the file's order. `batched`: whether many images run together; None before `proven` settles it.
     """
 
     tensors: tuple[Tensor, ...]
@@ -65,6 +66,7 @@ class Graph(NamedTuple):
     outputs: tuple[int, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    batched: bool | None = None
 
 
 def _options(operator: Any) -> dict[str, Any]:
@@ -275,6 +277,24 @@ def _broadcast_to(tf, x, o):
     return tf.broadcast_to(x[0], tf.concat([tf.maximum(tf.shape(x[0])[:1], x[1][:1]), x[1][1:]], 0))
 
 
+def _strided_slice_as_is(tf, x, o):
+    return tf.strided_slice(
+        x[0],
+        x[1],
+        x[2],
+        x[3],
+        begin_mask=o["beginMask"],
+        end_mask=o["endMask"],
+        ellipsis_mask=o["ellipsisMask"],
+        new_axis_mask=o["newAxisMask"],
+        shrink_axis_mask=o["shrinkAxisMask"],
+    )
+
+
+def _reshape_as_is(tf, x, o, shape):
+    return tf.reshape(x[0], shape)
+
+
 # operator -> function(tensorflow, inputs, options) -> output or list of outputs; the fused
 # activation comes after
 _TABLE: dict[str, Callable] = {
@@ -338,6 +358,56 @@ _TABLE: dict[str, Callable] = {
     "HARD_SWISH": _unary(lambda tf, v: v * tf.nn.relu6(v + 3.0) / 6.0),
     "L2_NORMALIZATION": _unary(lambda tf, v: tf.math.l2_normalize(v, -1)),
 }
+_SHAPED = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")  # these are told the file's shape of their output
+
+# the same for one image alone, at exactly the file's shapes: no axis is taken for the batch
+_ALONE = {
+    "RESHAPE": _reshape_as_is,
+    "SQUEEZE": _reshape_as_is,
+    "EXPAND_DIMS": _reshape_as_is,
+    "STRIDED_SLICE": _strided_slice_as_is,
+    "SLICE": lambda tf, x, o: tf.slice(x[0], x[1], x[2]),
+}
+
+
+def _execute(graph: Graph, operator: Operator, inputs: list[Any], *, alone: bool) -> list[Any]:
+    """An operator's outputs, its fused activation included."""
+    import tensorflow as tf
+
+    function = _ALONE.get(operator.kind) if alone else None
+    function = function or _TABLE[operator.kind]
+    more = (graph.tensors[operator.outputs[0]].shape,) if operator.kind in _SHAPED else ()
+    results = function(tf, inputs, operator.options, *more)
+    results = results if isinstance(results, (list, tuple)) else [results]
+    return [_activate(result, operator.options["activation"]) for result in results]
+
+
+def _one_by_one(
+    graph: Graph, operator: Operator, inputs: list[Any], *, many: list[bool], images: Any
+) -> list[Any]:
+    """`_execute` for each of so many images alone, stacked. `many` tells which inputs hold images
+    along their first axis; the others are constants.
+    """
+    import tensorflow as tf
+
+    def alone(images: list[Any]) -> list[Any]:
+        rest = iter(images)
+        return _execute(
+            graph,
+            operator,
+            [next(rest) if several else v for v, several in zip(inputs, many, strict=True)],
+            alone=True,
+        )
+
+    stacked = [v for v, several in zip(inputs, many, strict=True) if several]
+    if not stacked:
+        return [tf.repeat(v[None], images, axis=0) for v in alone([])]
+    count = stacked[0].shape[0]
+    if count is None:  # in a traced function
+        types = [tf.as_dtype(_DTYPES[graph.tensors[i].dtype]) for i in operator.outputs]
+        return list(tf.map_fn(alone, stacked, fn_output_signature=types))
+    made = [alone([v[k] for v in stacked]) for k in range(count)]
+    return [tf.stack(parts) for parts in zip(*made, strict=True)]
 
 
 def run(
@@ -351,8 +421,11 @@ def run(
     """Executes the graph, or a span of its operators, eagerly or inside a tf.function,
     differentiably.
 
+    Where images cannot run together (`graph.batched` is False), each operator runs for every image
+    alone, and every value but the graph's inputs has the shape [images, *the file's shape].
+
     Args:
-      feeds: float32 [batch, ...] by tensor index: the graph's inputs, or what the span reads from
+      feeds: float32 [images, ...] by tensor index: the graph's inputs, or what the span reads from
         before it.
       constants: values to use instead of the file's, by tensor index (weights, biases), same shape.
       observe: called with (tensor index, value) for every graph input and every float activation an
@@ -370,10 +443,14 @@ def run(
         observe or (lambda _, value: value),
         range(len(graph.operators)) if operators is None else operators,
     )
+    alone = graph.batched is False
     values: dict[int, Any] = {}
     for index, value in feeds.items():
         value = tf.convert_to_tensor(value, tf.float32)
-        values[index] = watch(index, value) if index in graph.inputs else value
+        if index in graph.inputs:
+            value = watch(index, value)
+            value = tf.expand_dims(value, 1) if alone else value
+        values[index] = value
 
     def read(index: int):
         if index < 0:
@@ -396,15 +473,77 @@ def run(
         )  # axes and shapes
 
     made: set[int] = set()
+    count = tf.shape(next(iter(values.values())))[0] if values else 1
     for position in span:
         operator = graph.operators[position]
-        inputs, function = [read(i) for i in operator.inputs], _TABLE[operator.kind]
-        more = (graph.tensors[operator.outputs[0]].shape,) if function is _reshape else ()
-        results = function(tf, inputs, operator.options, *more)
-        results = results if isinstance(results, (list, tuple)) else [results]
+        inputs = [read(i) for i in operator.inputs]
+        if alone:
+            many = [i in values for i in operator.inputs]
+            results = _one_by_one(graph, operator, inputs, many=many, images=count)
+        else:
+            results = _execute(graph, operator, inputs, alone=False)
         for index, result in zip(operator.outputs, results, strict=True):
-            result = _activate(result, operator.options["activation"])
             values[index] = watch(index, result) if result.dtype == tf.float32 else result
             made.add(index)
     outside = {i for p, o in enumerate(graph.operators) if p not in span for i in o.inputs}
     return {i: values[i] for i in values if i in graph.outputs or (i in made and i in outside)}
+
+
+_TRIED = 3  # images that `proven` runs alone and together
+_NOISE = 0.1  # in standard deviations of the images: no two that are tried may be equal
+_CLOSE = 1e-3  # of a tensor's largest value: another order of sums, not another image
+
+
+def proven(graph: Graph, images: np.ndarray | Mapping[str, np.ndarray]) -> Graph:
+    """The graph with `batched` settled: whether it gives for images together what it gives for each
+    alone.
+
+    At batch 1 nothing in a file tells the batch axis from others: a transpose to time-major order
+    is a reshape there. So a few images run one by one, at exactly the file's shapes, and together,
+    and every activation is compared.
+
+    Args:
+      images: float32 [images, ...] in the model's input units, or a dict by input name.
+    """
+    import tensorflow as tf
+
+    if graph.batched is not None:
+        return graph
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for index, array in feeds_of(graph, images).items():
+        few = np.asarray(array[np.arange(_TRIED) % len(array)], np.float32)
+        noise = rng.standard_normal(few.shape, np.float32) * (_NOISE * few.std())
+        feeds[index] = np.clip(few + noise, few.min(), few.max())
+    apart, together = graph._replace(batched=False), graph._replace(batched=True)
+    want: dict[int, np.ndarray] = {}
+    got: dict[int, np.ndarray] = {}
+    run(apart, feeds, observe=_noting(want))
+    try:
+        run(together, feeds, observe=_noting(got))
+    except (ValueError, tf.errors.InvalidArgumentError):  # shapes that fit one image alone
+        return apart
+    return together if all(_same(want[i], got[i]) for i in want) else apart
+
+
+def _noting(seen: dict[int, np.ndarray]) -> Callable[[int, Any], Any]:
+    """An `observe` that keeps every value."""
+
+    def note(index: int, value: Any) -> Any:
+        seen[index] = value.numpy()
+        return value
+
+    return note
+
+
+def _same(apart: np.ndarray, together: np.ndarray) -> bool:
+    """Whether both hold the same values for every image; [images, ...] each."""
+    if together.ndim == 0 or len(together) != len(apart) or together.size != apart.size:
+        return False
+    finite = np.isfinite(apart)
+    size = np.max(np.abs(apart[finite]), initial=0.0)
+    return bool(
+        np.allclose(
+            together.reshape(apart.shape), apart, rtol=0, atol=_CLOSE * size, equal_nan=True
+        )
+    )
