@@ -13,7 +13,8 @@ import dgh_tf.common.interrupt  # noqa: F401
 if TYPE_CHECKING:
     from dgh_tf.common.run_folder import representative_dataset
     from dgh_tf.config import GenerationConfig
-    from dgh_tf.generation.generator import Generator, generate_images
+    from dgh_tf.generation.generator import Generator
+    from dgh_tf.generation.images import generate_images
     from dgh_tf.input_range.find import find_input_range
     from dgh_tf.models.loading import load_model
 
@@ -30,7 +31,7 @@ _HOMES = {
     "GenerationConfig": "config",
     "Generator": "generation.generator",
     "find_input_range": "input_range.find",
-    "generate_images": "generation.generator",
+    "generate_images": "generation.images",
     "load_model": "models.loading",
     "representative_dataset": "common.run_folder",
 }

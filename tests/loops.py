@@ -36,7 +36,8 @@ def slots(generator):
     batch.
     """
     records = [generator.store.read(place) for place in range(len(generator.batches))]
-    return tuple([record[i] for record in records] for i in (0, 1, 3))
+    (canvases, first) = ([getattr(r, name)[0] for r in records] for name in ("canvases", "first"))
+    return canvases, first, [record.row for record in records]
 
 
 def stopped_after(generator, visits):

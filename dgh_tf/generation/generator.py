@@ -1,13 +1,9 @@
-"""state: the custom training loop. Canvases and a table of moments (batch x BN channels) under a
-tf.distribute strategy.
+"""state: the custom training loop: canvases, and a table of moments (batch x BN channels).
 
-The set is one joint problem: the table is all that batches know of each other. A visit recomputes
-one batch's row with
+The set is one joint problem: batches share only the table. A visit recomputes one batch's row with
 gradient, pools it with all other rows as constants, and moves that batch's canvases; a step is a
-visit to every batch.
-With several replicas each takes its own batch; what rows changed by is exchanged in one all-reduce
-and images never
-leave their replica.
+visit to every batch. With several replicas each takes its own batch; what rows changed by is
+exchanged in one all-reduce, and images never leave their replica.
 """
 
 from __future__ import annotations
@@ -23,9 +19,11 @@ import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig, parse_image_size
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
-from dgh_tf.generation.objective import layer_gaps, make_targets, pseudo_statistics
+from dgh_tf.generation.inputs import Inputs
+from dgh_tf.generation.objective import Layers, Problem, layer_gaps, make_targets, pseudo_statistics
 from dgh_tf.generation.real_images import real_images
-from dgh_tf.generation.store import FileStore, MemoryStore, Slots, record_bytes
+from dgh_tf.generation.replicas import Replicas
+from dgh_tf.generation.store import FileStore, MemoryStore, Record, Slots, Store, record_bytes
 from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step
 from dgh_tf.input_range.find import find_input_range
 from dgh_tf.models.network import Network
@@ -34,15 +32,18 @@ from dgh_tf.ops.radam import plateau
 
 REPORT_SECONDS = 2.0
 ASKED_EVERY = 16  # visits after which workers ask each other, within a long step
+Report = Callable[[Progress], bool | None]
+Due = Callable[[], tuple[bool, bool]]
 
 
 class State(NamedTuple):
     """All that a run is besides its records, as numpy arrays: with them, what a checkpoint holds.
 
-    visits: batches done by each replica since the start. plateau: (scale, best loss, steps waited).
-      gap_start: gap of
-    every layer before the first step. carry: of every replica here, see `step.Carry`; arrays
-    [replicas here, ...].
+    Attributes:
+      visits: batches done by each replica since the start.
+      plateau: (scale, best loss, steps waited), see `radam.plateau`.
+      gap_start: gap of every layer before the first step.
+      carry: of every replica here, see `update.Carry`; arrays [replicas here, ...].
     """
 
     visits: int
@@ -52,7 +53,17 @@ class State(NamedTuple):
 
 
 class Generator:
-    """One generation run on one model: `start` or `restore`, then `run`, then `images`."""
+    """One generation run on one model: `start` or `restore`, then `run`, then `images`.
+
+    Example:
+      >>> import dgh_tf
+      >>> config = dgh_tf.GenerationConfig(num_images=4, steps=6)
+      >>> generator = dgh_tf.Generator(dgh_tf.load_model("demo"), config)
+      >>> generator.start()
+      >>> generator.run()
+      >>> generator.all_images()[0].shape
+      (4, 32, 32, 3)
+    """
 
     def __init__(
         self,
@@ -69,76 +80,53 @@ class Generator:
 
         store_file: where records that need more than `memory_bytes` are streamed through; None
           keeps all in memory.
-        real_hint: a few real images (see `hint.load_hint`), whose statistics count and which
+        real_hint: a few real images (see `real_images.load_hint`), whose statistics count and which
           `images` ends with.
         """
         self.config = config
-        self.strategy = strategy or make_strategy(config.strategy)
+        self._replicas = Replicas(strategy or make_strategy(config.strategy))
         self.network = Network(
             model, image_size=parse_image_size(config.image_size) if config.image_size else None
         )
+        shapes = self.network.input_shapes
         self.real, self.ranges = real_images(
             real_hint,
             network=self.network,
             ranges=find_input_range(self.network, text=config.input_range),
         )
         self.layouts = [
-            image_ops.choose_layout(s, augment=config.augment, flip=config.flip)
-            for s in self.network.input_shapes
+            image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in shapes
         ]
-        self.replicas = self.strategy.num_replicas_in_sync
-        self.sizes = batch_sizes(config, self.replicas)
-        layers = [
-            *self.network.layers,
-            *map(pseudo_statistics, self.ranges, self.network.input_shapes),
-        ]
-        self.targets = make_targets(
-            layers, [float(image_ops.is_image(shape)) for shape in self.network.input_shapes]
-        )
         self.head_names = self.network.head_names(precision=config.precision)
-        self._step = Step(
-            self.network,
-            config,
+        layers: Layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, shapes)]
+        self.targets = make_targets(layers, [float(image_ops.is_image(shape)) for shape in shapes])
+        problem = Problem(
+            config=config,
             layers=layers,
             targets=self.targets,
-            ranges=self.ranges,
-            layouts=self.layouts,
-            sizes=self.sizes,
+            heads=self.head_names,
             set_images=config.num_images + len(self.real),
-            replicas=self.replicas,
-            head_names=self.head_names,
         )
-        self._devices = self.strategy.extended.worker_devices
-        first, every = self._first_replica(), self.replicas
-        self.batches = [
-            k for k in range(len(self.sizes)) if first <= k % every < first + len(self._devices)
-        ]  # of this process
-        self.rounds = len(self.batches) // len(self._devices)  # visits that make up a step
-        sizes, kind = (
-            [self.sizes[k] for k in self.batches],
-            {"channels": len(self.targets.mean), "devices": self._devices},
+        self.sizes = batch_sizes(config, self._replicas.count)
+        self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
+        self.rounds = len(self.batches) // self._replicas.here  # visits that make up a step
+        self._inputs = Inputs(self.layouts, self.ranges)
+        self._step = Step(
+            self.network, problem, self._inputs, sizes=self.sizes, replicas=self._replicas.count
         )
-        shapes = [layout.canvas_shape for layout in self.layouts]
-        self.record_bytes = len(sizes) * record_bytes(
-            shapes, max(sizes), channels=len(self.targets.mean)
-        )
-        self.streamed = store_file is not None and self.record_bytes > memory_bytes
-        self.store = (
-            FileStore(store_file, shapes, sizes, **kind)
-            if self.streamed
-            else MemoryStore(shapes, sizes, **kind)
-        )
+        self._make_store(store_file, memory_bytes)
         self.state = State(0, (1.0, math.inf, 0), {}, [])
         self._order = -1, np.empty(0, int)
 
-    def _first_replica(self) -> int:
-        """Number of this process's first replica among all."""
-        resolver = self.strategy.cluster_resolver
-        return (
-            resolver.task_id * len(self.strategy.extended.worker_devices)
-            if resolver and resolver.task_type
-            else 0
-        )
+    def _make_store(self, file: pathlib.Path | None, memory_bytes: int) -> None:
+        sizes, channels = [self.sizes[k] for k in self.batches], len(self.targets.mean)
+        shapes = [layout.canvas_shape for layout in self.layouts]
+        self.record_bytes = len(sizes) * record_bytes(shapes, max(sizes), channels=channels)
+        self.streamed = file is not None and self.record_bytes > memory_bytes
+        devices = self._replicas.devices
+        self.store: Store = MemoryStore(shapes, sizes, channels=channels, devices=devices)
+        if file is not None and self.streamed:
+            self.store = FileStore(file, shapes, sizes, channels=channels, devices=devices)
 
     # ---- before and after
     # ------------------------------------------------------------
@@ -149,33 +137,18 @@ class Generator:
         """
         for place, k in enumerate(self.batches):
             canvases = [
-                self._start_canvases(number, first=sum(self.sizes[:k]), size=self.sizes[k])
+                self._inputs.start(
+                    number, first=sum(self.sizes[:k]), size=self.sizes[k], config=self.config
+                )
                 for number in range(len(self.layouts))
             ]
             zeros = [np.zeros_like(a) for a in canvases]
-            self.store.write(
-                place,
-                [*canvases, *zeros, *zeros, np.zeros((2, len(self.targets.mean)), np.float32)],
-            )
+            row = np.zeros((2, len(self.targets.mean)), np.float32)
+            self.store.write(place, Record(canvases, zeros, zeros, row))
         totals = self._fill_table(keep=True)
-        carry = [np.stack([a.numpy()] * len(self._devices)) for a in self._step.first_carry(totals)]
+        first = self._step.first_carry(totals)
+        carry = [np.stack([a.numpy()] * self._replicas.here) for a in first]
         self.state = State(0, (1.0, math.inf, 0), layer_gaps(totals, self.targets), carry)
-
-    def _start_canvases(self, number: int, *, first: int, size: int) -> np.ndarray:
-        """Start canvases of input `number` for the images first .. first + size of the set."""
-        layout, std = self.layouts[number], self.ranges[number].prior_std
-        return np.stack(
-            [
-                image_ops.start_canvas(
-                    layout.canvas_shape,
-                    index=i * len(self.layouts) + number,
-                    seed=self.config.seed,
-                    std=std,
-                    start=self.config.start,
-                )
-                for i in range(first, first + size)
-            ]
-        )
 
     def _fill_table(self, *, keep: bool) -> np.ndarray:
         """Sum of the rows of all batches' finished images, float64; keep: write them to the
@@ -183,40 +156,29 @@ class Generator:
         """
         totals = np.zeros((2, len(self.targets.mean)))
         if len(self.real):
-            totals += tf.function(self._step.real_row, autograph=False)(
-                tf.constant(self.real)
-            ).numpy()
+            real_row = tf.function(self._step.real_row, autograph=False)
+            totals += real_row(tf.constant(self.real)).numpy()
         for turn in range(self.rounds):
-            records = [self.store.read(place) for place in self._places(turn)]
-            canvases = self._each(
-                [[tf.constant(a) for a in record[: len(self.layouts)]] for record in records]
-            )
-            numbers = self._each([tf.constant(self.batches[place]) for place in self._places(turn)])
-            rows = self.strategy.run(self._step.fill, args=(canvases, numbers))
-            totals += self.strategy.reduce("SUM", rows, axis=None).numpy()
+            places = self._places(turn)
+            records = [self.store.read(place) for place in places]
+            canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
+            rows = self._replicas.run(self._step.fill, canvases, self._numbers(places))
+            totals += self._replicas.total(rows)
             if keep:
                 for place, record, row in zip(
-                    self._places(turn),
-                    records,
-                    self.strategy.experimental_local_results(rows),
-                    strict=True,
+                    places, records, self._replicas.local(rows), strict=True
                 ):
-                    self.store.write(place, [*record[:-1], row.numpy()])
+                    self.store.write(place, record.with_row(row.numpy()))
         return totals
 
     def _places(self, turn: int) -> list[int]:
         """Places in the store of the batches that the replicas here work on together."""
-        here = len(self._devices)
+        here = self._replicas.here
         return list(range(turn * here, (turn + 1) * here))
 
-    def _each(self, values: list):
-        """One value for each replica here, as strategy.run takes them."""
-        if self.replicas == 1:
-            return values[0]
-        first = self._first_replica()
-        return self.strategy.experimental_distribute_values_from_function(
-            lambda context: values[context.replica_id_in_sync_group - first]
-        )
+    def _numbers(self, places: list[int]):
+        """For each replica the number, in the set, of the batch at its place."""
+        return self._replicas.each([tf.constant(self.batches[place]) for place in places])
 
     def images(self) -> Iterator[list[np.ndarray]]:
         """The finished images, some at a time in the set's order, for every input float32 [n,
@@ -225,27 +187,17 @@ class Generator:
         With several workers all must ask at once, and all get all images.
         """
         for turn in range(self.rounds):
-            parts = []
-            for place in self._places(turn):
-                record = self.store.read(place)
-                parts.append(
-                    [
-                        image_ops.to_model(
-                            image_ops.finish(tf.constant(c), layout), low=valid.low, high=valid.high
-                        )
-                        for c, layout, valid in zip(record, self.layouts, self.ranges, strict=False)
-                    ]
-                )
-            if len(parts) < self.replicas:
-                parts = [
-                    self.strategy.gather(self._each(parts)[i], axis=0)
-                    for i in range(len(self.layouts))
-                ]
-                yield self.network.own_layout([part.numpy() for part in parts])
-            else:
-                yield from (self.network.own_layout([a.numpy() for a in part]) for part in parts)
+            parts = [self._finished(self.store.read(place)) for place in self._places(turn)]
+            if self._replicas.here < self._replicas.count:
+                by_input = zip(*parts, strict=True)
+                parts = [[self._replicas.gathered(values) for values in by_input]]
+            yield from (self.network.own_layout([a.numpy() for a in part]) for part in parts)
         if len(self.real):
             yield self.network.own_layout([self.real])
+
+    def _finished(self, record: Record) -> list[tf.Tensor]:
+        """A batch's images of every input in model units."""
+        return self._inputs.to_model(self._inputs.finish(list(map(tf.constant, record.canvases))))
 
     def all_images(self) -> list[np.ndarray]:
         """`images` in one array for every input."""
@@ -255,74 +207,65 @@ class Generator:
         """Gap of the finished images' pooled statistics per BN layer and input."""
         return layer_gaps(self._fill_table(keep=False), self.targets)
 
+    def spreads(self) -> np.ndarray:
+        """Every head's spread under matched statistics, float32 [heads], in logit units."""
+        return Carry(*self.state.carry).spreads[0]
+
     # ---- the loop
     # ------------------------------------------------------------
 
-    def run(
-        self,
-        *,
-        report: Callable[[Progress], bool | None] | None = None,
-        due: Callable[[], tuple[bool, bool]] = lambda: (False, False),
-    ) -> None:
+    def run(self, *, report: Report | None = None, due: Due = lambda: (False, False)) -> None:
         """Runs from where the run stands to its last step.
 
         Args:
           report: called about every two seconds with the progress; the run stands between two
-            visits then, so that
-            `state` and `store` can be saved. Returning True stops the run there.
+            visits then, so that `state` and `store` can be saved. Returning True stops the run
+            there.
           due: (whether to save, whether to stop), asked between visits; either brings a report at
-            once. With several
-            workers all do what one of them asks for.
+            once. With several workers all do what one of them asks for.
         Raises: FloatingPointError when a loss or gradient is not finite; ConnectionError when
           another worker is lost.
         """
-        with lost_peer(self.strategy):
+        with lost_peer(self._replicas.strategy):
             self._run(report, due)
 
-    def _run(self, report, due) -> None:
-        carry, visits, last = (
-            self._carry_to_devices(),
-            self.state.visits,
-            self.rounds * self.config.steps,
-        )
+    def _run(self, report: Report | None, due: Due) -> None:
+        carry, visits = self._carry_to_devices(), self.state.visits
+        last = self.rounds * self.config.steps
         began, counted = time.perf_counter(), visits
-        turn = self._turn(visits)
         while visits < last:
-            step, upcoming = (
-                visits // self.rounds,
-                self._turn(visits + 1) if visits + 1 < last else None,
-            )
-            carry = self._visit(carry, turn, upcoming, step)
-            visits, turn = visits + 1, upcoming
-            ended, now = visits % self.rounds == 0, time.perf_counter()
-            stalled = ended and self.config.schedule == "plateau"
-            wanted, save, stop = self._agreed(
-                visits, now - began > REPORT_SECONDS or visits == last, *due()
-            )
-            if stalled or wanted or save or stop:
-                metrics, fresh = self._figures(carry)
-                if (
-                    stalled or self.config.schedule != "plateau"
-                ):  # which needs the mean over a whole step, stopped in it or not
-                    carry = fresh
-                scale = self.state.plateau
-                if stalled:
-                    scale = plateau(
-                        scale, metrics["loss"], patience=max(1, self.config.steps // 50)
-                    )
-                self.state = self.state._replace(
-                    visits=visits, plateau=scale, carry=self._carry_from_devices(carry)
-                )
-            if wanted or save or stop:
+            carry = self._visit(carry, visits, last)
+            visits += 1
+            now = time.perf_counter()
+            late = now - began > REPORT_SECONDS or visits == last
+            wanted, save, stop = self._agreed(visits, late, *due())
+            reporting = wanted or save or stop
+            # the schedule plateau needs the mean over a whole step, whether it is stopped in or not
+            by_plateau = self.config.schedule == "plateau"
+            step_ended = by_plateau and visits % self.rounds == 0
+            if not (reporting or step_ended):
+                continue
+            metrics, emptied = self._figures(carry)
+            if step_ended or not by_plateau:
+                carry = emptied
+            self._keep(carry, visits, metrics["loss"] if step_ended else None)
+            if reporting:
                 rate = (visits - counted) * self.config.num_images / self.rounds / (now - began)
                 began, counted = now, visits
-                ask = (
-                    report(Progress(visits // self.rounds, metrics, rate, save, stop))
-                    if report
-                    else None
-                )
-                if ask or stop:
+                progress = Progress(visits // self.rounds, metrics, rate, save, stop)
+                if (report is not None and report(progress)) or stop:
                     return
+
+    def _keep(self, carry, visits: int, step_loss: float | None) -> None:
+        """Makes `state` that of now. step_loss: of the step that has just ended, for the schedule
+        plateau; None for another schedule, or within a step.
+        """
+        scale = self.state.plateau
+        if step_loss is not None:
+            scale = plateau(scale, step_loss, patience=max(1, self.config.steps // 50))
+        self.state = self.state._replace(
+            visits=visits, plateau=scale, carry=self._carry_from_devices(carry)
+        )
 
     def _turn(self, visit: int) -> int:
         """Which of the batches here a visit goes to: every step takes them in an order of
@@ -330,25 +273,21 @@ class Generator:
         """
         step, place = divmod(visit, self.rounds)
         if step != self._order[0]:
-            self._order = (
-                step,
-                np.random.default_rng([self.config.seed, step]).permutation(self.rounds),
-            )
+            order = np.random.default_rng([self.config.seed, step]).permutation(self.rounds)
+            self._order = step, order
         return int(self._order[1][place])
 
-    def _visit(self, carry, turn: int, upcoming: int | None, step: int):
-        """One batch of every replica here."""
-        places = self._places(turn)
-        nexts = self._places(upcoming) if upcoming is not None else [None] * len(places)
-        slots = [
-            self.store.take(place, upcoming=following)
-            for place, following in zip(places, nexts, strict=True)
-        ]
+    def _visit(self, carry, visit: int, last: int):
+        """One batch of every replica here. last: visits of the whole run. Returns the carry."""
+        step = visit // self.rounds
+        places = self._places(self._turn(visit))
+        upcoming: list[int] | list[None] = [None] * len(places)
+        if visit + 1 < last:
+            upcoming = self._places(self._turn(visit + 1))
+        slots = [self.store.take(p, upcoming=u) for p, u in zip(places, upcoming, strict=True)]
         now, scale = tf.constant(step), tf.constant(self.state.plateau[0], tf.float32)
-        if self.replicas == 1:
-            carry, code = self._step.visit(
-                slots[0], carry, now, tf.constant(self.batches[places[0]]), scale
-            )
+        if self._replicas.count == 1:
+            carry, code = self._step.visit(slots[0], carry, now, self._numbers(places), scale)
             codes = [int(code)]
         else:
             carry, codes = self._visit_together(slots, carry, places, now, scale)
@@ -360,109 +299,51 @@ class Generator:
         return carry
 
     def _visit_together(self, slots: list[Slots], carry, places: list[int], now, scale):
-        canvases = self._each([[tf.convert_to_tensor(v) for v in s.canvases] for s in slots])
-        rows = self._each([tf.convert_to_tensor(s.row) for s in slots])
-        numbers = self._each([tf.constant(self.batches[place]) for place in places])
-        results = self.strategy.run(self._step.gradient, args=(canvases, rows, carry, now, numbers))
-        gradients, fresh, carry, code = results
+        """A visit of several replicas: their gradients at once, then each replica's update."""
+        canvases = self._replicas.each([list(map(tf.convert_to_tensor, s.canvases)) for s in slots])
+        rows = self._replicas.each([tf.convert_to_tensor(s.row) for s in slots])
+        numbers = self._numbers(places)
+        results = self._replicas.run(self._step.gradient, canvases, rows, carry, now, numbers)
         del canvases, rows  # a tensor that still shows a variable's memory makes the update copy it
-        codes = []
-        for i, record in enumerate(slots):
-            gradient, row, own = (
-                tf.nest.map_structure(
-                    lambda v, i=i: self.strategy.experimental_local_results(v)[i], part
-                )
-                for part in (gradients, fresh, code)
-            )
-            self._step.apply(record, gradient, row, own, now, scale)
-            codes.append(int(own))
-        return carry, codes
+        gradients = self._replicas.local(results)
+        for record, gradient in zip(slots, gradients, strict=True):
+            self._step.apply(record, gradient, now, scale)
+        return results.carry, [int(gradient.code) for gradient in gradients]
 
     def _agreed(self, visits: int, *wishes: bool) -> list[bool]:
         """What any worker wishes, so that all report, save and stop at the same visit; asked now
         and then, for it costs an all-reduce.
         """
-        if len(self._devices) == self.replicas:
+        if self._replicas.here == self._replicas.count:
             return list(wishes)
         if visits % self.rounds and visits % ASKED_EVERY:
             return [False] * len(wishes)
-        flags = self._each([tf.constant(wishes, tf.float32)] * len(self._devices))
-        return [bool(v) for v in self.strategy.reduce("SUM", flags, axis=None).numpy() > 0]
-
-    def spreads(self) -> np.ndarray:
-        """Every head's spread under matched statistics, float32 [heads], in logit units."""
-        return Carry(*self.state.carry).spreads[0]
+        return self._replicas.any_of(wishes)
 
     def _figures(self, carry) -> tuple[dict[str, float], object]:
-        """Means of the figures since the last report, and the carry to go on with."""
-        parts = self._local(carry)
+        """Means of the figures since the last report, and the carry with none."""
+        parts = self._replicas.local(carry)
         sums, count = sum(c.sums.numpy() for c in parts), sum(float(c.count) for c in parts)
         metrics = dict(zip(self._step.names, map(float, sums / max(count, 1.0)), strict=True))
-        return metrics, self._each(
-            [c._replace(sums=tf.zeros_like(c.sums), count=tf.zeros_like(c.count)) for c in parts]
-        )
-
-    def _local(self, carry) -> list[Carry]:
-        groups = [self.strategy.experimental_local_results(a) for a in carry]
-        return [Carry(*parts) for parts in zip(*groups, strict=True)]
+        emptied = [
+            c._replace(sums=tf.zeros_like(c.sums), count=tf.zeros_like(c.count)) for c in parts
+        ]
+        return metrics, self._replicas.each(emptied)
 
     def _carry_to_devices(self):
-        return self._each(
-            [
-                Carry(*(tf.constant(a[i]) for a in self.state.carry))
-                for i in range(len(self._devices))
-            ]
-        )
+        own = zip(*self.state.carry, strict=True)  # of each replica here
+        return self._replicas.each([Carry(*map(tf.constant, parts)) for parts in own])
 
     def _carry_from_devices(self, carry) -> list[np.ndarray]:
-        return [
-            np.stack([np.asarray(v) for v in values])
-            for values in zip(*self._local(carry), strict=True)
-        ]
+        by_entry = zip(*self._replicas.local(carry), strict=True)
+        return [np.stack([np.asarray(v) for v in values]) for values in by_entry]
 
     def _raise_non_finite(self, code: int, step: int, batch: int) -> None:
-        where = (
-            "the loss or its gradient"
-            if code == NOT_A_LAYER
-            else f"the input of layer {self.targets.names[code]!r}"
-        )
+        where = "the loss or its gradient"
+        if code != NOT_A_LAYER:
+            where = f"the input of layer {self.targets.names[code]!r}"
         raise FloatingPointError(
-            f"{where} became non-finite in step {step}, batch {batch}; images and "
-            "checkpoints are those before it. "
-            "Try a smaller --learning_rate, --precision=float32, or check the model's weights."
+            f"{where} became non-finite in step {step}, batch {batch}; images and checkpoints are "
+            "those before it. Try a smaller learning_rate, precision=float32, or check the model's "
+            "weights."
         )
-
-
-def generate_images(
-    model,
-    config: GenerationConfig | None = None,
-    *,
-    strategy: tf.distribute.Strategy | None = None,
-    report: Callable[[Progress], bool] | None = None,
-    real_hint: str | pathlib.Path | np.ndarray | None = None,
-) -> np.ndarray | dict[str, np.ndarray]:
-    """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
-
-    Args:
-      model: a trained Keras model with BatchNormalization; it is left unchanged.
-      config: settings; the defaults where None.
-      report: called with the progress about every two seconds; returning True ends the run early.
-      real_hint: 1 to 32 real images, a folder or an array (see `hint.load_hint`): their statistics
-        are pooled with those of the
-        generated ones, and they stand at the end of what is returned.
-    Returns: float32 [num_images (+ real ones), *input shape] in the model's input units; a dict by
-      input name for several inputs.
-    Raises: ValueError when the model or a setting cannot work; FloatingPointError when the loss
-      diverges.
-    """
-    generator = Generator(
-        model, config or GenerationConfig(), strategy=strategy, real_hint=real_hint
-    )
-    generator.start()
-    generator.run(report=report)
-    images = generator.all_images()
-    return (
-        images[0]
-        if len(images) == 1
-        else dict(zip(generator.network.input_names, images, strict=True))
-    )

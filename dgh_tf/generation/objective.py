@@ -2,19 +2,17 @@
 the losses.
 
 A batch's row holds its share of the set's first and second moments, in units of each layer's own
-normalization:
-float32 [2, channels of all layers], batch images / set images * (mean of u, mean of u^2), u = (x -
-running mean) / scale.
-Shares add up, so the pooled moments are the sum of all rows, whatever the sizes of the batches, and
-a batch knows all
-others by that sum alone. Nothing is lost to cancellation: where the statistics are met, u has mean
-0 and mean square 1.
+normalization: float32 [2, channels of all layers], batch images / set images * (mean of u, mean of
+u^2), u = (x - running mean) / scale. Shares add up: the pooled moments are the sum of all rows,
+whatever the sizes of the batches, and that sum is all that a batch needs of the others. Nothing is
+lost to cancellation: where the statistics are met, u has mean 0 and mean square 1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -31,10 +29,9 @@ if TYPE_CHECKING:
     from dgh_tf.models.network import Tapped
 
 
-class PseudoStatistics(NamedTuple):
-    """The input itself as one more BN layer, in canvas units: part of the image prior (DGH, METHOD
-    of both references).
-    """
+@dataclasses.dataclass(frozen=True)
+class PseudoStatistics:
+    """The input itself as one more BN layer, in canvas units: part of the image prior (DGH)."""
 
     name: str
     axis: int
@@ -43,14 +40,20 @@ class PseudoStatistics(NamedTuple):
     variance: np.ndarray
 
 
-class Targets(NamedTuple):
+Layers: TypeAlias = "Sequence[BatchNorm | PseudoStatistics]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
     """Statistics of all layers side by side, float32 [channels of all layers] each.
 
-    mean, scale: running mean, sqrt(running variance + epsilon). epsilon: in units of scale squared.
-      shift: subtracted from
-    activations before squaring. bn_weight, prior_weight: of every channel's gap in the two losses.
-    layer: number of the
-    layer of every channel, int32. names: of the layers.
+    Attributes:
+      mean, scale: running mean, and sqrt(running variance + epsilon).
+      epsilon: the layer's own, in units of scale squared.
+      shift: what is taken off activations before they are squared, see `moments.safe_shift`.
+      bn_weight, prior_weight: of every channel's gap in the two losses.
+      layer: number of the layer of every channel, int32.
+      names: of the layers.
     """
 
     mean: np.ndarray
@@ -63,74 +66,99 @@ class Targets(NamedTuple):
     names: list[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What a run minimizes, the same in all its steps.
+
+    Attributes:
+      layers: BN layers, then the pseudo-statistics of every input; targets: theirs.
+      heads: names of the model's heads.
+      set_images: images that share the pooled statistics: generated and real ones.
+    """
+
+    config: GenerationConfig
+    layers: Layers
+    targets: Targets
+    heads: list[str]
+    set_images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What one forward pass of a batch showed.
+
+    Attributes:
+      moments: mean of u and of u squared, float32 [2, channels of all layers].
+      tapped: inputs of BN layers, and heads.
+      spreads: of every head, `losses.output_spread` of each image, in logit units.
+    """
+
+    moments: tf.Tensor
+    tapped: Tapped
+    spreads: list[tf.Tensor]
+
+    @property
+    def finite(self) -> tf.Tensor:
+        """Whether each channel's moments are finite, bool [channels of all layers]."""
+        return tf.math.is_finite(tf.reduce_sum(tf.abs(self.moments), 0))
+
+
 def pseudo_statistics(valid: InputRange, shape: tuple[int, ...]) -> PseudoStatistics:
     """Mean 0 and the natural spread of inputs in `valid`, for each channel of an input of
     `shape`.
     """
     variance = np.full(shape[-1], valid.prior_std**2, np.float32)
-    return PseudoStatistics("input", len(shape), 1e-3, np.zeros_like(variance), variance)
+    return PseudoStatistics(
+        name="input",
+        axis=len(shape),
+        epsilon=1e-3,
+        mean=np.zeros_like(variance),
+        variance=variance,
+    )
 
 
-def make_targets(
-    layers: Sequence[BatchNorm | PseudoStatistics], priors: Sequence[float]
-) -> Targets:
+def make_targets(layers: Layers, priors: Sequence[float]) -> Targets:
     """Targets of `layers`, the last of which are the inputs' pseudo-statistics, weighted by
     `priors`.
 
     Layers count equally whatever their width; an input weighs as much as one BN layer.
     """
     real = len(layers) - len(priors)
-    bn_weights = [
-        1.0 / (real * len(layer.mean)) if i < real else 0.0 for i, layer in enumerate(layers)
-    ]
-    prior_weights = [0.0] * real + [
-        weight / (real * len(layer.mean))
-        for weight, layer in zip(priors, layers[real:], strict=True)
-    ]
     lengths = [len(layer.mean) for layer in layers]
-    scale = np.concatenate([np.sqrt(layer.variance + layer.epsilon) for layer in layers]).astype(
-        np.float32
-    )
+    weights = [1.0 / (real * length) for length in lengths]
+    bn = [weight if i < real else 0.0 for i, weight in enumerate(weights)]
+    prior = [0.0] * real + [p * w for p, w in zip(priors, weights[real:], strict=True)]
+    scales = [np.sqrt(layer.variance + layer.epsilon) for layer in layers]
+    shifts = [
+        safe_shift(layer.mean, variance=layer.variance, epsilon=layer.epsilon) for layer in layers
+    ]
+    scale = np.concatenate(scales).astype(np.float32)
     epsilon = np.repeat([layer.epsilon for layer in layers], lengths) / scale**2
-    shift = np.concatenate(
-        [safe_shift(layer.mean, variance=layer.variance, epsilon=layer.epsilon) for layer in layers]
-    )
-    bn, prior = np.asarray(bn_weights, np.float32), np.asarray(prior_weights, np.float32)
-    numbers = np.repeat(np.arange(len(layers), dtype=np.int32), lengths)
     return Targets(
-        np.concatenate([layer.mean for layer in layers]),
-        scale,
-        epsilon.astype(np.float32),
-        shift,
-        np.repeat(bn, lengths),
-        np.repeat(prior, lengths),
-        numbers,
-        [layer.name for layer in layers],
+        mean=np.concatenate([layer.mean for layer in layers]),
+        scale=scale,
+        epsilon=epsilon.astype(np.float32),
+        shift=np.concatenate(shifts),
+        bn_weight=np.repeat(np.asarray(bn, np.float32), lengths),
+        prior_weight=np.repeat(np.asarray(prior, np.float32), lengths),
+        layer=np.repeat(np.arange(len(layers), dtype=np.int32), lengths),
+        names=[layer.name for layer in layers],
     )
 
 
-def batch_moments(
-    tapped: Tapped,
-    units: Sequence[tf.Tensor],
-    layers: Sequence[BatchNorm | PseudoStatistics],
-    targets: Targets,
-) -> tf.Tensor:
+def batch_moments(tapped: Tapped, units: Sequence[tf.Tensor], problem: Problem) -> tf.Tensor:
     """(mean of u, mean of u^2) of a batch, float32 [2, channels of all layers]; times the batch's
     share it is its row.
 
-    Args: units: the inputs in canvas units, for the pseudo-statistics that `layers` ends with.
+    Args: units: the inputs in canvas units, for the pseudo-statistics that the layers end with.
     """
+    layers, targets = problem.layers, problem.targets
     calls = [*tapped.calls, *enumerate(units, start=len(layers) - len(units))]
     ends = np.cumsum(np.bincount(targets.layer))[:-1]
-    sums, squares, counts = zip(
-        *layer_sums(
-            calls, layers, np.split(targets.shift, ends), [*tapped.sums, *[None] * len(units)]
-        ),
-        strict=True,
-    )
-    counts = tf.gather(
-        tf.stack(counts), targets.layer
-    )  # all layers side by side from here on: few operations, whatever the depth
+    shifts, known = np.split(targets.shift, ends), [*tapped.sums, *[None] * len(units)]
+    sums, squares, counts = zip(*layer_sums(calls, layers, shifts, known), strict=True)
+    # all layers side by side from here on: few operations, whatever the depth
+    counts = tf.gather(tf.stack(counts), targets.layer)
     away = (targets.shift - targets.mean) / targets.scale
     u = tf.concat(sums, 0) / counts / targets.scale
     return tf.stack(
@@ -167,57 +195,54 @@ def _channel_gaps(pooled: tf.Tensor, targets: Targets, *, std_weight: float) -> 
 
 def objective(
     pooled: tf.Tensor,
-    tapped: Tapped,
-    spreads: list[tf.Tensor],
+    seen: Observation,
+    problem: Problem,
     *,
-    layers: Sequence[BatchNorm | PseudoStatistics],
-    targets: Targets,
     limits: tf.Tensor,
     size: tf.Tensor,
-    set_images: float,
-    config: GenerationConfig,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A batch's share of the set's objective.
 
     (images of the set) * statistics loss + (images of the batch) * output loss: so scaled, the
-    gradient of an image
-    depends neither on the batch size nor on the number of batches (a plain mean would shrink it as
-    1 / batches).
+    gradient of an image depends neither on the batch size nor on the number of batches (a plain
+    mean would shrink it as 1 / batches).
 
     Args:
       pooled: moments of the whole set [2, channels of all layers], of which this batch's share
-        carries the gradient; of
-        the batch alone where statistics are not pooled.
-      spreads: every head's `losses.output_spread`.
+        carries the gradient; of the batch alone where statistics are not pooled.
       limits: the spread up to which each head is stretched, float32 [heads], in logit units; 0
         before it is known.
-      size: images in the batch, float32. set_images: in the set, real ones included, since they too
-        share the pooled moments.
+      size: images in the batch, float32.
     Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the
       loss per image).
     """
+    config, targets, heads = problem.config, problem.targets, seen.tapped.heads
     gaps = _channel_gaps(pooled, targets, std_weight=config.std_weight)
     bn, prior = tf.reduce_sum(gaps * targets.bn_weight), tf.reduce_sum(gaps * targets.prior_weight)
-    images = set_images if config.pool_statistics else size
+    images = float(problem.set_images) if config.pool_statistics else size
     value = images * (config.bn_weight * bn + config.prior_weight * prior)
     metrics = {"bn": bn, "prior": prior}
-    for i, (head, spread) in enumerate(zip(tapped.heads, spreads, strict=True)):
+    for i, (head, spread) in enumerate(zip(heads, seen.spreads, strict=True)):
         metrics[f"spread/{head.name}"] = tf.reduce_mean(spread)
         if config.output_weight:  # heads share the weight equally, whatever their size and unit
-            weight = config.output_weight / len(tapped.heads)
-            stretch = losses.stretching(spread, limit=limits[i]) + _hinge(head, tapped, layers)
+            weight = config.output_weight / len(heads)
+            hinge = _hinge(head, seen.tapped, problem.layers)
+            stretch = losses.stretching(spread, limit=limits[i]) + hinge
             value += size * tf.where(limits[i] > 0.0, weight * stretch, 0.0)
     metrics["loss"] = value / images
     return value, metrics
 
 
-def _hinge(head: Head, tapped: Tapped, layers: Sequence[BatchNorm | PseudoStatistics]) -> tf.Tensor:
+def _hinge(head: Head, tapped: Tapped, layers: Layers) -> tf.Tensor:
+    """`losses.image_hinge` of the input of the last BN layer before the head, 0 without one."""
     if head.last_call is None:
         return tf.constant(0.0)
     index, x = tapped.calls[head.last_call]
     layer = layers[index]
+    mean, variance = image_moments(x, axis=layer.axis)
     return losses.image_hinge(
-        *image_moments(x, axis=layer.axis),
+        mean,
+        variance,
         mean=tf.constant(layer.mean),
         variance=tf.constant(layer.variance),
         epsilon=layer.epsilon,

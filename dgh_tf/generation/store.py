@@ -1,15 +1,14 @@
 """state: where canvases, optimizer slots and rows of the table live: in memory, or in a file
 streamed through a few buffers.
 
-A batch's record is all that the run knows of it: per input a canvas, RAdam's first and second slot,
-float32 [batch,
-*canvas shape] each, and its row of the table. Whatever the number of images, a device holds the
-batches it works on.
+A batch's record is all that the run knows of it: its canvases, RAdam's slots and its row of the
+table. Whatever the number of images, a device holds the batches it works on.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import math
 import os
 import pathlib
@@ -18,6 +17,39 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A batch's record as arrays.
+
+    Attributes:
+      canvases, first, second: of every input the canvases and RAdam's two slots, float32 [batch,
+        *canvas shape].
+      row: of the table, float32 [2, channels of all layers].
+    """
+
+    canvases: list[np.ndarray]
+    first: list[np.ndarray]
+    second: list[np.ndarray]
+    row: np.ndarray
+
+    def arrays(self) -> list[np.ndarray]:
+        """All arrays in the order in which stores and checkpoints keep them."""
+        return [*self.canvases, *self.first, *self.second, self.row]
+
+    @classmethod
+    def of(cls, arrays: Sequence[np.ndarray]) -> Record:
+        """The record whose `arrays` these are."""
+        *slots, row = arrays
+        inputs = len(slots) // 3
+        return cls(
+            list(slots[:inputs]), list(slots[inputs : 2 * inputs]), list(slots[2 * inputs :]), row
+        )
+
+    def with_row(self, row: np.ndarray) -> Record:
+        """The record with another row."""
+        return dataclasses.replace(self, row=row)
 
 
 class Slots(NamedTuple):
@@ -41,9 +73,9 @@ class Store(Protocol):
 
     def put(self, batch: int, slots: Slots) -> None: ...
 
-    def read(self, batch: int) -> list[np.ndarray]: ...
+    def read(self, batch: int) -> Record: ...
 
-    def write(self, batch: int, record: Sequence[np.ndarray]) -> None: ...
+    def write(self, batch: int, record: Record) -> None: ...
 
     def close(self) -> None: ...
 
@@ -102,11 +134,11 @@ class MemoryStore:
     def put(self, batch: int, slots: Slots) -> None:
         """Steps changed the record in place."""
 
-    def read(self, batch: int) -> list[np.ndarray]:
-        return [variable.numpy() for variable in self._slots[batch].flat()]
+    def read(self, batch: int) -> Record:
+        return Record.of([variable.numpy() for variable in self._slots[batch].flat()])
 
-    def write(self, batch: int, record: Sequence[np.ndarray]) -> None:
-        for variable, value in zip(self._slots[batch].flat(), record, strict=True):
+    def write(self, batch: int, record: Record) -> None:
+        for variable, value in zip(self._slots[batch].flat(), record.arrays(), strict=True):
             variable.assign(value)
 
     def close(self) -> None:
@@ -185,14 +217,14 @@ class FileStore:
             )
         )
 
-    def read(self, batch: int) -> list[np.ndarray]:
+    def read(self, batch: int) -> Record:
         self._settle()
-        return self._read(batch)
+        return Record.of(self._read(batch))
 
-    def write(self, batch: int, record: Sequence[np.ndarray]) -> None:
+    def write(self, batch: int, record: Record) -> None:
         self._settle()
         self._ahead.clear()
-        self._write(batch, record)
+        self._write(batch, record.arrays())
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
@@ -209,8 +241,8 @@ class FileStore:
         self._pass(os.preadv, batch, arrays)
         return arrays
 
-    def _write(self, batch: int, record: Sequence[np.ndarray]) -> None:
-        self._pass(os.pwritev, batch, [np.ascontiguousarray(a, np.float32) for a in record])
+    def _write(self, batch: int, arrays: Sequence[np.ndarray]) -> None:
+        self._pass(os.pwritev, batch, [np.ascontiguousarray(a, np.float32) for a in arrays])
 
     def _pass(self, call: Callable[..., int], batch: int, arrays: Sequence[np.ndarray]) -> None:
         """One call moves 2 GiB at most, and may move less."""

@@ -6,41 +6,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import exchange
-from dgh_tf.generation.objective import Targets, batch_moments, objective
+from dgh_tf.generation.inputs import Inputs
+from dgh_tf.generation.loss_scale import FIRST_SCALE, next_scale
+from dgh_tf.generation.objective import Observation, Problem, batch_moments, objective
 from dgh_tf.generation.store import Slots
-from dgh_tf.models.network import Network, Tapped
-from dgh_tf.ops import canvas as image_ops
+from dgh_tf.models.network import Network
 from dgh_tf.ops import losses
 from dgh_tf.ops.radam import apply_radam, cosine
 
-# of the steps match statistics alone; the spread of outputs then says how far to stretch them
+# Share of the steps that match statistics alone; the spread of outputs then says how far to
+# stretch them.
 MATCHING_SHARE = 0.3
 SPREAD_MEMORY = 0.1  # weight of a batch in that spread's running mean
-FIRST_SCALE, LARGEST_SCALE, GROWTH_STEPS = (
-    2.0**12,
-    2.0**16,
-    100.0,
-)  # of the loss in float16: doubled after so many good steps
-FINE = (
-    -1
-)  # a step's code; else the number of the first layer whose moments are not finite, or NOT_A_LAYER
-NOT_A_LAYER = 2**30
+# A step's code: FINE, SKIPPED (it overflowed in float16 and moves nothing), the number of the first
+# layer whose moments are not finite, or NOT_A_LAYER where all moments are but the loss is not.
+FINE, SKIPPED, NOT_A_LAYER = -1, -2, 2**30
 
 
 class Carry(NamedTuple):
     """What steps hand on beside the records; equal on all replicas but for the loss scale.
 
-    totals: sum of all rows of the table, float64 so that a million updates lose nothing, [2,
-      channels]. spreads: each
-    head's spread under matched statistics [heads]. sums, count: figures since the last report.
-    scale, good: of the loss in
-    float16, and steps since it last changed.
+    Attributes:
+      totals: sum of all rows of the table, float64 so that a million updates lose nothing, [2,
+        channels].
+      spreads: each head's spread under matched statistics, float32 [heads].
+      sums, count: figures since the last report, and how many steps they are of.
+      scale, good: of the loss in float16, and good steps since it last changed.
     """
 
     totals: tf.Tensor
@@ -51,10 +48,40 @@ class Carry(NamedTuple):
     good: tf.Tensor
 
 
+class Table(NamedTuple):
+    """The table after a batch was looked at.
+
+    Attributes:
+      row: the batch's fresh row, without gradient; the old one where a moment is not finite.
+      totals: sum of all rows, float64.
+      spreads: mean spread of every head over all replicas, float32 [heads].
+    """
+
+    row: tf.Tensor
+    totals: tf.Tensor
+    spreads: tf.Tensor
+
+
+class Gradient(NamedTuple):
+    """What `Step.gradient` gives: of each input's canvases, the batch's row, the carry of the next
+    step, and the step's code.
+    """
+
+    canvases: list[tf.Tensor]
+    row: tf.Tensor
+    carry: Carry
+    code: tf.Tensor
+
+
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Figures since the last report: means over batches; rate in image-steps per second; what
-    `run`'s `due` asked for.
+    """Figures since the last report.
+
+    Attributes:
+      step: whole steps since the start.
+      losses: means over batches, by name.
+      rate: image-steps per second.
+      save, stop: what `run`'s `due` asked for.
     """
 
     step: int
@@ -65,32 +92,31 @@ class Progress:
 
 
 class Step:
-    """Everything a step closes over. `gradient` is pure; `visit` also moves the batch's
-    variables.
+    """Everything a step closes over, compiled.
+
+    `fill` and `gradient` are pure; `apply` moves a batch's variables, and `visit` is both for one
+    replica.
     """
 
     def __init__(
         self,
         network: Network,
-        config: GenerationConfig,
+        problem: Problem,
+        inputs: Inputs,
         *,
-        layers,
-        targets: Targets,
-        ranges,
-        layouts,
-        sizes: list[int],
-        set_images: int,
+        sizes: Sequence[int],
         replicas: int,
-        head_names: list[str],
     ):
-        """set_images: generated and real images together, over which statistics are pooled."""
-        self.network, self.config, self.layers, self.targets = network, config, layers, targets
-        self.ranges, self.layouts, self.replicas, self.sizes = ranges, layouts, replicas, sizes
-        self.set_images = float(set_images)
-        self.matching_steps = (
-            max(1, int(MATCHING_SHARE * config.steps)) if config.output_weight else config.steps
-        )
-        self.names = ["loss", "bn", "prior", "gradient", *(f"spread/{name}" for name in head_names)]
+        """sizes: images of every batch of the set. replicas: of all processes together."""
+        self.network, self.problem, self.inputs = network, problem, inputs
+        self.config, self.targets = problem.config, problem.targets
+        self.sizes, self.replicas = list(sizes), replicas
+        self.half = self.config.precision == "float16"
+        self.matching_steps = self.config.steps
+        if self.config.output_weight:
+            self.matching_steps = max(1, int(MATCHING_SHARE * self.config.steps))
+        spreads = [f"spread/{name}" for name in problem.heads]
+        self.names = ["loss", "bn", "prior", "gradient", *spreads]
         self.fill = tf.function(self._fill, autograph=False, reduce_retracing=True)
         self.visit = tf.function(self._visit, autograph=False)
         self.gradient = tf.function(self._gradient, autograph=False)
@@ -98,41 +124,39 @@ class Step:
 
     def first_carry(self, totals) -> Carry:
         """The carry before the first step. totals: of the start images, float64 [2, channels]."""
-        scale = FIRST_SCALE if self.config.precision == "float16" else 1.0
         return Carry(
-            tf.constant(totals, tf.float64),
-            tf.zeros(len(self.names) - 4),
-            tf.zeros(len(self.names)),
-            tf.constant(0.0),
-            tf.constant(scale),
-            tf.constant(0.0),
+            totals=tf.constant(totals, tf.float64),
+            spreads=tf.zeros(len(self.problem.heads)),
+            sums=tf.zeros(len(self.names)),
+            count=tf.constant(0.0),
+            scale=tf.constant(FIRST_SCALE if self.half else 1.0),
+            good=tf.constant(0.0),
         )
-
-    def _observe(self, units: list[tf.Tensor]) -> tuple[tf.Tensor, Tapped]:
-        """Moments of a batch [2, channels] for images in canvas units, and the traced network."""
-        inputs = [
-            image_ops.to_model(u, low=r.low, high=r.high)
-            for u, r in zip(units, self.ranges, strict=True)
-        ]
-        tapped = self.network.forward(inputs, precision=self.config.precision)
-        return batch_moments(tapped, units, self.layers, self.targets), tapped
-
-    def _share(self, batch: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.constant(self.sizes)[batch], tf.float32) / self.set_images
-
-    def _fill(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
-        """A batch's row of the table without gradient, for its finished images."""
-        units = [
-            image_ops.finish(c, layout) for c, layout in zip(canvases, self.layouts, strict=True)
-        ]
-        return self._share(batch) * self._observe(units)[0]
 
     def real_row(self, images: tf.Tensor) -> tf.Tensor:
         """The table's row of real images, a constant to all batches. images: float32 [n, *input
         shape] in model units, channels last.
         """
-        units = [image_ops.to_canvas(images, low=self.ranges[0].low, high=self.ranges[0].high)]
-        return tf.cast(tf.shape(images)[0], tf.float32) / self.set_images * self._observe(units)[0]
+        share = tf.cast(tf.shape(images)[0], tf.float32) / float(self.problem.set_images)
+        return share * self._observe(self.inputs.to_canvas([images])).moments
+
+    def _share(self, batch: tf.Tensor) -> tf.Tensor:
+        """The batch's share of the set's images."""
+        return tf.cast(tf.constant(self.sizes)[batch], tf.float32) / float(self.problem.set_images)
+
+    def _observe(self, units: list[tf.Tensor]) -> Observation:
+        """A forward pass of images in canvas units."""
+        images = self.inputs.to_model(units)
+        tapped = self.network.forward(images, precision=self.config.precision)
+        return Observation(
+            moments=batch_moments(tapped, units, self.problem),
+            tapped=tapped,
+            spreads=[losses.output_spread(head.logits) for head in tapped.heads],
+        )
+
+    def _fill(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
+        """A batch's row of the table without gradient, for its finished images."""
+        return self._share(batch) * self._observe(self.inputs.finish(canvases)).moments
 
     def _gradient(
         self,
@@ -141,114 +165,107 @@ class Step:
         carry: Carry,
         step: tf.Tensor,
         batch: tf.Tensor,
-    ):
-        """Gradients of one batch's canvases, its fresh row, the new carry and the step's code; see
-        FINE.
-        """
-        config, share = self.config, self._share(batch)
-        seed = tf.stack([config.seed, step * len(self.sizes) + batch])
+    ) -> Gradient:
+        share = self._share(batch)
+        seed = tf.stack([self.config.seed, step * len(self.sizes) + batch])
         with tf.GradientTape() as tape:
             tape.watch(canvases)
-            units = [
-                image_ops.augment(c, layout, seed=seed)
-                for c, layout in zip(canvases, self.layouts, strict=True)
-            ]
-            moments, tapped = self._observe(units)
-            spreads = [losses.output_spread(head.logits) for head in tapped.heads]
-            finite = tf.math.is_finite(tf.reduce_sum(tf.abs(moments), 0))
-            row = tf.where(tf.reduce_all(finite), tf.stop_gradient(share * moments), old_row)
-            change, heads = exchange(
-                row - old_row, [tf.reduce_mean(s) for s in spreads], replicas=self.replicas
-            )
-            totals = carry.totals + tf.cast(change, tf.float64)
-            pooled = moments
-            if (
-                config.pool_statistics
-            ):  # the row counts in the totals already; put in its place, moments carry the gradient
-                pooled = tf.cast(totals, tf.float32) - row + share * moments
-            limit = (
-                config.stretch_limit * carry.spreads
-                if config.stretch_limit
-                else tf.fill(tf.shape(carry.spreads), math.inf)
-            )
+            seen = self._observe(self.inputs.augment(canvases, seed=seed))
+            table = self._renewed(seen, old_row, carry, share)
             value, metrics = objective(
-                pooled,
-                tapped,
-                spreads,
-                layers=self.layers,
-                targets=self.targets,
-                config=config,
-                limits=tf.where(step < self.matching_steps, 0.0, limit),
-                size=share * self.set_images,
-                set_images=self.set_images,
+                self._pooled(seen, table, share),
+                seen,
+                self.problem,
+                limits=self._limits(carry, step),
+                size=share * float(self.problem.set_images),
             )
-            scaled = value * carry.scale if config.precision == "float16" else value
+            scaled = value * carry.scale if self.half else value
         gradients = tape.gradient(scaled, canvases)
-        if config.precision == "float16":
+        if self.half:
             gradients = [g / carry.scale for g in gradients]
         metrics["gradient"] = tf.linalg.global_norm(gradients)
         figures = tf.stack([metrics[name] for name in self.names])
-        bad = tf.reduce_min(tf.where(finite, NOT_A_LAYER, self.targets.layer))
-        code = tf.where(
-            tf.reduce_all(tf.math.is_finite(figures)) & tf.reduce_all(finite), FINE, bad
-        )
-        memory = tf.where(
-            carry.spreads > 0.0, SPREAD_MEMORY, 1.0
-        )  # the first batch sets it: any constant would carry a unit
-        known = (step >= self.matching_steps) | tf.reduce_any(~tf.math.is_finite(heads))
-        carry = Carry(
-            totals,
-            tf.where(known, carry.spreads, carry.spreads + memory * (heads - carry.spreads)),
-            carry.sums + tf.where(code == FINE, figures, 0.0),
-            carry.count + tf.cast(code == FINE, tf.float32),
-            *self._rescale(carry, code),
-        )
-        return gradients, row, carry, self._forgiven(code, carry)
+        code = self._code(figures, seen)
+        following = self._next_carry(carry, table, figures, code, step)
+        return Gradient(gradients, table.row, following, self._forgiven(code, following))
 
-    def _rescale(self, carry: Carry, code: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        if self.config.precision != "float16":
-            return carry.scale, carry.good
-        grown = carry.good + 1.0 >= GROWTH_STEPS
-        scale = tf.where(
-            code == FINE,
-            tf.where(grown, tf.minimum(2.0 * carry.scale, LARGEST_SCALE), carry.scale),
-            0.5 * carry.scale,
+    def _renewed(
+        self, seen: Observation, old_row: tf.Tensor, carry: Carry, share: tf.Tensor
+    ) -> Table:
+        """The table with this batch's fresh row, and with those of the other replicas."""
+        fresh = tf.stop_gradient(share * seen.moments)
+        row = tf.where(tf.reduce_all(seen.finite), fresh, old_row)
+        means = [tf.reduce_mean(spread) for spread in seen.spreads]
+        change, spreads = exchange(row - old_row, means, replicas=self.replicas)
+        return Table(row, carry.totals + tf.cast(change, tf.float64), spreads)
+
+    def _pooled(self, seen: Observation, table: Table, share: tf.Tensor) -> tf.Tensor:
+        """The moments to match, with the gradient of this batch's images."""
+        if not self.config.pool_statistics:
+            return seen.moments
+        # the row counts in the totals already; in its place stand the moments, with their gradient
+        return tf.cast(table.totals, tf.float32) - table.row + share * seen.moments
+
+    def _limits(self, carry: Carry, step: tf.Tensor) -> tf.Tensor:
+        """The spread up to which each head is stretched, 0 while statistics alone are matched."""
+        if self.config.stretch_limit:
+            limits = self.config.stretch_limit * carry.spreads
+        else:
+            limits = tf.fill(tf.shape(carry.spreads), math.inf)
+        return tf.where(step < self.matching_steps, 0.0, limits)
+
+    def _code(self, figures: tf.Tensor, seen: Observation) -> tf.Tensor:
+        """FINE, the number of the first layer whose moments are not finite, or NOT_A_LAYER."""
+        finite = seen.finite
+        first_bad = tf.reduce_min(tf.where(finite, NOT_A_LAYER, self.targets.layer))
+        all_finite = tf.reduce_all(tf.math.is_finite(figures)) & tf.reduce_all(finite)
+        return tf.where(all_finite, FINE, first_bad)
+
+    def _next_carry(
+        self, carry: Carry, table: Table, figures: tf.Tensor, code: tf.Tensor, step: tf.Tensor
+    ) -> Carry:
+        # the first batch sets the running mean of spreads: any constant would carry a unit
+        memory = tf.where(carry.spreads > 0.0, SPREAD_MEMORY, 1.0)
+        known = (step >= self.matching_steps) | tf.reduce_any(~tf.math.is_finite(table.spreads))
+        spreads = carry.spreads + memory * (table.spreads - carry.spreads)
+        scale, good = carry.scale, carry.good
+        if self.half:
+            scale, good = next_scale(scale, good, finite=code == FINE)
+        return Carry(
+            totals=table.totals,
+            spreads=tf.where(known, carry.spreads, spreads),
+            sums=carry.sums + tf.where(code == FINE, figures, 0.0),
+            count=carry.count + tf.cast(code == FINE, tf.float32),
+            scale=scale,
+            good=good,
         )
-        return scale, tf.where((code == FINE) & ~grown, carry.good + 1.0, 0.0)
 
     def _forgiven(self, code: tf.Tensor, carry: Carry) -> tf.Tensor:
-        """In float16 a step that overflowed is left out and the loss scaled down: FINE - 1 until
-        the scale is used up.
-        """
-        if self.config.precision != "float16":
+        """SKIPPED for a step that overflowed in float16, until the loss scale is used up."""
+        if not self.half:
             return code
-        return tf.where((code != FINE) & (carry.scale >= 1.0), FINE - 1, code)
+        return tf.where((code != FINE) & (carry.scale >= 1.0), SKIPPED, code)
 
     def _apply(
-        self,
-        slots: Slots,
-        gradients: list[tf.Tensor],
-        row: tf.Tensor,
-        code: tf.Tensor,
-        step: tf.Tensor,
-        scale: tf.Tensor,
-    ):
+        self, slots: Slots, gradient: Gradient, step: tf.Tensor, scale: tf.Tensor
+    ) -> tf.Tensor:
         """Moves a batch's canvases by RAdam, in place; a step that is not FINE moves none. The row
         is finite in either case.
+
+        scale: of the rate, with the schedule plateau. Returns whether the canvases moved.
         """
-        rate = self.config.learning_rate * (
-            cosine(step, steps=self.config.steps) if self.config.schedule == "cosine" else scale
-        )
+        if self.config.schedule == "cosine":
+            scale = cosine(step, steps=self.config.steps)
+        rate = self.config.learning_rate * scale
 
         def move():
-            for variable, first, second, gradient in zip(
-                slots.canvases, slots.first, slots.second, gradients, strict=True
-            ):
+            parts = (slots.canvases, slots.first, slots.second, gradient.canvases)
+            for variable, first, second, change in zip(*parts, strict=True):
                 apply_radam(
                     variable,
                     first,
                     second,
-                    gradient,
+                    change,
                     step=step,
                     rate=rate,
                     beta1=self.config.beta1,
@@ -256,16 +273,15 @@ class Step:
                 )
             return True
 
-        slots.row.assign(row)
-        return tf.cond(code == FINE, move, lambda: False)
+        slots.row.assign(gradient.row)
+        return tf.cond(gradient.code == FINE, move, lambda: False)
 
     def _visit(
         self, slots: Slots, carry: Carry, step: tf.Tensor, batch: tf.Tensor, scale: tf.Tensor
     ) -> tuple[Carry, tf.Tensor]:
         """gradient and apply, for one replica."""
         canvases = [tf.convert_to_tensor(v) for v in slots.canvases]
-        gradients, row, carry, code = self._gradient(
-            canvases, tf.convert_to_tensor(slots.row), carry, step, batch
-        )
-        with tf.control_dependencies([self._apply(slots, gradients, row, code, step, scale)]):
-            return carry, tf.identity(code)
+        row = tf.convert_to_tensor(slots.row)
+        gradient = self._gradient(canvases, row, carry, step, batch)
+        with tf.control_dependencies([self._apply(slots, gradient, step, scale)]):
+            return gradient.carry, tf.identity(gradient.code)

@@ -21,6 +21,7 @@ import numpy as np
 
 from dgh_tf.common.files import atomic_path, atomic_write, sha256_file
 from dgh_tf.generation.generator import Generator, State
+from dgh_tf.generation.store import Record
 
 KEPT = 2
 
@@ -46,7 +47,7 @@ def save(folder: pathlib.Path, generator: Generator, *, identity: dict) -> None:
             file.write(data)
             digest.update(data)
         for place in places:
-            for array in generator.store.read(place):
+            for array in generator.store.read(place).arrays():
                 view = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
                 file.write(view)
                 digest.update(view)
@@ -76,14 +77,11 @@ def restore(folder: pathlib.Path, generator: Generator, *, identity: dict, visit
             for kind, shape in head["carry"]
         ]
         for place in range(len(generator.batches)):
-            shapes = [a.shape for a in generator.store.read(place)]
-            generator.store.write(
-                place,
-                [
-                    np.fromfile(file, np.float32, math.prod(shape)).reshape(shape)
-                    for shape in shapes
-                ],
-            )
+            shapes = [a.shape for a in generator.store.read(place).arrays()]
+            arrays = [
+                np.fromfile(file, np.float32, math.prod(shape)).reshape(shape) for shape in shapes
+            ]
+            generator.store.write(place, Record.of(arrays))
     scale, best, waited = head["plateau"]
     generator.state = State(
         head["visits"],

@@ -18,8 +18,9 @@ import tiny_models
 
 from dgh_tf.common.files import sha256_array
 from dgh_tf.config import GenerationConfig
-from dgh_tf.generation.generator import State, generate_images
-from dgh_tf.generation.store import MemoryStore
+from dgh_tf.generation.generator import State
+from dgh_tf.generation.images import generate_images
+from dgh_tf.generation.store import MemoryStore, Record
 from dgh_tf.run import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -204,7 +205,7 @@ class Run:
         ]
         self.store = MemoryStore([(4, 4, 3)], [3, 3], channels=5, devices=["CPU:0"])
         for place, record in enumerate(records):
-            self.store.write(place, record)
+            self.store.write(place, Record.of(record))
         carry = [
             rng.standard_normal((1, 2, 5)),
             *(rng.standard_normal((1, n)).astype(np.float32) for n in (1, 5, 1, 1, 1)),
@@ -233,7 +234,9 @@ def newest(folder):
 
 def assert_same(got, wanted):
     for place in range(2):
-        for x, y in zip(got.store.read(place), wanted.store.read(place), strict=True):
+        for x, y in zip(
+            got.store.read(place).arrays(), wanted.store.read(place).arrays(), strict=True
+        ):
             np.testing.assert_array_equal(x, y)
     for a, b in zip(got.state.carry, wanted.state.carry, strict=True):
         assert a.dtype == b.dtype

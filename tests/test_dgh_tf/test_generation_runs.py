@@ -12,8 +12,9 @@ from loops import BASE, first_step, make, slots, spread_of, started, stopped_aft
 
 from dgh_tf.common.files import sha256_array
 from dgh_tf.config import GenerationConfig
-from dgh_tf.generation.generator import Generator, generate_images
-from dgh_tf.generation.store import FileStore, record_shapes
+from dgh_tf.generation.generator import Generator
+from dgh_tf.generation.images import generate_images
+from dgh_tf.generation.store import FileStore, Record, record_shapes
 from dgh_tf.generation.update import Carry
 
 FINISHED, FINISHED_CONFIG = {}, {**BASE, "num_images": 10, "steps": 60}
@@ -98,7 +99,9 @@ def test_run_stopped_in_the_middle_of_a_step_and_gone_on_with_gives_the_same_bit
     resumed.state = half.state
     resumed.run()
     for place in range(2):
-        for got, wanted in zip(resumed.store.read(place), whole.store.read(place), strict=True):
+        for got, wanted in zip(
+            resumed.store.read(place).arrays(), whole.store.read(place).arrays(), strict=True
+        ):
             np.testing.assert_array_equal(got, wanted)
     for a, b in zip(Carry(*resumed.state.carry)[:2], Carry(*whole.state.carry)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -157,9 +160,9 @@ def test_records_that_take_several_system_calls_are_whole(tmp_path, monkeypatch)
         for size in (2, 1)
     ]
     for place, record in enumerate(records):
-        store.write(place, record)
+        store.write(place, Record.of(record))
     for place, record in enumerate(records):
-        for got, expected in zip(store.read(place), record, strict=True):
+        for got, expected in zip(store.read(place).arrays(), record, strict=True):
             np.testing.assert_array_equal(got, expected)
     store.close()
 
