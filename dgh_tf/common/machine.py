@@ -1,4 +1,4 @@
-"""state: what a result was made on, in words."""
+"""What a result was made on, in words."""
 
 from __future__ import annotations
 

@@ -43,6 +43,7 @@ def batchnorm_layers(model) -> list:
 
 
 def read_batchnorm(layer, rank: int) -> BatchNorm:
+    """The statistics of one BatchNorm layer. rank: of its input, with the batch axis."""
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))
     return BatchNorm(

@@ -1,4 +1,4 @@
-"""cli: python -m dgh_tf.report: writes report.html of a finished run anew."""
+"""python -m dgh_tf.report: writes report.html of a finished run anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cli: charts of the page as inline SVG that follows its text colour, light or dark.
+"""Charts of the page as inline SVG that follows its text colour, light or dark.
 
 Only numbers and fixed words are drawn by matplotlib. Names from files stand in the legend, which
 the template writes and escapes.

@@ -1,4 +1,4 @@
-"""cli: what the page says of the integer files beside it, read from their .json files.
+"""What the page says of the integer files beside it, read from their .json files.
 
 Three kinds of .json are known: the proof that convert leaves, an estimate by itself (benchmarks.
 verdict), and a layer comparison (benchmarks.layers). All others are passed over.

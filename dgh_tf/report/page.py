@@ -1,4 +1,4 @@
-"""cli: report.html, one page that needs no network: what a run made, and what became of it.
+"""report.html, one page that needs no network: what a run made, and what became of it.
 
 `view` gathers everything the template shows; nothing in the template computes. Jinja2 escapes every
 text, since names of models, layers and files come from whoever made them.
@@ -103,7 +103,11 @@ def write_page(
     """Writes report.html into the folder and returns what it shows.
 
     Args:
-      manifest: the run's manifest. metrics: rows of metrics.jsonl. command: what made the images.
+      folder: of the run; images and integer files are read from it.
+      manifest: the run's manifest.
+      metrics: rows of metrics.jsonl.
+      command: what made the images.
+
     Raises: ValueError, LookupError, TypeError or AttributeError where they do not hold what a run
       writes, OSError where the page cannot be written.
     """

@@ -1,4 +1,4 @@
-"""cli: images, spectrograms, sequences and vectors as pictures: preview.png, and those of the page.
+"""Images, spectrograms, sequences and vectors as pictures: preview.png, and those of the page.
 
 An input is a photograph where the method treats it as one (`dgh_tf.ops.canvas.is_image`). All else
 is drawn as what it is: time to the right, value as colour.

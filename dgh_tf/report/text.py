@@ -1,4 +1,4 @@
-"""cli: numbers, sizes and names as a person reads them on the page."""
+"""Numbers, sizes and names as a person reads them on the page."""
 
 from __future__ import annotations
 
