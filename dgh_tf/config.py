@@ -82,12 +82,21 @@ class GenerationConfig:
         "one", "one device, mirrored (all devices of this machine) or multi_worker (TF_CONFIG)."
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        self._check_counts()
+        self._check_weights()
+        self._check_choices()
+        if self.image_size:
+            parse_image_size(self.image_size)
+
+    def _check_counts(self) -> None:
         for name, least in (("num_images", 1), ("batch_size", 1), ("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
         if self.seed >= 2**31:
             raise ValueError(f"--seed must be below 2**31, got {self.seed}.")
+
+    def _check_weights(self) -> None:
         for name in (
             "learning_rate",
             "bn_weight",
@@ -112,6 +121,8 @@ class GenerationConfig:
                 raise ValueError(
                     f"--{name} must be at least 0 and below 1, got {getattr(self, name)}."
                 )
+
+    def _check_choices(self) -> None:
         for name, choices in (
             ("schedule", ("cosine", "plateau")),
             ("start", ("leaves", "noise", "white")),
@@ -123,8 +134,6 @@ class GenerationConfig:
                 raise ValueError(
                     f"--{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}."
                 )
-        if self.image_size:
-            parse_image_size(self.image_size)
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
