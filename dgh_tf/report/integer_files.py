@@ -351,7 +351,7 @@ def _layer(row: dict[str, Any]) -> Layer:
         name=str(row.get("layer") or text.layer_name(row["tensor"])),
         operator=text.operator(row["operator"]),
         sqnr=f"{text.number(sqnr)} dB",
-        clipped=text.percent(clipped, digits=1 if clipped else 0),
+        clipped=f"{text.percent(clipped, digits=1)} cut off" if clipped else "",
         tone="bad" if bad else "warn" if sqnr < _FAIR_DB or clipped > _CLIPPED else "good",
         holds=f"{text.number(low)} to {text.number(high)}",
         reached=f"{text.number(seen_low)} to {text.number(seen_high)}",

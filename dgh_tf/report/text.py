@@ -50,7 +50,7 @@ def percent(share: object, *, digits: int = 0) -> str:
     """A share of 1 as a percentage: 0.987 is "99 %"."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
         return "–"
-    return f"{share:.{digits}%}".replace("%", " %")
+    return f"{share:.{digits}%}".replace("%", "\u00a0%")  # never a line that begins with %
 
 
 def size(bytes_: object) -> str:
