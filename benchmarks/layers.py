@@ -42,7 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "preprocess",
         ["1", "0"],
-        "SCALE,OFFSET for folders of images: input = pixel * SCALE + OFFSET.",
+        "SCALE,OFFSET for image files and arrays: input = stored value * SCALE + OFFSET.",
     )
     flags.DEFINE_string("scheme", "int8", "As in tflite_export.convert.")
     flags.DEFINE_string("algorithm", "minmax", "As in tflite_export.convert.")
@@ -170,20 +170,32 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(path).exists():
             load_calibration(path)  # raises
     from dgh_tf import load_model
-    from tflite_export.calibration.check import check_calibration
+    from tflite_export.calibration.units import checked_images
     from tflite_export.conversion.freeze import input_shapes
 
     model = load_model(values.model)
     shape = next(iter(input_shapes(model).values()))
 
-    def loaded(path: str) -> Any:
-        data = load_calibration(path, image_shape=shape, scale=scale, offset=offset)
-        return check_calibration(
-            data.images, input_shapes=input_shapes(model, data.images), value_range=data.value_range
-        )
+    given = "--preprocess"
+    if (scale, offset) != (1.0, 0.0):
+        given += f"={','.join(values.preprocess)}"
 
-    data = {name: loaded(path) for name, path in sources.items()}
-    images = loaded(values.images) if values.images else next(iter(data.values()))
+    def loaded(path: str, flag: str) -> Any:
+        data = load_calibration(path, image_shape=shape, scale=scale, offset=offset)
+        images, warnings = checked_images(
+            model,
+            data.images,
+            value_range=data.value_range,
+            what=f"--{flag}={path}",
+            preprocess=given,
+            input_range=None,
+        )
+        for text in warnings:
+            say(f"warning: {text}")
+        return images
+
+    data = {name: loaded(path, "calibrations") for name, path in sources.items()}
+    images = loaded(values.images, "images") if values.images else next(iter(data.values()))
     count = len(next(iter(images.values())))
     chosen = np.linspace(0, count - 1, min(count, values.num_images)).astype(int)
     rows = compare(

@@ -19,8 +19,9 @@ from absl import flags
 from dgh_tf.common import console
 from dgh_tf.common.files import atomic_path, require_writable
 from dgh_tf.common.quiet import held_stderr
-from tflite_export.calibration.check import Range, check_calibration
+from tflite_export.calibration.check import Range
 from tflite_export.calibration.load import Calibration, load_calibration
+from tflite_export.calibration.units import checked_images
 from tflite_export.conversion.converter import ConversionError, to_float_tflite, to_tflite
 from tflite_export.conversion.errors import check_operators, explained
 from tflite_export.conversion.freeze import input_shapes
@@ -89,7 +90,8 @@ def _define_flags() -> None:
     flags.DEFINE_list(
         "preprocess",
         ["1", "0"],
-        "SCALE,OFFSET for a folder of images: input = pixel * SCALE + OFFSET.",
+        "SCALE,OFFSET for image files and arrays: input = stored value * SCALE + OFFSET. Images "
+        "that dgh_tf.generate made are in the model's units and stay as they are.",
     )
     flags.DEFINE_bool(
         "verdict", True, "Tell in F.json what the calibration images say of the file."
@@ -110,6 +112,12 @@ def _pair(values: list[str], name: str) -> tuple[float, float]:
             f"--{name}={','.join(values)} is not two numbers. Write it as --{name}=1.0,0.0."
         ) from None
     return first, second
+
+
+def _given_preprocess() -> str:
+    """--preprocess, with its value where it has another than the default."""
+    given = _pair(FLAGS.preprocess, "preprocess") != (1.0, 0.0)
+    return "--preprocess" + (f"={','.join(FLAGS.preprocess)}" if given else "")
 
 
 def _output_paths(text: str) -> tuple[pathlib.Path, pathlib.Path]:
@@ -199,11 +207,16 @@ def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
             f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate "
             "images for this model."
         )
-    images = check_calibration(
+    images, warnings = checked_images(
+        model,
         calibration.images,
-        input_shapes=input_shapes(model, calibration.images),
         value_range=limits or calibration.value_range,
+        what=f"--calibration={FLAGS.calibration}",
+        preprocess=_given_preprocess(),
+        input_range="--input_range",
     )
+    for text in warnings:
+        console.say(f"warning: {text}")
     return model, digest, calibration, images
 
 

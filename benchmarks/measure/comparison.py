@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,8 +20,10 @@ from benchmarks.data.sources import GENERATED, calibration_images, kept
 from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.output import table
 from benchmarks.output.results import Results
+from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write, sha256_array
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.common.value_range import KnownRange, check_units
 
 COLUMNS = {
     "top1": ("top-1", 3),
@@ -87,20 +90,27 @@ def load_task(
             "takes models with "
             "one."
         )
-    shared = {
-        "input_shape": tuple(loaded.inputs[0].shape[1:]),
-        "preprocess": preprocess,
-        "data_dir": data_dir,
-        "detector": model == "demo_detector",
-    }
-    real_x, _ = datasets.load(real, role="real", limit=real_limit, **shared)
-    x, truth = datasets.load(evaluation, role="evaluation", limit=evaluation_limit, **shared)
+    read = functools.partial(
+        datasets.load,
+        input_shape=tuple(loaded.inputs[0].shape[1:]),
+        preprocess=preprocess,
+        data_dir=data_dir,
+        detector=model == "demo_detector",
+    )
+    real_x, _ = read(real, role="real", limit=real_limit)
+    x, truth = read(evaluation, role="evaluation", limit=evaluation_limit)
     network = Network(loaded)
     found = find_input_range(network, text=input_range)[0]
-    print(f"input range: {found.low} .. {found.high} ({found.source})", flush=True)
+    say(f"input range: {found.low} .. {found.high} ({found.source})")
+    sets = {f"--real={real}": real_x, f"--evaluation={evaluation}": x}
+    if real == evaluation:  # a command that takes one set
+        del sets[f"--real={real}"]
+    for what, images in sets.items():
+        given = "--preprocess" if preprocess == "none" else f"--preprocess={preprocess}"
+        _require_units(network, found.known(), images, what=what, preprocess=given)
     reference = float_outputs(loaded, x)
     score, how = scorer(loaded, x, truth, reference=reference)
-    print(how, flush=True)
+    say(how)
     float_scores = {
         f"float_{name}": value for name, value in score(reference).items() if name in FLOAT
     }
@@ -109,6 +119,24 @@ def load_task(
         for bound in (found.low, found.high)
     )
     return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
+
+
+def _require_units(
+    network: Any, known: KnownRange, images: np.ndarray, *, what: str, preprocess: str
+) -> None:
+    """Warns of images that look odd in the model's range. Raises ValueError for wrong units."""
+    from dgh_tf.models.first_statistics import first_gap
+
+    text = check_units(
+        np.moveaxis(images, 1, -1) if network.channels_first[0] else images,
+        known,
+        what=what,
+        gap=lambda values: first_gap(network.model, network.own_layout([values])),
+        preprocess=preprocess,
+        input_range="--input_range",
+    )
+    if text:
+        say(f"warning: {text}")
 
 
 def measure(

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.image_files import image_shape, list_image_files, read_image
+from dgh_tf.common.value_range import LARGEST_GAP, OVERSHOOT, check_units, place, span
+from dgh_tf.input_range.conventions import widened
+from dgh_tf.models.first_statistics import first_gap
 
 MOST = 32
-# single spectrograms of DS-CNN reach 0.69, sets of 4 have 0.05; at twice or a hundredth of their
-# values 0.71 and 0.79
-LARGEST_GAP = 0.7
-_SLACK = 0.05  # of the valid range: what resizing and rounding may add
 
 
 def real_images(
@@ -40,10 +39,7 @@ def real_images(
         source, shape=shape, low=valid.low, high=valid.high, bounded=not valid.fitted
     )
     if valid.fitted:
-        from dgh_tf.input_range.conventions import widened
-        from dgh_tf.input_range.from_statistics import first_gap
-
-        gap = first_gap(network)(images)
+        gap = first_gap(network.model, network.own_layout([images])) or 0.0
         if gap > LARGEST_GAP:
             raise ValueError(
                 "--real_hint: the model's first BatchNorm layers do not know such "
@@ -53,6 +49,18 @@ def real_images(
                 "are, say so with --input_range=LOW,HIGH."
             )
         return images, [widened(valid, images, source="the real images")]
+    text = check_units(
+        images,
+        valid.known(),
+        what=f"--real_hint={'array' if isinstance(source, np.ndarray) else source}",
+        gap=lambda values: first_gap(network.model, network.own_layout([values])),
+        preprocess=None,
+        input_range="--input_range",
+    )
+    # Dark pictures look odd, too; other units are those that a plain mapping would bring in place.
+    # A few images in wrong units would spoil the statistics of the whole set.
+    if text and place(*span(images), valid_low=valid.low, valid_high=valid.high).mapping:
+        raise ValueError(text)
     return images, list(ranges)
 
 
@@ -97,7 +105,7 @@ def load_hint(
     if images.dtype == np.uint8:
         return low + (high - low) * images.astype(np.float32) / 255
     images = images.astype(np.float32)
-    slack = _SLACK * (high - low) if bounded else np.inf
+    slack = OVERSHOOT * (high - low) if bounded else np.inf
     if (
         not np.isfinite(images).all()
         or (images < low - slack).any()

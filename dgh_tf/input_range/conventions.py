@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from dgh_tf.common.value_range import KnownRange
+
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
 CONVENTIONS = {
@@ -27,6 +29,7 @@ class InputRange:
     inputs, canvas units.
 
     fitted: no convention stands behind it, so that real images may show it to be wider.
+    firm: the user or a layer says that nothing lies outside of it.
     """
 
     low: tuple[float, ...]
@@ -34,6 +37,12 @@ class InputRange:
     source: str  # how it was found, for people and the manifest
     prior_std: float = 0.5  # photographs: about a quarter of the range (ImageNet: 0.226 of 1)
     fitted: bool = False
+    firm: bool = False
+
+    def known(self) -> KnownRange:
+        """The range as checks of data take it."""
+        how = self.source.split(" (")[0]  # without every candidate's gap
+        return KnownRange(self.low, self.high, how, firm=self.firm, guess=self.fitted)
 
     def as_dict(self) -> dict:
         return {"low": list(self.low), "high": list(self.high), "found": self.source}
@@ -69,7 +78,7 @@ def parse_input_range(text: str, *, channels: int) -> InputRange:
             f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
             f"{', '.join(CONVENTIONS)}; got {text!r}."
         )
-    return InputRange((low,), (high,), "--input_range")
+    return InputRange((low,), (high,), "--input_range", firm=True)
 
 
 def convention(name: str, *, channels: int, source: str) -> InputRange:

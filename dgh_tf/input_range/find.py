@@ -4,26 +4,10 @@ its first running statistics.
 
 from __future__ import annotations
 
-import numpy as np
-import tensorflow as tf
-
 from dgh_tf.input_range.conventions import InputRange, parse_input_range
 from dgh_tf.input_range.from_statistics import range_from_statistics
-from dgh_tf.models.batchnorm import batchnorm_layers
-from dgh_tf.models.heads import upstream
-from dgh_tf.models.hooks import record_calls
-from dgh_tf.models.network import Network, kernel_layers
-from dgh_tf.ops.canvas import is_image
-
-TOPS = (
-    1.0,
-    255.0,
-    4095.0,
-    10000.0,
-    65535.0,
-)  # of stored values: floats, bytes, 12 bits, satellite reflectance, 16 bits
-# octaves between a Rescaling layer's output and a span of 1 or 2 that still tell what it takes
-CLEAR = 2.2
+from dgh_tf.models.declared_range import DeclaredRange, declared_ranges
+from dgh_tf.models.network import Network
 
 
 def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
@@ -40,9 +24,10 @@ def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
         for name, c in zip(names, channels, strict=True)
     ]
     if None in ranges:
+        declared = declared_ranges(network.model, shapes=network.input_shapes, call=network.outputs)
         ranges = [
-            valid or declared
-            for valid, declared in zip(ranges, _declared_by_layers(network), strict=True)
+            valid or (found and _input_range(found))
+            for valid, found in zip(ranges, declared, strict=True)
         ]
     unknown = [name for name, valid in zip(names, ranges, strict=True) if valid is None]
     if unknown and len(names) > 1:
@@ -75,87 +60,5 @@ def _by_input(text: str, names: list[str]) -> dict[str, str]:
     return given
 
 
-def _declared_by_layers(network: Network) -> list[InputRange | None]:
-    """For every input the range that its Rescaling or Normalization layer maps to the network's
-    units; None without one.
-
-    Such a layer declares the range of the one input that it is fed from, and only where no layer
-    with weights comes before.
-    """
-    scalings = [
-        layer
-        for layer in network.model._flatten_layers()
-        if type(layer).__name__ in ("Rescaling", "Normalization")
-    ]
-    found: list[InputRange | None] = [None] * len(network.input_shapes)
-    if not scalings:
-        return found
-    weighted = [*batchnorm_layers(network.model), *kernel_layers(network.model)]
-
-    def trace(*inputs):
-        with record_calls([*scalings, *weighted]) as recorded:
-            network.outputs(list(inputs))
-        learned = {tf.nest.flatten(y)[0].ref() for layer, _, y in recorded if layer not in scalings}
-        for layer, x, _ in recorded:
-            before = upstream([x])
-            fed = [i for i, tensor in enumerate(inputs) if tensor.ref() in before]
-            if (
-                layer in scalings
-                and len(fed) == 1
-                and found[fed[0]] is None
-                and not before & learned
-            ):
-                found[fed[0]] = _declared(layer, network.input_shapes[fed[0]])
-
-    specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in network.input_shapes]
-    tf.function(trace, autograph=False).get_concrete_function(*specs)
-    return found
-
-
-def _declared(layer, shape: tuple[int, ...]) -> InputRange | None:
-    if type(layer).__name__ == "Rescaling":
-        return _rescaled(layer)
-    if layer.invert:
-        return None
-    mean, std = np.asarray(layer.mean, np.float32), np.sqrt(np.asarray(layer.variance, np.float32))
-    fits = [
-        (abs(std.mean() - 0.25 * top) / top, top)
-        for top in (1.0, 255.0)
-        if mean.min() > 0 and mean.max() < top
-    ]
-    if is_image(shape) and fits and min(fits)[0] < 0.2:
-        return InputRange((0.0,), (min(fits)[1],), f"layer {layer.name!r} (Normalization)")
-    bounds = [
-        np.asarray(bound).reshape(-1, np.shape(bound)[-1] if np.ndim(bound) else 1)
-        for bound in (mean - 3 * std, mean + 3 * std)
-    ]
-    low, high = bounds[0].min(0), bounds[1].max(0)  # along other axes than the channels' the widest
-    if len(low) not in (1, shape[-1]):
-        return None
-    return InputRange(
-        tuple(map(float, low)),
-        tuple(map(float, high)),
-        f"layer {layer.name!r} (mean +- 3 std)",
-        1 / 3,
-    )
-
-
-def _rescaled(layer) -> InputRange | None:
-    """What a Rescaling layer takes: the stored values that it brings to a span of 1 (0 to 1) or 2
-    (-1 to 1), or near it.
-    """
-    scale, offset = (
-        np.abs(np.asarray(value, np.float32)).max() for value in (layer.scale, layer.offset)
-    )
-    source = f"layer {layer.name!r} (Rescaling by {scale:.4g})"
-    if scale >= 0.5:
-        return InputRange((0.0,), (1.0,), source)
-    distance, top, span = min(
-        (abs(float(np.log2(scale * top / span))), top, span) for top in TOPS for span in (1.0, 2.0)
-    )
-    if distance > CLEAR:
-        return None
-    low = (
-        -(top + 1) / 2 if span == 2.0 and not offset else 0.0
-    )  # twice 1 without an offset: signed integers
-    return InputRange((low,), (low + top,), source)
+def _input_range(found: DeclaredRange) -> InputRange:
+    return InputRange(found.low, found.high, found.source, found.prior_std, firm=found.firm)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dgh_tf.common.value_range import Placement, place
+
 Images = np.ndarray | Mapping[str, np.ndarray]
 Range = tuple[float | Sequence[float], float | Sequence[float]]
 
 # share of the range's width by which values may leave it: float32 rounding of clipped images
 _ROUNDING = 1e-3
-# natural images fill most of the range; [0, 1] data for a [0, 255] model fills 0.004 of it
-_NARROWEST = 0.25
 # The activations of all images are in memory at once where biases or roundings are learned; a layer
 # holds up to some sixteen
 # times what the input does, in float and quantized: about 4 GB at this many input values.
@@ -112,42 +112,26 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
     return low, high
 
 
+class UnitsError(ValueError):
+    """Values that are not in the model's input range. `placement` says how they lie in it."""
+
+    def __init__(self, text: str, placement: Placement):
+        super().__init__(
+            f"{text} Use the preprocessing the model was trained with, or correct the "
+            "input range if that is wrong."
+        )
+        self.text, self.placement = text, placement
+
+
 def _check_range(low: np.ndarray, high: np.ndarray, value_range: Range, name: str) -> None:
     """Compares the values' span per channel with the model's input range."""
-    want_low, want_high = (np.asarray(bound, np.float64) for bound in value_range)
-    if want_low.size not in (
-        1,
-        low.size,
-    ):  # channels are not the last axis: compare all of them together
-        low, high, want_low, want_high = low.min(), high.max(), want_low.min(), want_high.max()
-    width = want_high - want_low
-    if not np.all(width > 0):
-        raise ValueError(
-            f"The input range of '{name}' is {value_range}; expected low < high. Correct it."
-        )
-    seen = f"spans {float(np.min(low)):g} .. {float(np.max(high)):g}"
-    limits = f"{float(np.min(want_low)):g} .. {float(np.max(want_high)):g}"
-    expected = f"expected values in {limits}, the model's input range"
-    fix = (
-        "Use the preprocessing the model was trained with, or correct the input range if "
-        "that is wrong."
-    )
-    if np.any(low < want_low - _ROUNDING * width) or np.any(high > want_high + _ROUNDING * width):
-        raise ValueError(f"Calibration data for input '{name}' {seen}; {expected}. {fix}")
-    share = np.max((high - low) / width)
-    if share < _NARROWEST:
-        raise ValueError(
-            f"Calibration data for input '{name}' {seen}: that fills {share:.2g} of "
-            f"the range; {expected} and most of "
-            f"it used. {fix}"
-        )
-    middle = (want_low + want_high) / 2
-    if np.all(low >= middle) or np.all(high <= middle):
-        raise ValueError(
-            f"Calibration data for input '{name}' {seen}: all of it in one half of "
-            f"the range; {expected}, from both "
-            f"halves. Data in [0, 1] for a model that takes [-1, 1] looks like this. {fix}"
-        )
+    placement = place(low, high, valid_low=value_range[0], valid_high=value_range[1])
+    expected = f"expected values in {placement.expected}, the model's input range"
+    seen = f"Calibration data for input '{name}' spans {placement.seen}"
+    if placement.excess > _ROUNDING:
+        raise UnitsError(f"{seen}; {expected}.", placement)
+    if placement.odd:
+        raise UnitsError(f"{seen}: {placement.odd}; {expected}, and most of it used.", placement)
 
 
 def check_calibration(
@@ -169,9 +153,9 @@ def check_calibration(
     Returns:
       float32 arrays by input name, in the order of `input_shapes`. float32 input is not copied.
     Raises:
-      ValueError: wrong names, dtype, shape or number, NaN, Inf, constant data, values outside
-        `value_range` or filling
-        less than a quarter of it or only one half of it.
+      ValueError: wrong names, dtype, shape or number, NaN, Inf, constant data.
+      UnitsError (a ValueError): values outside `value_range` or filling less than a quarter of it
+        or only one half of it.
     """
     if not isinstance(images, Mapping):
         if len(input_shapes) != 1:

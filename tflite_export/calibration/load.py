@@ -246,8 +246,8 @@ def load_calibration(
         sorted order.
       image_shape: [height, width, channels] of the model's input; needed for a folder of image
         files only.
-      scale, offset: model input = pixel * scale + offset, pixels in 0 .. 255; used for a folder of
-        image files only.
+      scale, offset: model input = stored value * scale + offset; pixels of image files are stored
+        as 0 .. 255. The images of a generate folder are in model units and stay as they are.
     Raises:
       FileNotFoundError: no such source, or a file of a generate folder is missing.
       ValueError: not readable, Python objects inside, changed since generation, or no images in it.
@@ -276,4 +276,17 @@ def load_calibration(
         raise ValueError(
             f"{path} is no known calibration data; expected a folder, or a .npy or .npz file."
         )
+    if not path.is_dir() and (scale, offset) != (1.0, 0.0):
+        images = _mapped(path, images, scale, offset)
     return Calibration(images, None, _digest(images))
+
+
+def _mapped(path: pathlib.Path, images: Images, scale: float, offset: float) -> np.ndarray:
+    if isinstance(images, Mapping):
+        raise ValueError(
+            f"{path} holds arrays for the inputs {', '.join(images)}, which SCALE,OFFSET would map "
+            "alike. Prepare each in the model's units and leave the mapping out."
+        )
+    if images.dtype.kind not in "uif":
+        return images  # the check of the data says what is wrong
+    return np.asarray(images, np.float32) * np.float32(scale) + np.float32(offset)
