@@ -295,7 +295,9 @@ def main(argv: list[str]) -> int:
     try:
         tflite, notes = _quantized(model, images)
     except (ConversionError, IntegerError) as error:
-        raise explained(error, float_tflite=float_tflite, scheme=FLAGS.scheme) from error
+        raise explained(
+            error, float_tflite=float_tflite, scheme=FLAGS.scheme, model=model, images=images
+        ) from error
     report = proof(
         tflite,
         scheme=FLAGS.scheme,

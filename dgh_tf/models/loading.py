@@ -75,13 +75,15 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
 
 
 def in_float32(model):
-    """The model itself, or where layers compute in half precision (mixed_float16 and the like) one
-    that does so in float32.
+    """The model itself, or where layers compute in half or double precision (mixed_float16, float64
+    and the like) one that does so in float32.
 
     The weights are the same; TFLite's integers are made from float32 alone.
     """
-    half = ("float16", "bfloat16")
-    if not any(getattr(layer, "compute_dtype", None) in half for layer in model._flatten_layers()):
+    others = ("float16", "bfloat16", "float64")
+    if not any(
+        getattr(layer, "compute_dtype", None) in others for layer in model._flatten_layers()
+    ):
         return model
 
     def rewritten(config):
@@ -91,7 +93,7 @@ def in_float32(model):
             return type(config)(map(rewritten, config))
         return (
             "float32"
-            if isinstance(config, str) and config.removeprefix("mixed_") in half
+            if isinstance(config, str) and config.removeprefix("mixed_") in others
             else config
         )
 

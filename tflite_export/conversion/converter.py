@@ -21,7 +21,7 @@ import numpy as np
 from dgh_tf.common import processes
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
-from tflite_export.conversion.freeze import in_float32, input_shapes, plain, save_frozen
+from tflite_export.conversion.freeze import file_names, in_float32, input_shapes, plain, save_frozen
 from tflite_export.conversion.worker import SCHEMES
 from tflite_export.tflite.edit import in_order, with_own_biases
 
@@ -77,11 +77,16 @@ def _convert(
     timeout: float | None,
 ) -> bytes:
     with processes.temporary_folder() as folder:
+        names = list(file_names(list(arrays), side="input"))
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
-        (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": list(arrays)}))
+        (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": names}))
         outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes)
-        return in_order(run_worker(folder, timeout=timeout), inputs=list(shapes), outputs=outputs)
+        return in_order(
+            run_worker(folder, timeout=timeout),
+            inputs=file_names(list(shapes), side="input"),
+            outputs=file_names(outputs, side="output"),
+        )
 
 
 def to_tflite(
@@ -101,10 +106,9 @@ def to_tflite(
         activations). Inputs and outputs of the file have the activations' type.
       timeout: seconds for the converter; None waits for ever.
     Returns:
-      The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs;
-      a character that
-      is not an ASCII letter, digit or underscore becomes an underscore. Inputs and outputs stand in
-      the model's order.
+      The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs,
+      of any script; a space or a sign becomes an underscore, and of two outputs that would have one
+      name the second gets a number. Inputs and outputs stand in the model's order.
     Raises:
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
       ConversionError: the converter failed or crashed.

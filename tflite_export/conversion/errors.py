@@ -19,6 +19,8 @@ _IN_GRAPH = re.compile(
     r'"(\w+):", "([^"@]+)@'
 )  # a TensorFlow operator and its name, in an error of the MLIR converter
 
+_TRIED = 2  # images that show whether a scheme takes a model
+
 
 def culprits(text: str, *, float_tflite: bytes | None) -> list[str]:
     """'OPERATOR of TENSOR' for every operator of the float file (without one: of the TensorFlow
@@ -38,12 +40,20 @@ def culprits(text: str, *, float_tflite: bytes | None) -> list[str]:
     ]
 
 
-def explained(error: ValueError, *, float_tflite: bytes | None, scheme: str) -> ValueError:
+def explained(
+    error: ValueError,
+    *,
+    float_tflite: bytes | None,
+    scheme: str,
+    model: Any = None,
+    images: Mapping[str, np.ndarray] | None = None,
+) -> ValueError:
     """The converter's error as one line that names the operators and their tensors, whose names
     hold the layers'.
 
     Args:
       float_tflite: None where even that could not be made: TFLite has no such operator at all.
+      model, images: to try another scheme with, before it is advised; without them none is.
     """
     named = culprits(str(error), float_tflite=float_tflite)
     if not named:
@@ -57,11 +67,23 @@ def explained(error: ValueError, *, float_tflite: bytes | None, scheme: str) -> 
             "the model."
         )
     other = "int8" if scheme == "int16x8" else "int16x8"
+    advice = "Replace that layer by one of other operators, or compute it outside the model"
+    if model is not None and images is not None and _works(model, images, scheme=other):
+        advice += f"; or give --scheme={other}, which takes this model"
     return ConversionError(
         f"The model cannot be made integer with --scheme={scheme}: {shown} has no "
-        "integer form there. Replace that "
-        f"layer by one of other operators, compute it outside the model, or try --scheme={other}."
+        f"integer form there. {advice}."
     )
+
+
+def _works(model: Any, images: Mapping[str, np.ndarray], *, scheme: str) -> bool:
+    """Whether the scheme gives a full-integer file, tried with a few images."""
+    try:
+        few = {name: array[:_TRIED] for name, array in images.items()}
+        check_integer(to_tflite(model, few, scheme=scheme), io_dtype=SCHEMES[scheme][1])
+    except ValueError:
+        return False
+    return True
 
 
 def check_operators(
@@ -84,6 +106,8 @@ def check_operators(
         )
         check_integer(tflite, io_dtype=SCHEMES[scheme][1])
     except (ConversionError, IntegerError) as error:
-        raise explained(error, float_tflite=float_tflite, scheme=scheme) from error
+        raise explained(
+            error, float_tflite=float_tflite, scheme=scheme, model=model, images=images
+        ) from error
     except ValueError:  # one image alone may be constant, which says nothing of the operators
         return

@@ -8,6 +8,7 @@ here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +21,31 @@ from tflite_export.calibration.check import Images
 
 
 def plain(name: str) -> str:
-    """A name that TensorFlow signatures accept unchanged: ASCII letters, digits and underscores,
-    the first no underscore.
+    """A name as the .tflite file has it: letters, digits and underscores of any script, the first
+    no underscore. Everything else becomes an underscore.
     """
-    name = re.sub(r"[^A-Za-z0-9_]", "_", name)
+    kept = (c.isalnum() if c.isascii() else c.isprintable() for c in name)
+    name = "".join(c if keep else "_" for c, keep in zip(name, kept, strict=True))
     return f"x{name}" if name.startswith("_") else name
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """The names, with a number behind every one that another had before."""
+    found: list[str] = []
+    for name in names:
+        if name in found:
+            numbered = (f"{name}_{i}" for i in itertools.count(1))
+            name = next(n for n in numbered if n not in found and n not in names)
+        found.append(name)
+    return found
+
+
+def file_names(names: Sequence[str], *, side: str) -> dict[str, str]:
+    """The file's names by those under which TensorFlow traces the model: signatures of TensorFlow
+    take ASCII alone. side: input or output.
+    """
+    traced = [n if n.isascii() else f"{side}_{i}" for i, n in enumerate(names)]
+    return dict(zip(_distinct(traced), names, strict=True))
 
 
 def _is_functional(model: Any) -> bool:
@@ -46,11 +67,12 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
       model: a Keras 3 or tf_keras model.
       images: read for the names and shapes of a subclassed model, which declares none.
     Raises:
-      ValueError: an input that is not float, inputs of one name in the file, or a subclassed model
-        without images.
+      ValueError: an input or output that is not float, inputs of one name in the file, layers that
+        hold integers already, or a subclassed model without images.
     """
     import tensorflow as tf
 
+    _require_floats(model)
     if _is_functional(model):
         tensors = tf.nest.flatten(symbolic_input(model))
         for tensor in tensors:
@@ -77,33 +99,70 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
     return {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
 
 
+def _require_floats(model: Any) -> None:
+    """Raises ValueError for a model that Keras has quantized, and for outputs that are no numbers
+    of the network, such as the position of the highest.
+    """
+    import tensorflow as tf
+
+    quantized = [x.name for x in model._flatten_layers() if getattr(x, "quantization_mode", None)]
+    if quantized:
+        raise ValueError(
+            f"Model '{model.name}' is already quantized: layer '{quantized[0]}' and "
+            f"{len(quantized) - 1} more hold integers of Keras' own scheme, which TFLite does not "
+            "know. Give the model as it was before model.quantize."
+        )
+    for tensor in tf.nest.flatten(getattr(model, "outputs", None) or []):
+        if not tf.as_dtype(tensor.dtype).is_floating:
+            raise ValueError(_not_a_number(model, tensor))
+
+
+def _not_a_number(model: Any, tensor: Any) -> str:
+    import tensorflow as tf
+
+    layer = getattr(getattr(tensor, "_keras_history", None), "operation", None)
+    layer = layer or getattr(getattr(tensor, "_keras_history", None), "layer", None)
+    name = getattr(layer, "name", tensor.name)
+    before = getattr(layer, "input", None)
+    behind = getattr(getattr(before, "_keras_history", None), "operation", None)
+    last = f"model.get_layer('{behind.name}').output" if behind else "what that layer reads"
+    kind = tf.as_dtype(tensor.dtype).name
+    return (
+        f"Output '{name}' of model '{model.name}' is {kind}: a choice that follows from the "
+        "network's numbers and not one of them, so it has no scale. End the model before that "
+        f"layer, as keras.Model(model.input, {last}), and choose outside; --head=logits leaves "
+        "out a softmax, not this."
+    )
+
+
 def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     """Outputs as named in the .tflite file: dict keys (path joined by _), layer names of a list,
     'output' for a single one.
     """
+    found = list(_walked(outputs, getattr(model, "output_names", None) or []))
+    names = _distinct([plain(name) for name, _ in found])
+    return dict(zip(names, (tensor for _, tensor in found), strict=True))
+
+
+def _walked(outputs: Any, names: Sequence[str] = ()) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of every output, as `named_outputs` names them."""
     if isinstance(outputs, Mapping):
-        named: dict[str, Any] = {}
         for key in sorted(outputs):
-            inner = named_outputs(None, outputs[key])
-            named |= {
-                plain(str(key)) if len(inner) == 1 else plain(f"{key}_{n}"): t
-                for n, t in inner.items()
-            }
-        return named
-    if not isinstance(outputs, (list, tuple)):
-        return {"output": outputs}
-    if len(outputs) == 1:
-        return named_outputs(model, outputs[0])
-    names = [plain(n) for n in getattr(model, "output_names", None) or []]
-    if len(set(names)) != len(outputs) or any(
-        isinstance(o, (Mapping, list, tuple)) for o in outputs
-    ):
-        names = [f"output_{i}" for i in range(len(outputs))]
-    named = {}
-    for name, output in zip(names, outputs, strict=True):
-        inner = named_outputs(None, output)
-        named |= {name if len(inner) == 1 else f"{name}_{n}": t for n, t in inner.items()}
-    return named
+            inner = list(_walked(outputs[key]))
+            for name, tensor in inner:
+                yield str(key) if len(inner) == 1 else f"{key}_{name}", tensor
+    elif not isinstance(outputs, (list, tuple)):
+        yield "output", outputs
+    elif len(outputs) == 1:
+        yield from _walked(outputs[0], names)
+    else:
+        nested = any(isinstance(o, (Mapping, list, tuple)) for o in outputs)
+        if nested or len(set(names)) != len(outputs):
+            names = [f"output_{i}" for i in range(len(outputs))]
+        for name, output in zip(names, outputs, strict=True):
+            inner = list(_walked(output))
+            for n, tensor in inner:
+                yield name if len(inner) == 1 else f"{name}_{n}", tensor
 
 
 def _as_called(names: list[str], tensors: Sequence[Any]) -> Any:
@@ -144,10 +203,32 @@ def _unrolled(model: Any) -> Iterator[None]:
             setattr(layer, name, value)
 
 
+@contextlib.contextmanager
+def _valid_scopes(model: Any) -> Iterator[None]:
+    """Layers under names that TensorFlow takes as scopes while the model is traced: no space, no
+    script but ASCII.
+    """
+    before = []
+    for layer in {id(each): each for each in (model, *model._flatten_layers())}.values():
+        name = re.sub(r"[^A-Za-z0-9_./>-]", "_", layer.name)
+        if layer is model and not re.match("[A-Za-z0-9.]", name):
+            name = f"model{name}"
+        if name != layer.name:
+            attribute = "name" if "name" in vars(layer) else "_name"  # of Keras 3, of tf_keras
+            before.append((layer, attribute, layer.name))
+            setattr(layer, attribute, name)
+    try:
+        yield
+    finally:
+        for layer, attribute, name in before:
+            setattr(layer, attribute, name)
+
+
 def _with_integer_kernels(frozen: Any) -> Any:
     """The frozen function with what has no integer kernel written as what has one, value for value.
 
-    -x becomes x * -1; layer normalization is full of it. Keras' GELU is written with erfc, which
+    -x becomes x * -1; layer normalization is full of it. The square of x, as group normalization
+    takes it, becomes x * x. Keras' GELU is written with erfc, which
     TFLite does not know; with erf the converter finds its GELU operator.
     """
     import tensorflow as tf
@@ -156,8 +237,12 @@ def _with_integer_kernels(frozen: Any) -> Any:
     nodes = list(graph.node)
     negations = [n for n in nodes if n.op == "Neg" and _is_float32(n)]
     complements = [n for n in nodes if n.op == "Erfc" and _is_float32(n)]
-    if not negations and not complements:
+    squares = [n for n in nodes if n.op == "Square" and _is_float32(n)]
+    squares += [n for n in nodes if n.op == "SquaredDifference" and _has_many_axes(frozen, n)]
+    if not negations and not complements and not squares:
         return frozen
+    for node in squares:
+        _write_with_product(graph, node)
     for node in complements:
         _write_with_erf(graph, node)
     if negations:
@@ -175,6 +260,26 @@ def _is_float32(node: Any) -> bool:
     import tensorflow as tf
 
     return node.attr["T"].type == tf.float32.as_datatype_enum
+
+
+def _has_many_axes(frozen: Any, node: Any) -> bool:
+    """Whether it makes more axes than the squared difference of TFLite takes: the converter then
+    writes it with SQUARE.
+    """
+    rank = frozen.graph.get_tensor_by_name(f"{node.name}:0").shape.rank
+    return _is_float32(node) and (rank is None or rank > 4)
+
+
+def _write_with_product(graph: Any, node: Any) -> None:
+    """x^2 becomes x * x, (a - b)^2 likewise."""
+    if node.op == "SquaredDifference":
+        difference = graph.node.add(name=f"{node.name}/difference", op="Sub")
+        difference.input.extend(node.input)
+        difference.attr["T"].CopyFrom(node.attr["T"])
+        del node.input[:]
+        node.input.append(difference.name)
+    node.op = "Mul"
+    node.input.insert(1, node.input[0])
 
 
 def _scalar(graph: Any, name: str, value: float) -> str:
@@ -211,7 +316,7 @@ def save_frozen(
     names in the model's order.
 
     The signature serving_default takes float32 [1, ...shape] by input name and gives a dict by
-    output name.
+    output name, both as `file_names` has them traced.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -227,10 +332,14 @@ def save_frozen(
         )
         outputs = named_outputs(model, model(packed, training=False))
         order[:] = outputs
-        return {name: tf.convert_to_tensor(output) for name, output in outputs.items()}
+        traced = zip(file_names(order, side="output"), outputs.values(), strict=True)
+        return {name: tf.convert_to_tensor(output) for name, output in traced}
 
-    specs = [tf.TensorSpec((1, *shape), tf.float32, name=name) for name, shape in shapes.items()]
-    with _unrolled(model):
+    specs = [
+        tf.TensorSpec((1, *shape), tf.float32, name=name)
+        for name, shape in zip(file_names(list(shapes), side="input"), shapes.values(), strict=True)
+    ]
+    with _unrolled(model), _valid_scopes(model):
         traced = tf.function(named, autograph=False).get_concrete_function(*specs)
     names = sorted(
         traced.structured_outputs
@@ -254,7 +363,7 @@ def save_frozen(
 
 
 def in_float32(model: Any) -> Any:
-    """The model with float32 layers: the converter has no kernels for half precision. Raises
+    """The model with float32 layers: the converter has kernels for no other precision. Raises
     ValueError where it cannot be rebuilt.
     """
     from dgh_tf.models import loading
@@ -263,7 +372,7 @@ def in_float32(model: Any) -> Any:
         return loading.in_float32(model)
     except Exception as error:  # a subclass's from_config can fail in any way
         raise ValueError(
-            f"Model '{model.name}' computes in half precision and cannot be rebuilt "
+            f"Model '{model.name}' computes in half or double precision and cannot be rebuilt "
             f"in float32 ({type(error).__name__}). "
             "Build it with the dtype policy float32 and give it the same weights with set_weights."
         ) from error

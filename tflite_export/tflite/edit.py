@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import collections
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,9 @@ def _fill(model: Any, tensor: Any, data: bytes) -> None:
     model.buffers.append(buffer)
 
 
-def in_order(tflite: bytes, *, inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """The file with its inputs and outputs in the order of these names of its signature; the
-    converter's own order has no meaning.
+def in_order(tflite: bytes, *, inputs: Mapping[str, str], outputs: Mapping[str, str]) -> bytes:
+    """The file with its inputs and outputs in the order of these names of its signature, and under
+    the names that stand behind them; the converter's own order has no meaning.
     """
     model = _open(tflite)
     signature, changed = model.signatureDefs[0], False
@@ -58,6 +58,9 @@ def in_order(tflite: bytes, *, inputs: Sequence[str], outputs: Sequence[str]) ->
         by_name = {entry.name.decode(): entry for entry in getattr(signature, side)}
         setattr(signature, side, [by_name[name] for name in names])
         wanted = [by_name[name].tensorIndex for name in names]
+        for entry, name in zip(getattr(signature, side), names.values(), strict=True):
+            changed |= entry.name != name.encode()
+            entry.name = name.encode()
         changed |= wanted != list(getattr(graph, side))
         setattr(graph, side, np.int32(wanted))
     return _pack(model) if changed else tflite
@@ -182,7 +185,10 @@ def _give_own_biases(model: Any, tflite: bytes) -> bool:
             continue
         if old is None:
             tensor, data = schema.TensorT(), bytes(4 * int(weights.shape[0]))
-            tensor.type, tensor.shape = schema.TensorType.FLOAT32, np.int32([weights.shape[0]])
+            tensor.type, tensor.shape = (
+                schema.TensorType.FLOAT32,
+                np.array([weights.shape[0]], np.int32),
+            )
         else:
             tensor, data = copy.copy(old), bytes(model.buffers[old.buffer].data)
             tensor.quantization = copy.copy(old.quantization)
@@ -191,7 +197,7 @@ def _give_own_biases(model: Any, tflite: bytes) -> bool:
         _fill(model, tensor, data)
         inputs[place], changed = len(graph.tensors), True
         graph.tensors.append(tensor)
-        operator.inputs = np.int32(inputs)
+        operator.inputs = np.array(inputs, np.int32)
     return changed
 
 

@@ -347,7 +347,7 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     import tensorflow as tf
     import tf_keras
 
-    from tflite_export.conversion.freeze import save_frozen
+    from tflite_export.conversion.freeze import file_names, save_frozen
     from tflite_export.tflite.edit import in_order
 
     ends = logits_model(student).outputs if request.head == "logits" else student.outputs
@@ -360,7 +360,11 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "trained"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    return in_order(converter.convert(), inputs=request.inputs, outputs=request.outputs)
+    return in_order(
+        converter.convert(),
+        inputs=file_names(request.inputs, side="input"),
+        outputs=file_names(request.outputs, side="output"),
+    )
 
 
 if __name__ == "__main__":
