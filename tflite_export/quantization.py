@@ -91,9 +91,10 @@ def _ranges(
 ) -> bytes:
     """Ranges by `rule`; weights equalized before, biases corrected after."""
     from tflite_export.algorithms.equalization import correct_biases, equalize
+    from tflite_export.simulation.batch import proven
     from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
     from tflite_export.simulation.ranges import collect_ranges
-    from tflite_export.tflite.model import proven, read_graph
+    from tflite_export.tflite.model import read_graph
 
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)

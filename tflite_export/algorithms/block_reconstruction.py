@@ -21,6 +21,7 @@ import numpy as np
 from tflite_export.algorithms import adaround
 from tflite_export.algorithms.equalization import correct_span
 from tflite_export.calibration.check import few_images
+from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import (
     along,
     bits_of_weights,
@@ -31,7 +32,7 @@ from tflite_export.simulation.fake_quant import (
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, proven, run
+from tflite_export.tflite.model import Graph, feeds_of, run
 
 _RATE, _BIAS_RATE = (
     0.2,

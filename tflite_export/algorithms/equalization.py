@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import along, fake_quantizer
 from tflite_export.simulation.ranges import Ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, proven, run
+from tflite_export.tflite.model import Graph, feeds_of, run
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _PASSED = (

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from tflite_export.simulation.batch import proven
 from tflite_export.simulation.ranges import Ranges
 from tflite_export.tflite.edit import CHANNEL_AXIS, FOUR_BIT_VERSION
-from tflite_export.tflite.model import Graph, feeds_of, proven, run
+from tflite_export.tflite.model import Graph, feeds_of, run
 
 _SHRINK = np.linspace(
     0.3, 1.0, 71

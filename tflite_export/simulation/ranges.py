@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import Graph, feeds_of, proven, run
+from tflite_export.simulation.batch import proven
+from tflite_export.tflite.model import Graph, feeds_of, run
 
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")
