@@ -168,6 +168,21 @@ def added(trace: str) -> dict[str, dict]:
         "feature columns": layer("DenseFeatures", {"feature_columns": [stranger()]}),
         "pickled torch module": layer("TorchModuleWrapper", {"module": "gASV"}),
         "keras_cv loader": {**layer("Dense", dense), "registered_name": "keras_cv>load"},
+        "loader as initializer": layer("Dense", {**dense, "kernel_initializer": "keras_cv>load"}),
+        "loader as padding": layer("Conv1D", {"padding": "keras_cv.datasets.imagenet>load"}),
+        "loss that loads": layer(
+            "Dense", {**dense, "activation": {**stranger("get"), "module": "keras.losses"}}
+        ),
+        "wide text": layer(
+            "Dense",
+            {
+                "units": {
+                    "class_name": "__numpy__",
+                    "config": {"value": ["a"], "dtype": "U99999999"},
+                }
+            },
+        ),
+        "wide table": layer("MelSpectrogram", {"fft_length": 10**6, "num_mel_bins": 10**6}),
         "class that is a list": layer("Dense", dense, class_name=["Dense"]),
         "call of nothing": layer("Dense", dense, inbound_nodes=nodes),
         "call on a constant": layer(

@@ -7,6 +7,7 @@ running program registered with Keras itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -41,7 +42,7 @@ LAYERS = _names("""
     GlobalAvgPool1D GlobalAvgPool2D GlobalAvgPool3D GlobalMaxPool1D GlobalMaxPool2D GlobalMaxPool3D
     GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
     GroupedQueryAttention HashedCrossing Hashing Identity InputLayer LSTM LSTMCell
-    LayerNormalization LeakyReLU LocallyConnected1D LocallyConnected2D Masking MaxNumBoundingBoxes
+    LayerNormalization LeakyReLU Masking MaxNumBoundingBoxes
     MaxPool1D MaxPool2D MaxPool3D MaxPooling1D MaxPooling2D MaxPooling3D Maximum MelSpectrogram
     Minimum MixUp MultiHeadAttention Multiply Normalization PReLU Permute Pipeline RMSNormalization
     RNN RandAugment RandomBrightness RandomColorDegeneration RandomColorJitter RandomContrast
@@ -104,6 +105,13 @@ INSIDE = (
 VALUES = _names(
     "__tuple__ __ellipsis__ __slice__ __keras_tensor__ __tensor__ __numpy__ TensorShape"
 )
+DTYPES = _names(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64"
+)
+# arguments by which a spectrogram layer makes tables that are no weights
+TABLE_SIZES = _names("fft_length num_mel_bins frame_length")
+MOST_TABLE = 8192
+_REGISTERED = re.compile(r"[\w.]+>\w+")  # package>name, as Keras registers classes and functions
 READS_FILES = (
     "which may read other files of this machine. Take the layer out of the model and do its work "
     "before the model"
@@ -142,8 +150,7 @@ def require_allowed(config: Any, *, path: str, custom: Callable[[str], bool]) ->
         if "class_name" in item:
             _require_object(item, path, custom)
         for key, value in item.items():
-            if str(key).endswith("activation") and isinstance(value, str):
-                _require_function(value, path, custom)
+            _require_value(key, value, path, custom)
     _calls(config, path)
 
 
@@ -176,10 +183,22 @@ def _dicts(config: Any) -> Iterator[dict]:
             items.extend(item)
 
 
+def _require_value(key: str, value: Any, path: str, custom: Callable[[str], bool]) -> None:
+    """Refuses text by which Keras would find a function, and sizes of tables that it would make
+    before any weight.
+    """
+    if isinstance(value, str) and (key.endswith("activation") or _REGISTERED.fullmatch(value)):
+        _require_function(value, path, custom)
+    if key in TABLE_SIZES and isinstance(value, int | float) and value > MOST_TABLE:
+        raise ValueError(
+            f"{path} asks for {shown(key)}={value:,}; at most {MOST_TABLE:,} can be worked on here."
+        )
+
+
 def _require_function(name: Any, path: str, custom: Callable[[str], bool]) -> None:
     # a layer may stand where a function is expected: 'ReLU' for 'relu'
     if not isinstance(name, str) or not (
-        name in ACTIVATIONS or name in LAYERS or name in PARTS or custom(name)
+        name.split(">")[-1] in ACTIVATIONS | LAYERS | PARTS | MODELS | KERAS_CV or custom(name)
     ):
         raise ValueError(
             f"{path} uses the function {shown(name)!r}, which is not on the list of functions that "
@@ -195,6 +214,7 @@ def _require_object(item: dict, path: str, custom: Callable[[str], bool]) -> Non
     if not isinstance(kind, str) or not isinstance(registered, str | None):
         raise ValueError(f"{path} has a config whose class_name is no text. Save the model again.")
     if kind in VALUES:
+        _require_numbers(item, path)
         return
     if kind == "function":
         _require_function(item.get("config"), path, custom)
@@ -211,12 +231,20 @@ def _require_object(item: dict, path: str, custom: Callable[[str], bool]) -> Non
             bare in LAYERS | PARTS | MODELS | FUNCTION_LAYERS | KERAS_CV
             or (module in OPERATIONS and bare.isidentifier())
             or (module == "keras.src.ops.core" and bare in CORE)
-            or (module in TRAINING and bare.isidentifier())
+            or (module in TRAINING and bare.isidentifier() and bare[0].isupper())
         ):
             _refuse_unknown(bare, path)
         if bare in FUNCTION_LAYERS:
             _require_known_function(item, path)
     _require_module(module, path, kind)
+
+
+def _require_numbers(item: dict, path: str) -> None:
+    """Of an array that a config spells out: a type such as 'U9999999' would make much of little."""
+    config = item.get("config")
+    dtype = config.get("dtype") if isinstance(config, dict) else None
+    if dtype is not None and not (isinstance(dtype, str) and dtype in DTYPES):
+        raise ValueError(f"{path} has an array of {shown(dtype)!r}, which is no type of numbers.")
 
 
 def _require_module(module: Any, path: str, kind: str) -> None:

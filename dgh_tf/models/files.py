@@ -179,6 +179,8 @@ def _read_archive(path: pathlib.Path) -> ModelFile:
                 f"Keras could not load it: it has no {_WEIGHTS}. Save the model with model.save"
             )
         config = _parsed(archive.read(_CONFIG))
+        if isinstance(config, dict):  # losses and optimizers, which Keras is told to leave out
+            config.pop("compile_config", None)
         metadata = _parsed(archive.read(_METADATA)) if _METADATA in names else {}
         with _hdf5(io.BytesIO(archive.read(_WEIGHTS))) as file:
             values = _require_plain_hdf5(file, packed)

@@ -124,7 +124,8 @@ def _registered(name: str) -> bool:
     libraries = ("keras", "tf_keras", "keras_cv")
     found = [generation.utils.get_registered_object(name) for generation in (keras, tf_keras)]
     return any(
-        item is not None and item.__module__.split(".")[0] not in libraries for item in found
+        item is not None and str(getattr(item, "__module__", "")).split(".")[0] not in libraries
+        for item in found
     )
 
 

@@ -405,3 +405,45 @@ def test_what_keras2_scripts_save_gives_the_same_outputs(kind, tmp_path):
     )
     assert len(Network(loaded).layers) == 3 + (kind == "sequential")
     assert {layer.compute_dtype for layer in loaded._flatten_layers()} == {"float32"}
+
+
+def keras2_of_another_kind(kind: str):
+    """Keras 2 models that reach the loader in other ways: built late, wrapped, compiled by hand."""
+    import tf_keras
+
+    layers = tf_keras.layers
+    if kind == "built late":
+        parts = [
+            layers.Conv2D(4, 3),
+            layers.BatchNormalization(),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+        model = tf_keras.Sequential(parts)
+        model.build((None, 16, 16, 3))
+    elif kind == "compiled":
+        model = tiny.nested_backbone(keras=tf_keras)
+        model.compile("adam", loss=lambda truth, found: tf.reduce_mean(truth - found))
+    else:
+        inputs = layers.Input((4, 8, 8, 3))
+        x = layers.TimeDistributed(layers.BatchNormalization())(
+            layers.TimeDistributed(layers.Conv2D(3, 3))(inputs)
+        )
+        x = layers.RNN([layers.GRUCell(3), layers.LSTMCell(2)])(
+            layers.TimeDistributed(layers.Flatten())(x)
+        )
+        model = tf_keras.Model(inputs, layers.Dense(2, activation=layers.LeakyReLU(0.3))(x))
+    return tiny.settle(model)
+
+
+@pytest.mark.parametrize("form", ["keras", "h5", "tf"])
+@pytest.mark.parametrize("kind", ["built late", "compiled", "wrapped", "own"])
+def test_every_form_of_a_keras2_model_gives_the_same_outputs(kind, form, tmp_path):
+    saved = with_functions(kind) if kind == "own" else keras2_of_another_kind(kind)
+    path = tmp_path / "model.keras"  # before Keras 2.12 HDF5 had this ending too
+    saved.save(path, save_format=form)
+    x = tiny.images(2, shape=tuple(saved.input_shape[1:]))
+    expected = np.asarray(saved(x, training=False))
+    np.testing.assert_allclose(
+        np.asarray(load_model(str(path))(x)), expected, atol=1e-5 * max(1.0, np.abs(expected).max())
+    )
