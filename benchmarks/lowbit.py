@@ -133,13 +133,13 @@ class Simulation:
     def __init__(self, task: Task, *, steps: int):
         from tflite_export import to_float_tflite
         from tflite_export.simulation.fake_quant import predict
+        from tflite_export.simulation.run import read_graph
         from tflite_export.tflite.edit import without_softmax
-        from tflite_export.tflite.model import read_graph
 
-        tflite = to_float_tflite(task.model, images=task.x[:1])
+        graph = read_graph(to_float_tflite(task.model, images=task.x[:1]))
         with contextlib.suppress(ValueError):  # where the outputs are logits already
-            tflite = without_softmax(tflite)
-        self.task, self.graph, self.steps = task, read_graph(tflite), steps
+            graph = read_graph(without_softmax(graph.model))
+        self.task, self.graph, self.steps = task, graph, steps
         self.reference = self._by_name(predict(self.graph, task.x))
 
     def _by_name(self, outputs: Any) -> dict[str, np.ndarray]:

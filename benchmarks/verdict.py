@@ -14,6 +14,7 @@ from absl import flags
 from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
+from tflite_export.tflite.model import TFLiteModel, read_model
 
 # mean gap of statistics, above which images are not what the model was trained on (see
 # docs/experiments/verdict.md)
@@ -98,25 +99,19 @@ def _given(names: list[str], *, image_shape: Any) -> dict[str, Any]:
     return {name: load_calibration(name, image_shape=image_shape) for name in names}
 
 
-def _require_tflite(path: pathlib.Path) -> None:
-    from tflite_export.tflite.integer_check import operator_table
-
+def _read(path: pathlib.Path) -> TFLiteModel:
     try:
-        operator_table(path.read_bytes())
+        return read_model(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"--tflite={path}: {error}") from error
-    except Exception as error:  # flatbuffers follows whatever offsets a damaged file holds
-        raise ValueError(
-            f"--tflite={path} is a damaged TFLite model ({type(error).__name__}). "
-            "Convert the model again."
-        ) from error
 
 
-def _one_of_each(tflite: bytes) -> Any:
+def _one_of_each(model: TFLiteModel) -> Any:
     """Images of the file's own shapes, which fix those that a model leaves open."""
-    from tflite_export.tflite.integer_check import graph_io
-
-    arrays = {row["name"]: np.zeros(row["shape"], np.float32) for row in graph_io(tflite)["inputs"]}
+    arrays = {
+        name: np.zeros(model.tensors[index].shape, np.float32)
+        for name, index in zip(model.input_names, model.inputs, strict=True)
+    }
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
@@ -129,7 +124,7 @@ def main(argv: list[str]) -> int:
         raise FileNotFoundError(
             f"--tflite={path}: no such file. Make it with python -m tflite_export.convert."
         )
-    _require_tflite(path)
+    data = _read(path)
     if values.output:
         require_writable(values.output, flag="output")
     for name in values.images:
@@ -147,10 +142,7 @@ def main(argv: list[str]) -> int:
     config = GenerationConfig(
         num_images=values.num_images, steps=values.steps, input_range=values.input_range
     )
-    data, float_tflite = (
-        path.read_bytes(),
-        to_float_tflite(model, images=_one_of_each(path.read_bytes())),
-    )
+    float_tflite = read_model(to_float_tflite(model, images=_one_of_each(data)))
     require_same_ends(float_tflite, data)
     seeds = range(values.seed, values.seed + values.seeds)
 

@@ -26,12 +26,12 @@ from tflite_export.conversion.converter import ConversionError, to_float_tflite,
 from tflite_export.conversion.errors import check_operators, explained
 from tflite_export.conversion.freeze import input_shapes
 from tflite_export.conversion.server import start_worker
-from tflite_export.conversion.worker import SCHEMES
 from tflite_export.quality.layer_comparison import calibration_verdict
 from tflite_export.quantization import HEADS, NAMES, check_algorithm, quantize
 from tflite_export.targets.report import TARGETS, check_targets, judge, require_full_mapping
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.integer_check import IntegerError, check_integer
+from tflite_export.tflite.schemes import SCHEMES
 
 __all__ = ["to_float_tflite", "to_tflite"]
 
@@ -151,7 +151,7 @@ def proof(
     arrays = images if isinstance(images, Mapping) else {"images": images}
     return {
         "scheme": scheme,
-        **check_integer(tflite, io_dtype=SCHEMES[scheme][1]),
+        **check_integer(tflite, io_dtype=SCHEMES[scheme].io_dtype),
         "float_weight_bytes": float_weight_bytes,
         "sha256": {
             "model": model_sha256,
@@ -256,7 +256,7 @@ def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, 
             say=console.say,
             timeout=FLAGS.timeout,
         )
-        check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme][1])
+        check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
         return tflite, notes
 
     if FLAGS.algorithm != "best":
@@ -283,7 +283,7 @@ def main(argv: list[str]) -> int:
     except ConversionError as error:
         raise explained(error, float_tflite=None, scheme=FLAGS.scheme) from error
     if FLAGS.head == "logits":
-        float_tflite = without_softmax(float_tflite)
+        float_tflite = without_softmax(float_tflite).data
     if algorithm in _LONG:
         check_operators(
             model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout

@@ -16,8 +16,9 @@ import numpy as np
 from tflite_export.calibration.check import Images, check_calibration, few_images
 from tflite_export.conversion.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.conversion.freeze import input_shapes, plain
-from tflite_export.conversion.worker import SCHEMES
 from tflite_export.tflite.edit import with_own_biases
+from tflite_export.tflite.model import read_model
+from tflite_export.tflite.schemes import SCHEMES, find_scheme
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
 # what measured best of the algorithms that need nothing installed (docs/experiments/algorithms.md)
@@ -52,18 +53,18 @@ def _arrays(model: Any, images: Images) -> dict[str, np.ndarray]:
         images = {plain(name): array for name, array in images.items()}
     if not isinstance(model, bytes):
         return check_calibration(images, input_shapes=input_shapes(model, images))
-    from tflite_export.tflite.integer_check import graph_io
-
-    return check_calibration(
-        images,
-        input_shapes={row["name"]: tuple(row["shape"][1:]) for row in graph_io(model)["inputs"]},
-    )
+    file = read_model(model)
+    shapes = {
+        name: file.tensors[i].shape[1:]
+        for name, i in zip(file.input_names, file.inputs, strict=True)
+    }
+    return check_calibration(images, input_shapes=shapes)
 
 
 def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
     """The float file that algorithms start from: each operator has a bias of its own."""
     if isinstance(model, bytes):
-        return with_own_biases(model)
+        return with_own_biases(model).data
     return to_float_tflite(model, images=images, timeout=timeout)
 
 
@@ -94,7 +95,7 @@ def _ranges(
     from tflite_export.simulation.batch import proven
     from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
     from tflite_export.simulation.ranges import collect_ranges
-    from tflite_export.tflite.model import read_graph
+    from tflite_export.simulation.run import read_graph
 
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)
@@ -132,7 +133,7 @@ def _reconstruction(
 ) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `reconstruction.reconstruct`."""
     from tflite_export.algorithms.block_reconstruction import learn_rounding
-    from tflite_export.tflite.model import read_graph
+    from tflite_export.simulation.run import read_graph
 
     arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
     tflite = _float(model, arrays, timeout)
@@ -191,8 +192,7 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
     """The algorithm that will run: "best" stands for the scheme's. Raises ValueError for one that
     the scheme does not have.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+    find_scheme(scheme)
     if algorithm not in NAMES or head not in HEADS:
         raise ValueError(
             f"Unknown algorithm '{algorithm}' or head '{head}'; expected one of "
@@ -263,9 +263,9 @@ def quantize(
     elif head == "logits":
         from tflite_export.tflite.edit import without_softmax
 
-        model = without_softmax(_float(model, arrays, timeout))
+        model = without_softmax(_float(model, arrays, timeout)).data
     if algorithm == "best" and chosen != "minmax":
-        from tflite_export.tflite.model import read_graph
+        from tflite_export.simulation.run import read_graph
 
         model_file = _float(model, arrays, timeout)
         try:

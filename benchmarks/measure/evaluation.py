@@ -80,28 +80,16 @@ def tensor_ranges(tflite: bytes) -> Ranges:
     Per-tensor quantized inputs and results of operators only; weights and biases have no part in
     calibration.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    from tflite_export.tflite.model import read_model
 
-    from tflite_export.tflite.integer_check import graph_io, operator_table
-
-    names = {row["tensor"] for row in graph_io(tflite)["inputs"]}
-    names |= {
-        out["name"]
-        for row in operator_table(tflite)
-        if row["subgraph"] == 0
-        for out in row["outputs"]
+    model = read_model(tflite)
+    activations = {model.tensors[i] for i in model.inputs}
+    activations |= {tensor for o in model.operators for tensor in o.output_tensors}
+    return {
+        tensor.name: tensor.limits
+        for tensor in model.tensors
+        if tensor in activations and tensor.limits is not None and tensor.dtype != "UINT8"
     }
-    # Without delegates, whose own tensors would only be in the way.
-    plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    interpreter = Interpreter(model_content=tflite, experimental_op_resolver_type=plain)
-    ranges = {}
-    for detail in interpreter.get_tensor_details():
-        scale, zero_point = detail["quantization"]
-        if detail["name"] in names and scale and np.dtype(detail["dtype"]).kind == "i":
-            limits = np.iinfo(detail["dtype"])
-            low, high = scale * (limits.min - zero_point), scale * (limits.max - zero_point)
-            ranges[detail["name"]] = (float(low), float(high))
-    return ranges
 
 
 def integer_outputs(tflite: bytes, x: np.ndarray, *, names: Iterable[str]) -> Outputs:

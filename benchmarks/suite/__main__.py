@@ -18,7 +18,7 @@ from benchmarks.suite.plan import Entry, Key, Store, plan, read_models
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from tflite_export.conversion.server import start_worker
-from tflite_export.conversion.worker import SCHEMES
+from tflite_export.tflite.schemes import SCHEMES
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

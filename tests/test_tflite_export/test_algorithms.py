@@ -14,8 +14,9 @@ from tflite_export.calibration import check
 from tflite_export.quantization import ALGORITHMS, check_algorithm, quantize
 from tflite_export.simulation.fake_quant import integer_constants, predict
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.tflite.edit import CHANNEL_AXIS, integer_weights, without_softmax
-from tflite_export.tflite.model import read_graph
+from tflite_export.simulation.run import read_graph
+from tflite_export.tflite.edit import integer_weights, without_softmax
+from tflite_export.tflite.spec import CHANNEL_AXIS
 
 IN_FILE = {"int8": "INT8", "int16x8": "INT8", "w4a8": "INT4"}  # type of the weights
 ENDS = {"int8": "int8", "int16x8": "int16", "w4a8": "int8"}

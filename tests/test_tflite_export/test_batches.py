@@ -11,7 +11,7 @@ from tflite_export.quantization import quantize
 from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import predict
 from tflite_export.simulation.ranges import share_scales
-from tflite_export.tflite.model import feeds_of, read_graph, run
+from tflite_export.simulation.run import feeds_of, read_graph, run
 
 SHAPE = (12, 4)
 

@@ -18,8 +18,8 @@ from tflite_export.algorithms.block_reconstruction import learn_rounding
 from tflite_export.algorithms.distillation.distill import distill
 from tflite_export.algorithms.distillation.to_tf_keras import to_tf_keras
 from tflite_export.simulation.fake_quant import integer_constants
+from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import integer_weights
-from tflite_export.tflite.model import read_graph
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

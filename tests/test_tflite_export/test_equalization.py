@@ -11,8 +11,8 @@ from tflite_export import Runner, to_float_tflite
 from tflite_export.algorithms.equalization import correct_biases, equalizable_pairs, equalize
 from tflite_export.simulation.fake_quant import predict, quantized_constants
 from tflite_export.simulation.ranges import collect_ranges
+from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import with_constants
-from tflite_export.tflite.model import read_graph
 
 
 def uneven(*, ceiling=None):

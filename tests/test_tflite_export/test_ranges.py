@@ -8,14 +8,14 @@ import tiny_models
 
 from tflite_export import check_integer, to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.simulation.ranges import collect_ranges, least_squares_range, percentile_range
-from tflite_export.tflite.integer_check import _model, _tensor
-from tflite_export.tflite.model import feeds_of, read_graph, run
+from tflite_export.simulation.run import feeds_of, read_graph, run
+from tflite_export.tflite.model import read_model
 
 
 def scales_by_name(tflite):
-    graph = _model(tflite).Subgraphs(0)
-    rows = [_tensor(graph, i) for i in range(graph.TensorsLength())]
-    return {row["name"]: row for row in rows if len(row["scales"]) == 1 and row["dtype"] == "INT8"}
+    return {
+        t.name: t for t in read_model(tflite).tensors if len(t.scales) == 1 and t.dtype == "INT8"
+    }
 
 
 @pytest.mark.parametrize("rule", ["minmax", "mse", "percentile"])
@@ -35,10 +35,8 @@ def test_scales_of_the_file_equal_the_selected_ranges(name, rule):
     assert set(ranges) == activations and len(found) >= 0.9 * len(ranges)
     for i in found:
         row, (low, high) = rows[graph.tensors[i].name], ranges[i]
-        assert row["scales"][0] == pytest.approx((high - low) / 255, rel=1e-5), graph.tensors[
-            i
-        ].name
-        assert row["zero_points"][0] == pytest.approx(-128 - low / row["scales"][0], abs=0.51)
+        assert row.scales[0] == pytest.approx((high - low) / 255, rel=1e-5), graph.tensors[i].name
+        assert row.zero_points[0] == pytest.approx(-128 - low / row.scales[0], abs=0.51)
 
 
 def test_min_max_equals_the_converters_own_calibration():
@@ -51,7 +49,7 @@ def test_min_max_equals_the_converters_own_calibration():
     common = set(ours) & set(theirs)
     assert len(common) >= 0.8 * len(theirs)
     for name in common:
-        assert ours[name]["scales"][0] == pytest.approx(theirs[name]["scales"][0], rel=1e-4), name
+        assert ours[name].scales[0] == pytest.approx(theirs[name].scales[0], rel=1e-4), name
 
 
 def test_min_max_is_that_of_the_activations():

@@ -15,16 +15,15 @@ from tflite_export import (
 )
 from tflite_export.simulation.fake_quant import integer_constants, predict, quantized_constants
 from tflite_export.simulation.ranges import collect_ranges
+from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import (
-    CHANNEL_AXIS,
     integer_weights,
-    pack_int4,
-    unpack_int4,
     with_constants,
     with_integers,
     without_softmax,
 )
-from tflite_export.tflite.model import read_graph
+from tflite_export.tflite.model import pack_int4, unpack_int4
+from tflite_export.tflite.spec import CHANNEL_AXIS
 
 
 @pytest.fixture(scope="module")

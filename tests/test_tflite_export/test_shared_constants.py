@@ -5,6 +5,7 @@ import collections
 import keras
 import numpy as np
 import pytest
+import tflite_files
 import tiny_models
 
 from tflite_export import Runner, collect_ranges, to_float_tflite
@@ -12,8 +13,9 @@ from tflite_export.algorithms.block_reconstruction import reconstruct
 from tflite_export.algorithms.equalization import correct_biases
 from tflite_export.quantization import quantize
 from tflite_export.simulation.fake_quant import quantized_constants
-from tflite_export.tflite.edit import CHANNEL_AXIS, with_own_biases
-from tflite_export.tflite.model import read_graph
+from tflite_export.simulation.run import read_graph
+from tflite_export.tflite.edit import with_own_biases
+from tflite_export.tflite.spec import CHANNEL_AXIS
 
 
 def signal_to_noise(want, got):
@@ -67,7 +69,7 @@ def test_every_operator_has_a_bias_of_its_own(build):
     assert min(found) >= 0 and len(set(found)) == len(found)
     want = np.asarray(model(images, training=False))
     np.testing.assert_allclose(Runner(tflite).predict(images), want, atol=1e-5 * np.abs(want).max())
-    assert with_own_biases(tflite) == tflite  # nothing is left to do
+    assert with_own_biases(tflite).data == tflite  # nothing is left to do
 
 
 def test_bias_correction_serves_every_layer(model, tflite):
@@ -88,12 +90,13 @@ def test_a_bias_that_is_still_shared_is_left_alone(tflite):
     graph, images = read_graph(tflite), tiny_models.images(8)
     first = biases(graph)[0]
     convolutions = [o.kind == "CONV_2D" for o in graph.operators]
-    shared = graph._replace(
-        operators=tuple(
-            o._replace(inputs=(*o.inputs[:2], first)) if is_one else o
-            for o, is_one in zip(graph.operators, convolutions, strict=True)
-        )
-    )
+
+    def share(parts):
+        for operator, is_one in zip(parts.subgraphs[0].operators, convolutions, strict=True):
+            if is_one:
+                operator.inputs = np.int32([*operator.inputs[:2], first])
+
+    shared = read_graph(tflite_files.changed(tflite, share))
     assert collections.Counter(biases(shared))[first] == 3
     ranges = collect_ranges(shared, images)
     constants = quantized_constants(shared, weight_bits=4)

@@ -17,7 +17,7 @@ from tflite_export.simulation.fake_quant import (
     quantized_constants,
 )
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.tflite.model import read_graph
+from tflite_export.simulation.run import read_graph
 
 
 def off_by(tflite, images):

@@ -11,7 +11,8 @@ import tiny_models
 
 from tflite_export import to_float_tflite, to_tflite
 from tflite_export.conversion import errors
-from tflite_export.targets import report, static, tflm, vela
+from tflite_export.targets import edgetpu, memory_plan, report, tflm, vela
+from tflite_export.tflite.model import Tensor, read_model
 
 TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32, "INT16": np.int16}
 
@@ -190,7 +191,7 @@ EDGETPU = [
 
 @pytest.mark.parametrize(("tflite", "words"), EDGETPU, ids=range(len(EDGETPU)))
 def test_edge_tpu_rules_by_hand(tflite, words):
-    found = [why for _, why in static.edgetpu_fallback(static.read_file(tflite))]
+    found = [why for _, why in edgetpu.edgetpu_fallback(read_model(tflite))]
     assert [bool(words)] * len(found) == [True] * len(found) and len(found) == bool(words), found
     assert not words or words in found[0]
 
@@ -241,11 +242,11 @@ def test_memory_of_activations_by_hand():
     """Alive: at RELU a+b = 112; at TANH a+b+c = 144; at ADD b+c+d = 96. Plan: a at 0..64, b
     64..112, c 112..144, d at 0 (a is dead).
     """
-    file = static.read_file(diamond())
-    lives = {tensor.name: (start, end) for tensor, start, end in static.lifetimes(file)}
+    file = read_model(diamond())
+    lives = {tensor.name: (start, end) for tensor, start, end in memory_plan.lifetimes(file)}
     assert lives == {"a": (0, 1), "b": (0, 2), "c": (1, 2), "d": (2, 2)}
-    assert static.live_peak(file) == (144, 1)
-    assert static.planned_bytes(static.lifetimes(file)) == 144
+    assert memory_plan.live_peak(file) == (144, 1)
+    assert memory_plan.planned_bytes(memory_plan.lifetimes(file)) == 144
 
 
 def test_a_memory_plan_fills_gaps_and_aligns():
@@ -254,10 +255,10 @@ def test_a_memory_plan_fills_gaps_and_aligns():
     """
 
     def tensor(name, size):
-        return static.Tensor(name, (1, size), "INT8", size, 1, True, False, None)
+        return Tensor(0, name, (1, size), (1, size), "INT8", (0.1,), (0,), 0, None)
 
     assert (
-        static.planned_bytes(
+        memory_plan.planned_bytes(
             [(tensor("x", 40), 0, 1), (tensor("y", 30), 1, 2), (tensor("z", 10), 2, 3)]
         )
         == 80
@@ -298,7 +299,7 @@ def test_microcontroller_and_cpu_verdicts_of_a_whole_model(files):
 
 
 def test_an_operator_that_microcontrollers_lack_is_named():
-    verdict = tflm.report(one("GELU"))
+    verdict = tflm.report(read_model(one("GELU")))
     assert not verdict["fully_mapped"] and verdict["fallback"] == [
         {"operator": "GELU", "tensor": "b", "why": "TFLM has no such operator"}
     ]
@@ -307,7 +308,7 @@ def test_an_operator_that_microcontrollers_lack_is_named():
 def test_tflm_itself_agrees(files):
     """TFLM counts its own arena; LiteRT's kernels give the outputs to compare with."""
     pytest.importorskip("tflite_micro")
-    figures = tflm.report(files[0])["figures"]
+    figures = tflm.report(read_model(files[0]))["figures"]
     assert (
         figures["agrees"]
         and abs(figures["arena_bytes"] / figures["arena_estimate_bytes"] - 1) < 0.2
@@ -376,7 +377,7 @@ def test_vela_maps_a_whole_model(files, target):
 
 def test_vela_leaves_float_operators_to_the_cpu_and_says_so(files):
     pytest.importorskip("ethosu.vela")
-    verdict = vela.compile_for(files[1], target="ethos-u55-256")
+    verdict = vela.compile_for(read_model(files[1]), target="ethos-u55-256")
     assert (
         not verdict["fully_mapped"]
         and verdict["operators_mapped"] == 0
@@ -396,7 +397,7 @@ def test_a_crash_of_vela_is_one_line(files):
         ValueError,
         match="Vela .* crashed with SIGFPE on this file. It does not take packed INT4 weights",
     ):
-        vela.compile_for(four_bit, target="ethos-u55-128")
+        vela.compile_for(read_model(four_bit), target="ethos-u55-128")
     with pytest.raises(ValueError, match="--scheme=int8"):
         report.check_targets(["ethos-u55-128"], scheme="w4a8")
 

@@ -31,8 +31,8 @@ from tflite_export.simulation.fake_quant import (
     quantized_constants,
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
-from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.simulation.run import Graph, feeds_of, run
+from tflite_export.tflite.spec import CHANNEL_AXIS
 
 _RATE, _BIAS_RATE = (
     0.2,

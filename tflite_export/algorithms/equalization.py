@@ -16,8 +16,8 @@ import numpy as np
 from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import along, fake_quantizer
 from tflite_export.simulation.ranges import Ranges
-from tflite_export.tflite.edit import CHANNEL_AXIS
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.simulation.run import Graph, feeds_of, run
+from tflite_export.tflite.spec import CHANNEL_AXIS
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _PASSED = (
@@ -128,7 +128,10 @@ def _highest(graph: Graph, images: Any, pairs: list[Pair]) -> dict[int, np.ndarr
 
 
 def equalize(
-    graph: Graph, *, images: np.ndarray | Mapping[str, np.ndarray] | None = None, rounds: int = 20
+    graph: Graph,
+    *,
+    images: np.ndarray | Mapping[str, np.ndarray] | None = None,
+    rounds: int = 20,
 ) -> dict[int, np.ndarray]:
     """Weights and biases whose channels use their layer's range evenly, with the function
     unchanged.
@@ -165,7 +168,7 @@ def equalize(
             _bias(graph, pair.first),
         ):
             if i >= 0:
-                constants[i] = graph.tensors[i].value.astype(np.float64)
+                constants[i] = np.asarray(graph.tensors[i].value, np.float64)
     for _ in range(rounds):
         for pair in pairs:
             first, second = graph.operators[pair.first], graph.operators[pair.second]
@@ -252,11 +255,6 @@ def correct_span(
     """
     import tensorflow as tf
 
-    bare = graph._replace(
-        operators=tuple(
-            o._replace(options={**o.options, "activation": "NONE"}) for o in graph.operators
-        )
-    )
     plain, quantized, changed, corrected = dict(plain), dict(quantized), dict(constants), {}
     last = {i: position for position, o in enumerate(graph.operators) for i in o.inputs}
     for position in span:
@@ -268,7 +266,7 @@ def correct_span(
         inputs = [i for i in operator.inputs if i in plain]
         if operator.kind in _KINDS and bias >= 0:
             want, got = (
-                _outputs(bare, one, values, used)
+                _outputs(graph, one, values, used, fused_activations=False)
                 for values, used in ((plain, float_constants), (quantized, changed))
             )
             error = tf.reduce_mean(got[0] - want[0], list(range(len(want[0].shape) - 1))).numpy()
@@ -289,10 +287,21 @@ def correct_span(
 
 
 def _outputs(
-    graph: Graph, span: range, values: Mapping[int, Any], constants: Mapping[int, Any] | None
+    graph: Graph,
+    span: range,
+    values: Mapping[int, Any],
+    constants: Mapping[int, Any] | None,
+    *,
+    fused_activations: bool = True,
 ) -> list[Any]:
-    """What the operators of `span` make of `values`, whoever reads it."""
-    wanted = graph._replace(outputs=graph.operators[span[0]].outputs)
-    read = {i: values[i] for i in graph.operators[span[0]].inputs if i in values}
-    made = run(wanted, read, constants=constants, operators=span)
-    return [made[i] for i in wanted.outputs]
+    """What the only operator of `span` makes of `values`, whoever reads it."""
+    operator = graph.operators[span[0]]
+    made = run(
+        graph,
+        {i: values[i] for i in operator.inputs if i in values},
+        constants=constants,
+        operators=span,
+        outputs=operator.outputs,
+        fused_activations=fused_activations,
+    )
+    return [made[i] for i in operator.outputs]

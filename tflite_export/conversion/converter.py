@@ -22,8 +22,18 @@ from dgh_tf.common import processes
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
 from tflite_export.conversion.freeze import file_names, in_float32, input_shapes, plain, save_frozen
-from tflite_export.conversion.worker import SCHEMES
-from tflite_export.tflite.edit import in_order, with_own_biases
+from tflite_export.tflite.edit import (
+    float_weights,
+    in_order,
+    integer_weights,
+    with_constants,
+    with_integers,
+    with_own_biases,
+    with_ranges,
+)
+from tflite_export.tflite.model import TFLiteModel, read_model
+from tflite_export.tflite.schemes import find_scheme
+from tflite_export.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 
@@ -82,11 +92,12 @@ def _convert(
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": names}))
         outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes)
-        return in_order(
-            run_worker(folder, timeout=timeout),
-            inputs=file_names(list(shapes), side="input"),
-            outputs=file_names(outputs, side="output"),
-        )
+        made = run_worker(folder, timeout=timeout)
+    return in_order(
+        made,
+        inputs=file_names(list(shapes), side="input"),
+        outputs=file_names(outputs, side="output"),
+    ).data
 
 
 def to_tflite(
@@ -113,30 +124,20 @@ def to_tflite(
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
       ConversionError: the converter failed or crashed.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"Unknown scheme '{scheme}'; expected one of {', '.join(SCHEMES)}.")
+    weight_bits = find_scheme(scheme).weight_bits
     if isinstance(images, Mapping):
         images = {plain(name): array for name, array in images.items()}
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
     tflite = _convert(model, shapes, arrays, scheme, timeout)
-    return (
-        tflite
-        if scheme != "w4a8"
-        else _four_bit(tflite, _convert(model, shapes, {}, None, timeout))
-    )
+    if weight_bits == 8:
+        return tflite
+    return _four_bit(tflite, _convert(model, shapes, {}, None, timeout))
 
 
 def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
     """The int8 file with its weights rounded to 4 bits from the float file's."""
     from tflite_export.simulation.fake_quant import quantize_weights
-    from tflite_export.tflite.edit import (
-        CHANNEL_AXIS,
-        FOUR_BIT_VERSION,
-        float_weights,
-        integer_weights,
-        with_integers,
-    )
 
     present = integer_weights(tflite)
     weights = {
@@ -150,11 +151,11 @@ def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
             f"{', '.join(FOUR_BIT_VERSION)} with "
             "constant weights. Use --scheme=int8."
         )
-    return with_integers(tflite, weights=weights, weight_bits=4)
+    return with_integers(tflite, weights=weights, weight_bits=4).data
 
 
 def to_tflite_with_ranges(
-    float_tflite: bytes,
+    float_tflite: bytes | TFLiteModel,
     *,
     ranges: Mapping[int, tuple[float, float]],
     constants: Mapping[int, np.ndarray] | None = None,
@@ -166,7 +167,7 @@ def to_tflite_with_ranges(
     integers.
 
     Args:
-      float_tflite: of `to_float_tflite`; tensor indices below are those of its `read_graph`.
+      float_tflite: of `to_float_tflite`; tensor indices below are those of its `read_model`.
       ranges: (low, high) of every input and activation in the model's units, from
         `ranges.collect_ranges`.
       constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
@@ -182,31 +183,20 @@ def to_tflite_with_ranges(
       ValueError: constants or integers that do not fit (see `rewriting.with_integers`).
       ConversionError: the quantizer failed or crashed.
     """
-    from tflite_export.tflite.edit import (
-        CHANNEL_AXIS,
-        FOUR_BIT_VERSION,
-        with_constants,
-        with_integers,
-        with_ranges,
-    )
-    from tflite_export.tflite.model import read_graph
-
     with processes.temporary_folder() as folder:
-        calibrated = with_ranges(
-            with_constants(float_tflite, constants=constants or {}), ranges=ranges
-        )
-        (folder / "calibrated.tflite").write_bytes(calibrated)
+        changed = with_constants(float_tflite, constants=constants or {})
+        (folder / "calibrated.tflite").write_bytes(with_ranges(changed, ranges=ranges).data)
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
-    graph, split = read_graph(float_tflite), {weight_bits: {}, 8: {}}
-    for o in graph.operators:
+    made = read_model(tflite)
+    split: dict[int, dict[str, Any]] = {weight_bits: {}, 8: {}}
+    for o in read_model(float_tflite).operators:
         if o.kind in CHANNEL_AXIS and o.inputs[1] in (weights or {}):
-            split[weight_bits if o.kind in FOUR_BIT_VERSION else 8][
-                graph.tensors[o.outputs[0]].name
-            ] = weights[o.inputs[1]]
+            bits = weight_bits if o.kind in FOUR_BIT_VERSION else 8
+            split[bits][o.output_tensors[0].name] = (weights or {})[o.inputs[1]]
     for bits, named in split.items():
-        tflite = with_integers(tflite, weights=named, weight_bits=bits) if named else tflite
-    return tflite
+        made = with_integers(made, weights=named, weight_bits=bits) if named else made
+    return made.data
 
 
 def to_float_tflite(
@@ -223,7 +213,7 @@ def to_float_tflite(
       ValueError: such a shape is needed and `images` is None.
       ConversionError: the converter failed or crashed.
     """
-    shapes = input_shapes(model, images)
+    shapes: dict[str, tuple[Any, ...]] = dict(input_shapes(model, images))
     if images is not None:
         given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
         shapes = {plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
@@ -231,4 +221,4 @@ def to_float_tflite(
         raise ValueError(
             f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size."
         )
-    return with_own_biases(_convert(model, shapes, {}, None, timeout))
+    return with_own_biases(_convert(model, shapes, {}, None, timeout)).data

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tflite_export.conversion.converter import ConversionError, to_tflite
-from tflite_export.conversion.worker import SCHEMES
-from tflite_export.tflite.integer_check import IntegerError, check_integer, operator_table
+from tflite_export.tflite.integer_check import IntegerError, check_integer
+from tflite_export.tflite.model import TFLiteModel, read_model
+from tflite_export.tflite.schemes import find_scheme
 
 _NAMED = re.compile(r"(?:for op: '|tfl\.|CUSTOM:|'tf\.|^\s+)([A-Za-z][A-Za-z0-9_]*)", re.MULTILINE)
 _IN_GRAPH = re.compile(
@@ -22,7 +23,7 @@ _IN_GRAPH = re.compile(
 _TRIED = 2  # images that show whether a scheme takes a model
 
 
-def culprits(text: str, *, float_tflite: bytes | None) -> list[str]:
+def culprits(text: str, *, float_tflite: bytes | TFLiteModel | None) -> list[str]:
     """'OPERATOR of TENSOR' for every operator of the float file (without one: of the TensorFlow
     graph) that a message names.
     """
@@ -34,16 +35,17 @@ def culprits(text: str, *, float_tflite: bytes | None) -> list[str]:
         ]
     kinds = {name.upper() for name in _NAMED.findall(text)}
     return [
-        f"{row['operator']} of {row['outputs'][0]['name'].split(';')[-1]}"
-        for row in operator_table(float_tflite)
-        if row["operator"].removeprefix("CUSTOM:").upper() in kinds and row["outputs"]
+        f"{o.kind} of {o.output_tensors[0].name.split(';')[-1]}"
+        for graph in read_model(float_tflite).subgraphs
+        for o in graph.operators
+        if o.kind.removeprefix("CUSTOM:").upper() in kinds and o.outputs
     ]
 
 
 def explained(
     error: ValueError,
     *,
-    float_tflite: bytes | None,
+    float_tflite: bytes | TFLiteModel | None,
     scheme: str,
     model: Any = None,
     images: Mapping[str, np.ndarray] | None = None,
@@ -80,7 +82,7 @@ def _works(model: Any, images: Mapping[str, np.ndarray], *, scheme: str) -> bool
     """Whether the scheme gives a full-integer file, tried with a few images."""
     try:
         few = {name: array[:_TRIED] for name, array in images.items()}
-        check_integer(to_tflite(model, few, scheme=scheme), io_dtype=SCHEMES[scheme][1])
+        check_integer(to_tflite(model, few, scheme=scheme), io_dtype=find_scheme(scheme).io_dtype)
     except ValueError:
         return False
     return True
@@ -90,7 +92,7 @@ def check_operators(
     model: Any,
     images: Mapping[str, np.ndarray],
     *,
-    float_tflite: bytes,
+    float_tflite: bytes | TFLiteModel,
     scheme: str,
     timeout: float | None = None,
 ) -> None:
@@ -104,7 +106,7 @@ def check_operators(
             scheme=scheme,
             timeout=timeout,
         )
-        check_integer(tflite, io_dtype=SCHEMES[scheme][1])
+        check_integer(tflite, io_dtype=find_scheme(scheme).io_dtype)
     except (ConversionError, IntegerError) as error:
         raise explained(
             error, float_tflite=float_tflite, scheme=scheme, model=model, images=images

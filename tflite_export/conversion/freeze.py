@@ -18,15 +18,7 @@ import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
 from tflite_export.calibration.check import Images
-
-
-def plain(name: str) -> str:
-    """A name as the .tflite file has it: letters, digits and underscores of any script, the first
-    no underscore. Everything else becomes an underscore.
-    """
-    kept = (c.isalnum() if c.isascii() else c.isprintable() for c in name)
-    name = "".join(c if keep else "_" for c, keep in zip(name, kept, strict=True))
-    return f"x{name}" if name.startswith("_") else name
+from tflite_export.tflite.model import plain
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

@@ -1,11 +1,9 @@
 """cli: the process that runs TensorFlow's converter; a crash in it ends only this process.
 
-`python -m tflite_export.worker FOLDER`. FOLDER/request.json says what to do; it holds FOLDER/model
-(a SavedModel with
-the signature serving_default) and one FOLDER/<n>.npy of calibration images per input; or
-FOLDER/calibrated.tflite, a
-float file with the ranges of its activations. Leaves FOLDER/model.tflite, or FOLDER/error.txt with
-the exception's text.
+`python -m tflite_export.conversion.worker FOLDER`. FOLDER/request.json says what to do; it holds
+FOLDER/model (a SavedModel with the signature serving_default) and one FOLDER/<n>.npy of calibration
+images per input; or FOLDER/calibrated.tflite, a float file with the ranges of its activations.
+Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
 
 Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line,
 does each in a fork of
@@ -28,16 +26,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tflite_export.calibration.check import representative_dataset
-
-# scheme -> (name of the operator set in tf.lite.OpsSet, dtype of inputs and outputs)
-SCHEMES = {
-    "int8": ("TFLITE_BUILTINS_INT8", "int8"),
-    "int16x8": ("EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8", "int16"),
-    "w4a8": (
-        "TFLITE_BUILTINS_INT8",
-        "int8",
-    ),  # converted as int8; its weights are rewritten afterwards
-}
+from tflite_export.tflite.schemes import SCHEMES
 
 
 def convert(folder: pathlib.Path) -> bytes:
@@ -57,15 +46,16 @@ def convert(folder: pathlib.Path) -> bytes:
         )
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "model"))
     if request["scheme"] is not None:
-        operators, io_dtype = SCHEMES[request["scheme"]]
+        scheme = SCHEMES[request["scheme"]]
         arrays = {
             name: np.load(folder / f"{i}.npy", mmap_mode="r", allow_pickle=False)
             for i, name in enumerate(request["inputs"])
         }
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = representative_dataset(arrays)
-        converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, operators)]
-        converter.inference_input_type = converter.inference_output_type = getattr(tf, io_dtype)
+        converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, scheme.converter_operators)]
+        io_dtype = getattr(tf, scheme.io_dtype)
+        converter.inference_input_type = converter.inference_output_type = io_dtype
     return converter.convert()
 
 

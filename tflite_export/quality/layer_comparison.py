@@ -10,132 +10,141 @@ them in places of its own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from tflite_export.calibration.check import Images
-from tflite_export.conversion.freeze import plain
 from tflite_export.quality.accuracy_estimate import Evidence
-from tflite_export.tflite.edit import SHAPE_ONLY, without_softmax
-from tflite_export.tflite.integer_check import graph_io, operator_table
-from tflite_export.tflite.interpreter import dequantize, quantize
+from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
+from tflite_export.tflite.model import Operator, Tensor, TFLiteModel, damaged, plain, read_model
+from tflite_export.tflite.spec import HEAD_ACTIVATIONS, SHAPE_ONLY
 
 _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
 
 
 class _Traced:
-    """An interpreter that keeps every tensor: feed one image, read any tensor as float."""
+    """A file that keeps every tensor: feed one image, read any tensor as float."""
 
-    def __init__(self, tflite: bytes):
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        io = graph_io(tflite)
-        self._interpreter = Interpreter(
-            model_content=tflite,
-            experimental_preserve_all_tensors=True,
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
-        self._interpreter.allocate_tensors()
-        rows = self._interpreter.get_input_details()
-        self.inputs = {row["name"]: rows[row["index"]] for row in io["inputs"]}
-        self.outputs = {row["name"]: row["tensor"] for row in io["outputs"]}
-        self.tensors = {detail["name"]: detail for detail in self._interpreter.get_tensor_details()}
+    def __init__(self, model: TFLiteModel):
+        self.model = model
+        self.interpreter = LiteRTInterpreter(model, kernels="builtin", keep_tensors=True)
 
     def run(self, image: Mapping[str, np.ndarray]) -> None:
-        for name, detail in self.inputs.items():
-            self._interpreter.set_tensor(detail["index"], quantize(image[name], detail))
-        self._interpreter.invoke()
+        inputs = self.interpreter.inputs
+        self.interpreter.run({name: quantize(image[name], inputs[name]) for name in inputs})
 
-    def read(self, tensor: str) -> np.ndarray:
-        detail = self.tensors[tensor]
-        return dequantize(self._interpreter.get_tensor(detail["index"]), detail).astype(np.float64)
-
-    def limits(self, tensor: str) -> tuple[float, float]:
-        """Lowest and highest value that the tensor can hold; infinite for a float tensor."""
-        detail = self.tensors[tensor]
-        scale, zero_point = detail["quantization"]
-        if np.dtype(detail["dtype"]).kind == "f" or not scale:
-            return -np.inf, np.inf
-        codes = np.iinfo(detail["dtype"])
-        return float(scale) * (codes.min - zero_point), float(scale) * (codes.max - zero_point)
+    def read(self, tensor: Tensor) -> np.ndarray:
+        codes = self.interpreter.read(tensor.index)
+        scale = (tensor.scales[0], tensor.zero_points[0]) if tensor.scales else (0.0, 0)
+        detail = {"dtype": codes.dtype, "quantization": scale}
+        return dequantize(codes, detail).astype(np.float64)
 
 
-def _activations(float_tflite: bytes, tflite: bytes, ends: Mapping[str, str]) -> dict[str, str]:
-    """Operator by tensor name, in order, for the inputs (as INPUT) and every float activation that
-    both files hold.
+@dataclasses.dataclass(frozen=True)
+class _Compared:
+    """One activation in both files. `operator`: the float file's that makes it, or INPUT."""
+
+    operator: str
+    reference: Tensor
+    integer: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+    """One output of a file, and what its softmax or sigmoid takes; both are one tensor where there
+    is none.
     """
-    table = operator_table(tflite)
-    if any(row["subgraph"] for row in table + operator_table(float_tflite)):
+
+    output: Tensor
+    logits: Tensor
+
+
+def _activations(
+    reference: TFLiteModel, integer: TFLiteModel, ends: Mapping[Tensor, Tensor]
+) -> list[_Compared]:
+    """The inputs and every float activation that both files hold, in order.
+
+    ends: the integer file's tensor by the float file's, of inputs, outputs and logits; all others
+      are found by name.
+    """
+    if len(reference.subgraphs) > 1 or len(integer.subgraphs) > 1:
         raise ValueError(
             "The model has control flow (several subgraphs), whose tensors cannot be "
             "followed. There is no verdict for it."
         )
-    kept = {out["name"] for row in table for out in row["outputs"]} | set(ends)
-    found = {row["tensor"]: "INPUT" for row in graph_io(float_tflite)["inputs"]}
-    for row in operator_table(float_tflite):
-        found |= {
-            out["name"]: row["operator"]
-            for out in row["outputs"]
-            if out["dtype"] == "FLOAT32" and out["name"] in kept
-        }
+    by_name = {t.name: t for o in integer.operators for t in o.output_tensors}
+    inputs = [reference.tensors[i] for i in reference.inputs]
+    found = [_Compared("INPUT", tensor, ends[tensor]) for tensor in inputs]
+    for operator in reference.operators:
+        for tensor in operator.output_tensors:
+            other = ends.get(tensor) or by_name.get(tensor.name)
+            if tensor.dtype == "FLOAT32" and other is not None:
+                found.append(_Compared(operator.kind, tensor, other))
     return found
 
 
-def _heads(tflite: bytes) -> dict[str, tuple[str, str]]:
-    """(output, logits) tensors by the output's name. The logits stand behind a softmax or logistic
-    output (through a reshape);
-    without one they are the output itself.
+def _heads(model: TFLiteModel) -> dict[str, _Head]:
+    """By the output's name. The logits stand behind a softmax or logistic output (through a
+    reshape).
     """
-    makers, found = (
-        {out["name"]: row for row in operator_table(tflite) for out in row["outputs"]},
-        {},
-    )
-    for row in graph_io(tflite)["outputs"]:
-        tensor = row["tensor"]
-        while tensor in makers and makers[tensor]["operator"] in SHAPE_ONLY:
-            tensor = makers[tensor]["inputs"][0]["name"]
-        ending = tensor in makers and makers[tensor]["operator"] in ("SOFTMAX", "LOGISTIC")
-        found[row["name"]] = (
-            row["tensor"],
-            makers[tensor]["inputs"][0]["name"] if ending else row["tensor"],
-        )
+    makers = {tensor: o for o in model.operators for tensor in o.output_tensors}
+    found = {}
+    for name, index in zip(model.output_names, model.outputs, strict=True):
+        output = tensor = model.tensors[index]
+        while (maker := makers.get(tensor)) and maker.kind in SHAPE_ONLY:
+            tensor = _data_of(maker)
+        logits = _data_of(maker) if maker and maker.kind in HEAD_ACTIVATIONS else output
+        found[name] = _Head(output, logits)
     return found
+
+
+def _data_of(operator: Operator) -> Tensor:
+    tensor = operator.input_tensors[0]
+    if tensor is None:
+        raise damaged(f"a {operator.kind} without input")
+    return tensor
 
 
 def _same_heads(
-    float_tflite: bytes, tflite: bytes
-) -> tuple[bytes, list[tuple[tuple[str, str], tuple[str, str]]]]:
+    reference: TFLiteModel, integer: TFLiteModel
+) -> tuple[TFLiteModel, dict[str, tuple[_Head, _Head]]]:
     """The float file, without its softmax and sigmoid where the integer file ends at the logits;
-    and `_heads` of both, side by side.
+    and the heads of both, by the output's name.
     """
-    ours, theirs = _heads(float_tflite), _heads(tflite)
-    if any(ours[name][0] != ours[name][1] and theirs[name][0] == theirs[name][1] for name in ours):
-        float_tflite = without_softmax(float_tflite)
-        ours = _heads(float_tflite)
-    return float_tflite, [(ours[name], theirs[name]) for name in ours]
+    ours, theirs = _heads(reference), _heads(integer)
+    if any(
+        ours[name].output is not ours[name].logits and theirs[name].output is theirs[name].logits
+        for name in ours
+    ):
+        reference = without_softmax(reference)
+        ours = _heads(reference)
+    return reference, {name: (ours[name], theirs[name]) for name in ours}
 
 
-def require_same_ends(float_tflite: bytes, tflite: bytes) -> None:
+def require_same_ends(float_tflite: bytes | TFLiteModel, tflite: bytes | TFLiteModel) -> None:
     """Raises ValueError where the two files' inputs and outputs have other names: they are of
     different models, or made elsewhere.
     """
-    reference, integer = (
-        {end: [row["name"] for row in rows] for end, rows in graph_io(file).items()}
-        for file in (float_tflite, tflite)
-    )
-    if any(set(integer[end]) != set(reference[end]) for end in reference):
+    reference, integer = read_model(float_tflite), read_model(tflite)
+    if set(integer.input_names) != set(reference.input_names) or (
+        set(integer.output_names) != set(reference.output_names)
+    ):
         raise ValueError(
-            f"The file has inputs {', '.join(integer['inputs'])} and outputs "
-            f"{', '.join(integer['outputs'])}, the model "
-            f"{', '.join(reference['inputs'])} and {', '.join(reference['outputs'])}. "
+            f"The file has inputs {', '.join(integer.input_names)} and outputs "
+            f"{', '.join(integer.output_names)}, the model "
+            f"{', '.join(reference.input_names)} and {', '.join(reference.output_names)}. "
             "Give the model that the file was made "
             "from, and a file that tflite_export made: tensors are followed by name."
         )
 
 
-def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
+def gather(
+    float_tflite: bytes | TFLiteModel, tflite: bytes | TFLiteModel, images: Images
+) -> Evidence:
     """Runs both files on every image and compares all their activation tensors.
 
     Args:
@@ -146,89 +155,91 @@ def gather(float_tflite: bytes, tflite: bytes, images: Images) -> Evidence:
     Raises:
       ValueError: the files are of different models, or the images do not fit them.
     """
-    require_same_ends(float_tflite, tflite)
-    float_tflite, heads = _same_heads(float_tflite, tflite)
-    reference, integer = _Traced(float_tflite), _Traced(tflite)
+    reference, integer = read_model(float_tflite), read_model(tflite)
+    require_same_ends(reference, integer)
+    reference, heads = _same_heads(reference, integer)
     arrays = (
         {plain(k): v for k, v in images.items()}
         if isinstance(images, Mapping)
-        else {next(iter(reference.inputs)): images}
+        else {reference.input_names[0]: images}
     )
-    wanted = {
-        name: tuple(map(int, detail["shape"][1:])) for name, detail in reference.inputs.items()
-    }
+    ours, theirs = _inputs(reference), _inputs(integer)
+    wanted = {name: tensor.shape[1:] for name, tensor in ours.items()}
     given = {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
     if given != wanted:
         raise ValueError(
             f"The images have the shapes {given}, the model takes {wanted}. Give "
             "images made for this model."
         )
-    theirs = {row["name"]: row["tensor"] for row in graph_io(tflite)["inputs"]}
-    ends = {
-        row["tensor"]: theirs[row["name"]] for row in graph_io(float_tflite)["inputs"]
-    }  # the integer file's by the float file's
-    for (output, logits), (other, behind) in heads:
-        ends |= {logits: behind, output: other}
-    integer.tensors |= {ours: integer.tensors[other] for ours, other in ends.items()}
-    kinds = _activations(float_tflite, tflite, ends)
-    return _measured(
-        reference, integer, arrays, kinds, {output: logits for (output, logits), _ in heads}
-    )
+    ends = {ours[name]: theirs[name] for name in ours}  # the integer file's by the float file's
+    for our, their in heads.values():
+        ends |= {our.logits: their.logits, our.output: their.output}
+    compared = _activations(reference, integer, ends)
+    return _measured(_Traced(reference), _Traced(integer), arrays, compared, heads)
+
+
+def _inputs(model: TFLiteModel) -> dict[str, Tensor]:
+    """Input tensors by their public names."""
+    pairs = zip(model.input_names, model.inputs, strict=True)
+    return {name: model.tensors[index] for name, index in pairs}
 
 
 def _measured(
     reference: _Traced,
     integer: _Traced,
     arrays: Mapping[str, np.ndarray],
-    kinds: Mapping[str, str],
-    logits: Mapping[str, str],
+    compared: list[_Compared],
+    heads: Mapping[str, tuple[_Head, _Head]],
 ) -> Evidence:
-    count, names = len(next(iter(arrays.values()))), list(kinds)
-    limits = np.array([integer.limits(name) for name in names])
-    table = {
-        key: np.zeros((count, len(names))) for key in ("low", "high", "signal", "noise", "clipped")
+    count = len(next(iter(arrays.values())))
+    limits = np.array([each.integer.limits or (-np.inf, np.inf) for each in compared])
+    low, high, signal, noise, clipped = np.zeros((5, count, len(compared)))
+    ends = ("reference", "outputs", "float_logits", "logits")
+    values: dict[str, dict[str, list[np.ndarray]]] = {
+        end: {name: [] for name in heads} for end in ends
     }
-    heads: dict[str, tuple[list, list]] = {name: ([], []) for name in reference.outputs}
-    raw: dict[str, tuple[list, list]] = {name: ([], []) for name in reference.outputs}
     for i in range(count):
         image = {name: np.asarray(array[i : i + 1], np.float32) for name, array in arrays.items()}
         reference.run(image)
         integer.run(image)
-        for j, name in enumerate(names):
-            a, b = reference.read(name), integer.read(name)
-            step = (
-                (limits[j, 1] - limits[j, 0]) / 255 if np.isfinite(limits[j, 0]) else 0.0
-            )  # softmax ends a step below 1
+        for j, each in enumerate(compared):
+            a, b = reference.read(each.reference), integer.read(each.integer)
+            # softmax ends a step below 1
+            step = (limits[j, 1] - limits[j, 0]) / 255 if np.isfinite(limits[j, 0]) else 0.0
             outside = (a < limits[j, 0] - 1.01 * step) | (a > limits[j, 1] + 1.01 * step)
-            values: dict[str, Any] = {
-                "low": a.min(),
-                "high": a.max(),
-                "signal": np.sum(a * a),
-                "noise": np.sum((a - b) ** 2),
-                "clipped": np.mean(outside),
-            }
-            for key, value in values.items():
-                table[key][i, j] = value
-        for name, tensor in reference.outputs.items():
-            for store, which in ((heads, tensor), (raw, logits[tensor])):
-                store[name][0].append(
-                    reference.read(which)[0]
-                )  # without the file's batch axis of 1
-                store[name][1].append(integer.read(which)[0])
+            low[i, j], high[i, j] = a.min(), a.max()
+            signal[i, j], noise[i, j] = np.sum(a * a), np.sum((a - b) ** 2)
+            clipped[i, j] = np.mean(outside)
+        for name, (ours, theirs) in heads.items():
+            # without the file's batch axis of 1
+            values["reference"][name].append(reference.read(ours.output)[0])
+            values["outputs"][name].append(integer.read(theirs.output)[0])
+            values["float_logits"][name].append(reference.read(ours.logits)[0])
+            values["logits"][name].append(integer.read(theirs.logits)[0])
+    stacked = {end: {name: np.stack(parts) for name, parts in values[end].items()} for end in ends}
     return Evidence(
-        names=names,
-        kinds=list(kinds.values()),
+        names=[each.reference.name for each in compared],
+        kinds=[each.operator for each in compared],
         limits=limits,
-        **table,
-        reference={n: np.stack(pair[0]) for n, pair in heads.items()},
-        outputs={n: np.stack(pair[1]) for n, pair in heads.items()},
-        float_logits={n: np.stack(pair[0]) for n, pair in raw.items()},
-        logits={n: np.stack(pair[1]) for n, pair in raw.items()},
+        low=low,
+        high=high,
+        signal=signal,
+        noise=noise,
+        clipped=clipped,
+        reference=stacked["reference"],
+        outputs=stacked["outputs"],
+        float_logits=stacked["float_logits"],
+        logits=stacked["logits"],
     )
 
 
 def calibration_verdict(
-    float_tflite: bytes, tflite: bytes, images: Images, *, generated: bool, same_inside: bool = True
+    float_tflite: bytes | TFLiteModel,
+    tflite: bytes | TFLiteModel,
+    images: Images,
+    *,
+    generated: bool,
+    same_inside: bool = True,
 ) -> dict[str, Any]:
     """The verdict that the calibration images themselves allow, for F.json: the best case, since
     they set the file's ranges.

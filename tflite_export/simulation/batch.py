@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.simulation.run import Graph, Observe, feeds_of, run
 
 _TRIED = 3  # images that `proven` runs alone and together
 _NOISE = 0.1  # in standard deviations of the images: no two that are tried may be equal
@@ -35,7 +36,8 @@ def proven(graph: Graph, images: np.ndarray | Mapping[str, np.ndarray]) -> Graph
         few = np.asarray(array[np.arange(_TRIED) % len(array)], np.float32)
         noise = rng.standard_normal(few.shape, np.float32) * (_NOISE * few.std())
         feeds[index] = np.clip(few + noise, few.min(), few.max())
-    apart, together = graph._replace(batched=False), graph._replace(batched=True)
+    apart = dataclasses.replace(graph, batched=False)
+    together = dataclasses.replace(graph, batched=True)
     want: dict[int, np.ndarray] = {}
     got: dict[int, np.ndarray] = {}
     run(apart, feeds, observe=_noting(want))
@@ -46,7 +48,7 @@ def proven(graph: Graph, images: np.ndarray | Mapping[str, np.ndarray]) -> Graph
     return together if all(_same(want[i], got[i]) for i in want) else apart
 
 
-def _noting(seen: dict[int, np.ndarray]) -> Callable[[int, Any], Any]:
+def _noting(seen: dict[int, np.ndarray]) -> Observe:
     """An `observe` that keeps every value."""
 
     def note(index: int, value: Any) -> Any:

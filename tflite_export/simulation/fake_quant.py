@@ -15,13 +15,12 @@ import numpy as np
 
 from tflite_export.simulation.batch import proven
 from tflite_export.simulation.ranges import Ranges
-from tflite_export.tflite.edit import CHANNEL_AXIS, FOUR_BIT_VERSION
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.simulation.run import Graph, feeds_of, run
+from tflite_export.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION, spec_of
 
 _SHRINK = np.linspace(
     0.3, 1.0, 71
 )  # candidates of the clipping search, as parts of the largest weight
-_UNQUANTIZED = {"PADV2"}  # its constant takes the scale of the padded tensor
 
 
 def channel_axes(graph: Graph) -> dict[int, int]:
@@ -131,14 +130,12 @@ def quantized_constants(
     }
     result = dict(changed)
     for operator in graph.operators:
-        if operator.kind not in CHANNEL_AXIS and operator.kind not in _UNQUANTIZED:
-            for i in operator.inputs:
-                if (
-                    i >= 0
-                    and graph.tensors[i].value is not None
-                    and graph.tensors[i].dtype == "FLOAT32"
-                ):
-                    result[i] = _per_tensor(changed.get(i, graph.tensors[i].value))
+        if operator.kind in CHANNEL_AXIS or spec_of(operator.kind).keeps_constants:
+            continue
+        for tensor in operator.input_tensors:
+            if tensor is not None and tensor.value is not None and tensor.dtype == "FLOAT32":
+                i = tensor.index
+                result[i] = _per_tensor(changed.get(i, tensor.value))
     for i, axis in channel_axes(graph).items():
         result[i] = integers[i][0].astype(np.float32) * along(
             integers[i][1], axis=axis, rank=integers[i][0].ndim

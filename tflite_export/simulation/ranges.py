@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tflite_export.simulation.batch import proven
-from tflite_export.tflite.model import Graph, feeds_of, run
+from tflite_export.simulation.run import Graph, feeds_of, run
+from tflite_export.tflite.spec import fixed_range, spec_of
 
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")
@@ -22,41 +23,24 @@ _BINS = 2048
 _PARTS = np.linspace(
     0.025, 1.0, 40
 )  # candidates of the clipping search, as parts of the observed minimum and maximum
-# input and output have one scale (SameOperandsAndResultsScale in TensorFlow Lite's quantizer)
-_ONE_SCALE = {
-    "MAX_POOL_2D",
-    "AVERAGE_POOL_2D",
-    "RESHAPE",
-    "SQUEEZE",
-    "EXPAND_DIMS",
-    "PAD",
-    "PADV2",
-    "MIRROR_PAD",
-    "SPLIT",
-    "SPLIT_V",
-    "RESIZE_BILINEAR",
-    "RESIZE_NEAREST_NEIGHBOR",
-    "TRANSPOSE",
-    "STRIDED_SLICE",
-    "SLICE",
-    "GATHER",
-    "UNPACK",
-    "TILE",
-    "BROADCAST_TO",
-}
-_JOINED = {
-    "CONCATENATION",
-    "PACK",
-    "MAXIMUM",
-    "MINIMUM",
-}  # several inputs and the output have one scale
 
 
-def _fixed(kind: str, bits: int) -> tuple[float, float] | None:
-    """Ranges the TFLite specification fixes: scale 2^-b from 0, or 2^(1-b) around 0."""
-    if kind in ("SOFTMAX", "LOGISTIC"):
-        return 0.0, 1.0 - 2.0**-bits
-    return (-1.0, 1.0 - 2.0 ** (1 - bits)) if kind in ("TANH", "L2_NORMALIZATION") else None
+def _fixed_ranges(
+    graph: Graph, ranges: Mapping[int, tuple[float, float]], *, bits: int
+) -> dict[int, tuple[float, float]]:
+    """Ranges that the specification fixes, also behind a reshape: a reshaped softmax is still
+    one.
+    """
+    fixed: dict[int, tuple[float, float]] = {}
+    for operator in graph.operators:
+        limits = fixed_range(operator.kind, bits=bits)
+        if limits is not None:
+            fixed |= {i: limits for i in operator.outputs if i in ranges}
+    for operator in graph.operators:
+        ends = [i for i in (*operator.inputs, *operator.outputs) if i in ranges]
+        if spec_of(operator.kind).hands_on_fixed and len(ends) > 1 and ends[0] in fixed:
+            fixed |= dict.fromkeys(ends[1:], fixed[ends[0]])
+    return fixed
 
 
 def share_scales(
@@ -74,21 +58,12 @@ def share_scales(
             i = root[i]
         return i
 
-    fixed = {
-        i: _fixed(o.kind, activation_bits)
-        for o in graph.operators
-        for i in o.outputs
-        if i in ranges
-    }
-    fixed = {i: limits for i, limits in fixed.items() if limits is not None}
+    fixed = _fixed_ranges(graph, ranges, bits=activation_bits)
     for operator in graph.operators:
-        ends = [i for i in (*operator.inputs, *operator.outputs) if i in ranges]
-        if operator.kind in _ONE_SCALE and len(ends) > 1 and ends[0] in fixed:
-            fixed |= dict.fromkeys(ends[1:], fixed[ends[0]])  # a reshaped softmax is still one
-        elif operator.kind in _ONE_SCALE | _JOINED:
+        ends = [i for i in (*operator.inputs, *operator.outputs) if i in ranges and i not in fixed]
+        if spec_of(operator.kind).same_scale and operator.outputs[0] in ranges:
             for i in ends:
-                if i not in fixed:
-                    root[find(i)] = find(operator.outputs[0])
+                root[find(i)] = find(operator.outputs[0])
     hull = dict(fixed)
     for i in ranges:
         if i not in fixed:
@@ -178,7 +153,8 @@ def collect_ranges(
     if rule not in RULES:
         raise ValueError(f"Unknown range rule '{rule}'; expected one of {', '.join(RULES)}.")
     graph = proven(graph, images)
-    feeds, seen = feeds_of(graph, images), {}
+    feeds = feeds_of(graph, images)
+    seen: Ranges = {}
 
     def extend(index: int, value: Any) -> None:
         low, high = float(tf.reduce_min(value)), float(tf.reduce_max(value))

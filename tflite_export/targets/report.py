@@ -1,107 +1,34 @@
 """state: what each target says of an integer .tflite file: Ethos-U (Vela), Edge TPU (rules), TFLM,
 and this machine's CPU.
 
-To add a target: a function of the file's bytes that returns what `judge` describes, and a line in
+To add a target: a function of the file that returns what `judge` describes, and a line in
 TARGETS (docs/guide/targets.md).
 """
 
 from __future__ import annotations
 
 import functools
-import pathlib
-import platform
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from dgh_tf.common.quiet import held_stderr
-from tflite_export.targets import vela
-from tflite_export.targets.static import EDGETPU_SOURCE, edgetpu_fallback, read_file
-from tflite_export.targets.tflm import report as tflm_report
-
-_LATENCY_SECONDS, _LATENCY_RUNS = 2.0, 101  # at most, for both files together
+from tflite_export.targets import cpu, edgetpu, tflm, vela
+from tflite_export.tflite.model import TFLiteModel, read_model
 
 
-def _edgetpu(tflite: bytes, **_: Any) -> dict[str, Any]:
-    file = read_file(tflite)
-    fallback = [
-        {"operator": o.kind, "tensor": o.outputs[0].name if o.outputs else "", "why": why}
-        for o, why in edgetpu_fallback(file)
-    ]
-    resized = any(operator.kind.startswith("RESIZE_") for operator in file.operators)
-    notes = ["RESIZE may stay on the CPU for some sizes, to keep its precision"] if resized else []
-    return {
-        "how": f"static check against the documented rules, not compiled: {EDGETPU_SOURCE}",
-        "fully_mapped": not fallback,
-        "operators_mapped": len(file.operators) - len(fallback),
-        "operators_cpu": len(fallback),
-        "fallback": fallback,
-        "notes": notes,
-        "figures": {"model_bytes": len(tflite)},
-    }
+def _edgetpu(model: TFLiteModel, **_: Any) -> dict[str, Any]:
+    return edgetpu.report(model)
 
 
-def _tflm(tflite: bytes, **_: Any) -> dict[str, Any]:
-    return tflm_report(tflite)
+def _tflm(model: TFLiteModel, **_: Any) -> dict[str, Any]:
+    return tflm.report(model)
 
 
-def _invoke_seconds(*files: bytes) -> list[float]:
-    """Median seconds of one inference of each file: XNNPACK, one thread, inputs of zeros, the files
-    in turn.
-    """
-    from ai_edge_litert.interpreter import Interpreter
-
-    with held_stderr():  # LiteRT tells of its XNNPACK delegate
-        interpreters = [Interpreter(model_content=data, num_threads=1) for data in files]
-        for interpreter in interpreters:
-            interpreter.allocate_tensors()
-    for interpreter in interpreters:
-        for detail in interpreter.get_input_details():
-            interpreter.set_tensor(detail["index"], np.zeros(detail["shape"], detail["dtype"]))
-        interpreter.invoke()
-    times: list[list[float]] = [[] for _ in files]
-    end = time.perf_counter() + _LATENCY_SECONDS
-    while not times[0] or (len(times[0]) < _LATENCY_RUNS and time.perf_counter() < end):
-        for interpreter, seen in zip(interpreters, times, strict=True):
-            start = time.perf_counter()
-            interpreter.invoke()
-            seen.append(time.perf_counter() - start)
-    return [float(np.median(seen)) for seen in times]
+def _cpu(model: TFLiteModel, *, float_model: TFLiteModel) -> dict[str, Any]:
+    return cpu.report(model, float_model=float_model)
 
 
-def _machine() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
-def _cpu(tflite: bytes, *, float_tflite: bytes) -> dict[str, Any]:
-    ours, reference = _invoke_seconds(tflite, float_tflite)
-    count = len(read_file(tflite).operators)
-    return {
-        "how": f"measured in LiteRT with XNNPACK, 1 thread, median, on {_machine()}",
-        "fully_mapped": True,
-        "operators_mapped": count,
-        "operators_cpu": 0,
-        "fallback": [],
-        "notes": [],
-        "figures": {
-            "latency_ms": float(f"{1e3 * ours:.4g}"),
-            "float_latency_ms": float(f"{1e3 * reference:.4g}"),
-            "speedup": round(reference / ours, 3),
-            "model_bytes": len(tflite),
-            "float_model_bytes": len(float_tflite),
-        },
-    }
-
-
-def _vela(tflite: bytes, *, target: str, **_: Any) -> dict[str, Any]:
-    return vela.compile_for(tflite, target=target)
+def _vela(model: TFLiteModel, *, target: str, **_: Any) -> dict[str, Any]:
+    return vela.compile_for(model, target=target)
 
 
 TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -145,12 +72,12 @@ def check_targets(names: Sequence[str], *, scheme: str = "int8") -> list[str]:
 
 
 def judge(
-    tflite: bytes, *, targets: Sequence[str], float_tflite: bytes
+    tflite: bytes | TFLiteModel, *, targets: Sequence[str], float_tflite: bytes | TFLiteModel
 ) -> dict[str, dict[str, Any]]:
     """Every target's verdict on an integer file.
 
     Args:
-      tflite: bytes of the integer file. targets: names of TARGETS. float_tflite: the same model in
+      tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in
         float32, which cpu compares with.
     Returns:
       By target {"how" (what was done, by which tool or source), "fully_mapped" (no operator is left
@@ -161,7 +88,8 @@ def judge(
     Raises:
       ValueError: a target's tool is missing, failed or crashed.
     """
-    found = {name: TARGETS[name](tflite, float_tflite=float_tflite) for name in targets}
+    model, float_model = read_model(tflite), read_model(float_tflite)
+    found = {name: TARGETS[name](model, float_model=float_model) for name in targets}
     return {name: {**verdict, "summary": summary(name, verdict)} for name, verdict in found.items()}
 
 

@@ -3,7 +3,7 @@ installed, the file run in it.
 
 The package tflite-micro is TFLM itself with its reference kernels, built for this machine. It runs
 in a process of its own
-(python -m tflite_export.targets_tflm FOLDER), because a model that it does not take can end the
+(python -m tflite_export.targets.tflm FOLDER), because a model that it does not take can end the
 process.
 """
 
@@ -19,17 +19,38 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common import processes
-from tflite_export.targets.static import (
-    TFLM_OPERATORS,
-    TFLM_SOURCE,
-    File,
+from tflite_export.targets.memory_plan import (
     bookkeeping_bytes,
     lifetimes,
     live_peak,
     planned_bytes,
-    read_file,
 )
+from tflite_export.tflite.edit import weights_of
+from tflite_export.tflite.interpreter import LiteRTInterpreter
+from tflite_export.tflite.model import TFLiteModel, read_model
 
+SOURCE = "tensorflow/tflite-micro, tensorflow/lite/micro/micro_mutable_op_resolver.h"
+OPERATORS = frozenset(
+    " ".join(
+        (
+            "ABS ADD ADD_N ARG_MAX ARG_MIN ASSIGN_VARIABLE AVERAGE_POOL_2D "
+            "BATCH_MATMUL BATCH_TO_SPACE_ND BROADCAST_ARGS BROADCAST_TO",
+            "CALL_ONCE CAST CEIL CONCATENATION CONV_2D COS CUMSUM DEPTHWISE_CONV_2D "
+            "DEPTH_TO_SPACE DEQUANTIZE DIV ELU EMBEDDING_LOOKUP EQUAL",
+            "EXP EXPAND_DIMS FILL FLOOR FLOOR_DIV FLOOR_MOD FULLY_CONNECTED GATHER "
+            "GATHER_ND GREATER GREATER_EQUAL HARD_SWISH IF",
+            "L2_NORMALIZATION L2_POOL_2D LEAKY_RELU LESS LESS_EQUAL LOG LOGICAL_AND "
+            "LOGICAL_NOT LOGICAL_OR LOGISTIC LOG_SOFTMAX MAXIMUM",
+            "MAX_POOL_2D MEAN MINIMUM MIRROR_PAD MUL NEG NOT_EQUAL PACK PAD PADV2 "
+            "PRELU QUANTIZE READ_VARIABLE REDUCE_MAX REDUCE_MIN RELU",
+            "RELU6 RESHAPE RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR REVERSE_V2 ROUND "
+            "RSQRT SELECT_V2 SHAPE SIN SLICE SOFTMAX SPACE_TO_BATCH_ND",
+            "SPACE_TO_DEPTH SPLIT SPLIT_V SQRT SQUARE SQUARED_DIFFERENCE SQUEEZE "
+            "STRIDED_SLICE SUB SUM SVDF TANH TRANSPOSE TRANSPOSE_CONV",
+            "UNIDIRECTIONAL_SEQUENCE_LSTM UNPACK VAR_HANDLE WHILE ZEROS_LIKE",
+        )
+    ).split(" ")
+)
 _TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 _ARENA = 256 * 2**20  # bytes offered; what is used is reported
 _IMAGES, _SECONDS = 4, 120
@@ -38,28 +59,21 @@ _IMAGES, _SECONDS = 4, 120
 _MOST_SHARE = 0.0625
 
 
-def _compared(tflite: bytes) -> dict[str, Any]:
+def _compared(model: TFLiteModel) -> dict[str, Any]:
     """The file run in TFLM and in LiteRT's built-in kernels on the same random codes.
 
     Returns: {"arena_bytes", "largest_difference_steps" (of the last bit), "agrees"} or {"error":
       TFLM's own line}.
     """
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_content=tflite,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    interpreter.allocate_tensors()
-    rng, details = np.random.default_rng(0), interpreter.get_input_details()
-    limits = [np.iinfo(detail["dtype"]) for detail in details]
-    inputs = [
-        rng.integers(each.min, each.max + 1, (_IMAGES, *detail["shape"])).astype(detail["dtype"])
-        for each, detail in zip(limits, details, strict=True)
-    ]
+    reference = LiteRTInterpreter(model, kernels="builtin")
+    rng, inputs = np.random.default_rng(0), {}
+    for input_name, detail in reference.inputs.items():
+        limits = np.iinfo(detail["dtype"])
+        codes = rng.integers(limits.min, limits.max + 1, (_IMAGES, *detail["shape"]))
+        inputs[input_name] = codes.astype(detail["dtype"])
     with processes.temporary_folder() as folder:
-        (folder / "model.tflite").write_bytes(tflite)
-        np.savez(folder / "inputs.npz", *inputs)
+        (folder / "model.tflite").write_bytes(model.data)
+        np.savez(folder / "inputs.npz", *inputs.values())
         try:
             done = processes.run(
                 "tflite_export.targets.tflm",
@@ -78,21 +92,14 @@ def _compared(tflite: bytes) -> dict[str, Any]:
             return {"error": "; ".join(lines)[:300] or f"it ended with code {done.code}"}
         with np.load(folder / "outputs.npz") as file:
             outputs = [file[key] for key in file.files]
-    worst = share = 0
+    worst, share = 0, 0.0
     for i in range(_IMAGES):
-        for detail, values in zip(details, inputs, strict=True):
-            interpreter.set_tensor(detail["index"], values[i])
-        interpreter.invoke()
-        for detail, values in zip(interpreter.get_output_details(), outputs, strict=True):
-            steps = int(
-                np.abs(
-                    interpreter.get_tensor(detail["index"]).astype(int) - values[i].astype(int)
-                ).max()
-            )
-            worst, share = (
-                max(worst, steps),
-                max(share, steps / 256 ** np.dtype(detail["dtype"]).itemsize),
-            )
+        reference.run({name: codes[i] for name, codes in inputs.items()})
+        for (output_name, detail), values in zip(reference.outputs.items(), outputs, strict=True):
+            ours = reference.output(output_name).astype(int)
+            steps = int(np.abs(ours - values[i].astype(int)).max())
+            worst = max(worst, steps)
+            share = max(share, steps / 256 ** np.dtype(detail["dtype"]).itemsize)
     total = _TOTAL.search(done.stdout + done.stderr)
     return {
         "arena_bytes": int(total.group(1)) if total else None,
@@ -101,7 +108,7 @@ def _compared(tflite: bytes) -> dict[str, Any]:
     }
 
 
-def _notes(file: File, run: dict[str, Any] | None) -> list[str]:
+def _notes(model: TFLiteModel, run: dict[str, Any] | None) -> list[str]:
     notes = []
     if run is None and importlib.util.find_spec("tflite_micro") is None:
         notes.append(
@@ -116,8 +123,7 @@ def _notes(file: File, run: dict[str, Any] | None) -> list[str]:
             "LiteRT's: find out why before shipping"
         )
     dense = sum(
-        o.kind == "FULLY_CONNECTED" and o.inputs[1] is not None and o.inputs[1].scales > 1
-        for o in file.operators
+        o.kind == "FULLY_CONNECTED" and len(weights_of(o).scales) > 1 for o in model.operators
     )
     if dense:
         here = "right in this TFLM, wrong" if run is not None and run.get("agrees") else "wrong"
@@ -129,8 +135,8 @@ def _notes(file: File, run: dict[str, Any] | None) -> list[str]:
     return notes
 
 
-def report(tflite: bytes) -> dict[str, Any]:
-    """TFLM's verdict on an integer file: see targets.judge. `fully_mapped`: TFLM has a kernel for
+def report(model: TFLiteModel) -> dict[str, Any]:
+    """TFLM's verdict on an integer file: see report.judge. `fully_mapped`: TFLM has a kernel for
     every operator.
 
     Figures: `activations_bytes` is the memory plan of all activations, `live_peak_bytes` what no
@@ -139,26 +145,25 @@ def report(tflite: bytes) -> dict[str, Any]:
     only where tflite-micro is installed,
     is TFLM's own count.
     """
-    file = read_file(tflite)
     fallback = [
         {
             "operator": o.kind,
-            "tensor": o.outputs[0].name if o.outputs else "",
+            "tensor": o.output_tensors[0].name if o.outputs else "",
             "why": "TFLM has no such operator",
         }
-        for o in file.operators
-        if o.kind not in TFLM_OPERATORS
+        for o in model.operators
+        if o.kind not in OPERATORS
     ]
-    peak, at = live_peak(file)
+    peak, at = live_peak(model)
     installed = importlib.util.find_spec("tflite_micro") is not None
-    run = _compared(tflite) if installed and not fallback else None
-    plan = planned_bytes(lifetimes(file))
+    run = _compared(model) if installed and not fallback else None
+    plan = planned_bytes(lifetimes(model))
     figures = {
-        "arena_estimate_bytes": plan + bookkeeping_bytes(file),
+        "arena_estimate_bytes": plan + bookkeeping_bytes(model),
         "activations_bytes": plan,
         "live_peak_bytes": peak,
-        "live_peak_at": file.operators[at].outputs[0].name if file.operators else "",
-        "model_bytes": len(tflite),
+        "live_peak_at": model.operators[at].output_tensors[0].name if model.operators else "",
+        "model_bytes": len(model.data),
         **(run or {}),
     }
     how = (
@@ -167,12 +172,12 @@ def report(tflite: bytes) -> dict[str, Any]:
         else "operator list and memory plan, not run"
     )
     return {
-        "how": f"{how}; operators from {TFLM_SOURCE}",
+        "how": f"{how}; operators from {SOURCE}",
         "fully_mapped": not fallback and not (run and "error" in run),
-        "operators_mapped": len(file.operators) - len(fallback),
+        "operators_mapped": len(model.operators) - len(fallback),
         "operators_cpu": len(fallback),
         "fallback": fallback,
-        "notes": _notes(file, run),
+        "notes": _notes(model, run),
         "figures": figures,
     }
 
@@ -184,19 +189,12 @@ def main(argv: list[str]) -> int:
     from tflite_micro import runtime
 
     folder = pathlib.Path(argv[1])
-    interpreter = runtime.Interpreter.from_bytes(
-        (folder / "model.tflite").read_bytes(), arena_size=_ARENA
-    )
+    tflite = (folder / "model.tflite").read_bytes()
+    interpreter = runtime.Interpreter.from_bytes(tflite, arena_size=_ARENA)
     with np.load(folder / "inputs.npz") as file:
         inputs = [file[key] for key in file.files]
-    from ai_edge_litert import schema_py_generated as schema
-
     outputs: list[list[np.ndarray]] = []
-    count = (
-        schema.Model.GetRootAs((folder / "model.tflite").read_bytes(), 0)
-        .Subgraphs(0)
-        .OutputsLength()
-    )
+    count = len(read_model(tflite).outputs)
     for i in range(len(inputs[0])):
         for index, values in enumerate(inputs):
             interpreter.set_input(values[i], index)

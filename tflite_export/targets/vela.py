@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dgh_tf.common import processes
-from tflite_export.tflite.integer_check import operator_table
+from tflite_export.tflite.model import TFLiteModel
 
 # target -> (system configuration, memory mode), both of the Arm/vela.ini that comes with Vela:
 # clock and memories of a typical chip
@@ -125,14 +125,14 @@ def _crash(done: processes.Ended, four_bit: bool) -> ValueError:
     )
 
 
-def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
+def compile_for(model: TFLiteModel, *, target: str) -> dict[str, Any]:
     """Compiles an integer file for one Ethos-U and reports Vela's figures.
 
     Args:
-      tflite: the file's bytes. target: a key of CONFIGURATIONS.
+      model: the file. target: a key of CONFIGURATIONS.
     Returns:
       {"how", "fully_mapped", "operators_mapped", "operators_cpu", "fallback", "notes", "figures"}:
-      see targets.judge. Figures are Vela's
+      see report.judge. Figures are Vela's
       estimates for the system and memory mode named in "how": cycles, MHz, KiB per memory,
       inferences per second.
     Raises:
@@ -140,10 +140,10 @@ def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
     """
     check_installed()
     system, memory = CONFIGURATIONS[target]
-    table = operator_table(tflite)
-    kinds = {out["name"]: row["operator"] for row in table for out in row["outputs"]}
+    operators = [o for graph in model.subgraphs for o in graph.operators]
+    kinds = {tensor.name: o.kind for o in operators for tensor in o.output_tensors}
     with processes.temporary_folder() as folder:
-        (folder / "model.tflite").write_bytes(tflite)
+        (folder / "model.tflite").write_bytes(model.data)
         options = {
             "--accelerator-config": target,
             "--config": "Arm/vela.ini",
@@ -167,7 +167,8 @@ def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
             ) from None
         summaries = list(folder.glob("model_summary_*.csv"))
         if done.code or not summaries:
-            raise _crash(done, any(t["dtype"] == "INT4" for row in table for t in row["inputs"]))
+            tensors = [tensor for o in operators for tensor in o.input_tensors]
+            raise _crash(done, any(t is not None and t.dtype == "INT4" for t in tensors))
         on_npu, on_cpu, rows = read_log(done.stdout + done.stderr, kinds=kinds)
         figures = _figures(summaries[0])
     return {
@@ -176,7 +177,7 @@ def compile_for(tflite: bytes, *, target: str) -> dict[str, Any]:
             f"{memory}; figures are its estimates"
         ),
         "fully_mapped": on_cpu == 0,
-        "operators_mapped": max(len(table) - on_cpu, 0),
+        "operators_mapped": max(len(operators) - on_cpu, 0),
         "operators_cpu": on_cpu,
         "fallback": rows,
         "notes": [],

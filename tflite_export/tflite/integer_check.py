@@ -1,9 +1,5 @@
-"""math: reads the operators, tensors and signatures of a .tflite file, and refuses floating point
-in it.
-
-Read straight from the flatbuffer, not from an interpreter: that needs no memory for tensors, sees
-packed INT4, and is
-not rewritten by a delegate.
+"""math: proves that a .tflite file computes with integers only, and lists its operators and
+ends.
 """
 
 from __future__ import annotations
@@ -11,7 +7,10 @@ from __future__ import annotations
 import collections
 from typing import Any
 
+from tflite_export.tflite.model import Operator, Tensor, TFLiteModel, read_model
+
 FLOATS = frozenset({"FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16", "COMPLEX64", "COMPLEX128"})
+_SHOWN = 20  # float parts in an error
 
 
 class IntegerError(ValueError):
@@ -20,51 +19,7 @@ class IntegerError(ValueError):
     """
 
 
-def _model(tflite: bytes) -> Any:
-    from ai_edge_litert import schema_py_generated as schema
-
-    if len(tflite) < 8 or bytes(tflite[4:8]) != b"TFL3":
-        raise ValueError(
-            f"This is not a TFLite model: {len(tflite)} bytes without the mark TFL3. "
-            "Pass a .tflite file."
-        )
-    return schema.Model.GetRootAs(tflite, 0)
-
-
-def _names(enum: type) -> dict[int, str]:
-    return {value: name for name, value in vars(enum).items() if not name.startswith("_")}
-
-
-def _tensor(graph: Any, index: int) -> dict[str, Any]:
-    """Name, dtype (schema's name), shape, scales and zero points of one tensor."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    tensor, types = graph.Tensors(index), _names(schema.TensorType)
-    quantization = tensor.Quantization()
-    count = quantization.ScaleLength() if quantization else 0
-    return {
-        "name": (tensor.Name() or b"").decode(),
-        "dtype": types[tensor.Type()],
-        "shape": [tensor.Shape(i) for i in range(tensor.ShapeLength())],
-        "scales": [quantization.Scale(i) for i in range(count)],
-        "zero_points": [quantization.ZeroPoint(i) for i in range(quantization.ZeroPointLength())]
-        if count
-        else [],
-    }
-
-
-def _operator_name(model: Any, operator: Any) -> str:
-    from ai_edge_litert import schema_py_generated as schema
-
-    code = model.OperatorCodes(operator.OpcodeIndex())
-    builtin = max(
-        code.BuiltinCode(), code.DeprecatedBuiltinCode()
-    )  # old files fill only the 8-bit field
-    name = _names(schema.BuiltinOperator)[builtin]
-    return f"CUSTOM:{code.CustomCode().decode()}" if name == "CUSTOM" else name
-
-
-def operator_table(tflite: bytes) -> list[dict[str, Any]]:
+def operator_table(tflite: bytes | TFLiteModel) -> list[dict[str, Any]]:
     """Every operator in order of execution.
 
     Returns:
@@ -72,29 +27,30 @@ def operator_table(tflite: bytes) -> list[dict[str, Any]]:
       {"name", "dtype"}
       with dtypes as in the TFLite schema (INT8, INT4, FLOAT32 ...).
     Raises:
-      ValueError: the bytes are not a TFLite model.
+      ValueError: the bytes are not a TFLite model, or a damaged one.
+
+    Example:
+      [row["operator"] for row in operator_table(pathlib.Path("model.tflite").read_bytes())]
     """
-    model, rows = _model(tflite), []
-    for g in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(g)
-        tensors = [_tensor(graph, i) for i in range(graph.TensorsLength())]
-        for i in range(graph.OperatorsLength()):
-            operator = graph.Operators(i)
-            row = {"subgraph": g, "index": i, "operator": _operator_name(model, operator)}
-            ends = {
-                "inputs": [operator.Inputs(j) for j in range(operator.InputsLength())],
-                "outputs": [operator.Outputs(j) for j in range(operator.OutputsLength())],
-            }
-            for end, indices in ends.items():  # -1 marks an optional input that is absent
-                row[end] = [
-                    {k: tensors[j][k] for k in ("name", "dtype")} for j in indices if j >= 0
-                ]
-            rows.append(row)
-    return rows
+
+    def ends(tensors: tuple[Tensor | None, ...]) -> list[dict[str, str]]:
+        return [{"name": t.name, "dtype": t.dtype} for t in tensors if t is not None]
+
+    return [
+        {
+            "subgraph": place,
+            "index": index,
+            "operator": operator.kind,
+            "inputs": ends(operator.input_tensors),
+            "outputs": ends(operator.output_tensors),
+        }
+        for place, graph in enumerate(read_model(tflite).subgraphs)
+        for index, operator in enumerate(graph.operators)
+    ]
 
 
-def graph_io(tflite: bytes) -> dict[str, list[dict[str, Any]]]:
-    """Inputs and outputs of the main graph, in the file's order.
+def graph_io(tflite: bytes | TFLiteModel) -> dict[str, list[dict[str, Any]]]:
+    """Inputs and outputs of the main graph, in the file's order, as F.json holds them.
 
     Returns:
       {"inputs": rows, "outputs": rows}; a row is {"name", "index", "tensor", "dtype", "shape",
@@ -104,63 +60,61 @@ def graph_io(tflite: bytes) -> dict[str, list[dict[str, Any]]]:
       interpreter's get_input_details() or get_output_details(); scale and zero_point are None where
       not quantized.
     """
-    model = _model(tflite)
-    signature: dict[str, dict[int, str]] = {"inputs": {}, "outputs": {}}
-    graph = model.Subgraphs(0)
-    if model.SignatureDefsLength():
-        first = model.SignatureDefs(0)
-        inputs = [first.Inputs(i) for i in range(first.InputsLength())]
-        outputs = [first.Outputs(i) for i in range(first.OutputsLength())]
-        signature = {
-            "inputs": {m.TensorIndex(): m.Name().decode() for m in inputs},
-            "outputs": {m.TensorIndex(): m.Name().decode() for m in outputs},
-        }
-    ends = {"inputs": graph.InputsAsNumpy(), "outputs": graph.OutputsAsNumpy()}
+    model = read_model(tflite)
+    ends = {
+        "inputs": (model.inputs, model.input_names),
+        "outputs": (model.outputs, model.output_names),
+    }
     return {
-        end: [_io_row(graph, int(t), i, signature[end]) for i, t in enumerate(indices)]
-        for end, indices in ends.items()
+        end: [
+            _io_row(model.tensors[tensor], place, name)
+            for place, (tensor, name) in enumerate(zip(indices, names, strict=True))
+        ]
+        for end, (indices, names) in ends.items()
     }
 
 
-def _io_row(graph: Any, tensor: int, index: int, names: dict[int, str]) -> dict[str, Any]:
-    row = _tensor(graph, tensor)
-    scale, zero_point = (row["scales"] or [None])[0], (row["zero_points"] or [None])[0]
+def _io_row(tensor: Tensor, place: int, name: str) -> dict[str, Any]:
     return {
-        "name": names.get(tensor, row["name"]),
-        "index": index,
-        "tensor": row["name"],
-        "dtype": row["dtype"],
-        "shape": row["shape"],
-        "scale": scale,
-        "zero_point": zero_point,
+        "name": name,
+        "index": place,
+        "tensor": tensor.name,
+        "dtype": tensor.dtype,
+        "shape": list(tensor.shape),
+        "scale": tensor.scales[0] if tensor.scales else None,
+        "zero_point": tensor.zero_points[0] if tensor.zero_points else None,
     }
 
 
-def _float_parts(model: Any, table: list[dict[str, Any]]) -> list[str]:
+def _float_parts(model: TFLiteModel) -> list[str]:
     """One line per operator that touches a float tensor, then one per float tensor no operator
     touches.
     """
     lines, touched = [], set()
-    for row in table:
-        ends = row["inputs"] + row["outputs"]
-        floats = [t for t in ends if t["dtype"] in FLOATS]
-        touched |= {(row["subgraph"], t["name"]) for t in floats}
-        if floats:
-            names = ", ".join(f"{t['name']} {t['dtype']}" for t in floats)
-            lines.append(f"{row['operator']} #{row['index']}: {names}")
-    for g in range(model.SubgraphsLength()):
-        graph = model.Subgraphs(g)
-        for tensor in (_tensor(graph, i) for i in range(graph.TensorsLength())):
-            if tensor["dtype"] in FLOATS and (g, tensor["name"]) not in touched:
-                lines.append(f"tensor {tensor['name']} {tensor['dtype']} (no operator)")
+    for graph in model.subgraphs:
+        for index, operator in enumerate(graph.operators):
+            floats = [t for t in _ends(operator) if t.dtype in FLOATS]
+            touched.update(floats)
+            if floats:
+                names = ", ".join(f"{t.name} {t.dtype}" for t in floats)
+                lines.append(f"{operator.kind} #{index}: {names}")
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if tensor.dtype in FLOATS and tensor not in touched:
+                lines.append(f"tensor {tensor.name} {tensor.dtype} (no operator)")
     return lines
 
 
-def check_integer(tflite: bytes, *, io_dtype: str) -> dict[str, Any]:
+def _ends(operator: Operator) -> list[Tensor]:
+    tensors = (*operator.input_tensors, *operator.output_tensors)
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def check_integer(tflite: bytes | TFLiteModel, *, io_dtype: str) -> dict[str, Any]:
     """Proves that a model computes with integers only.
 
     Args:
-      tflite: the file's bytes.
+      tflite: the file's bytes, or the file as `read_model` gives it.
       io_dtype: dtype every input and output must have: "int8", "uint8" or "int16".
     Returns:
       The proof: {"fully_integer": True, "operators": {name: count}, "tensor_dtypes": {dtype:
@@ -171,14 +125,16 @@ def check_integer(tflite: bytes, *, io_dtype: str) -> dict[str, Any]:
       IntegerError: a tensor is float (the operators around it are listed), or an input or output
         has another dtype or
         no scale.
-      ValueError: the bytes are not a TFLite model.
+      ValueError: the bytes are not a TFLite model, or a damaged one.
+
+    Example:
+      check_integer(pathlib.Path("model.tflite").read_bytes(), io_dtype="int8")["operators"]
     """
-    model, table, io = _model(tflite), operator_table(tflite), graph_io(tflite)
-    floats = _float_parts(model, table)
+    model = read_model(tflite)
+    table, io, floats = operator_table(model), graph_io(model), _float_parts(model)
     if floats:
-        shown = "\n  ".join(
-            floats[:20] + ([f"... and {len(floats) - 20} more"] if len(floats) > 20 else [])
-        )
+        more = [f"... and {len(floats) - _SHOWN} more"] if len(floats) > _SHOWN else []
+        shown = "\n  ".join(floats[:_SHOWN] + more)
         raise IntegerError(
             f"The model is not fully integer: {len(floats)} of its {len(table)} "
             "operators or its tensors use floating "
@@ -193,17 +149,13 @@ def check_integer(tflite: bytes, *, io_dtype: str) -> dict[str, Any]:
                     f"{row['scale']}; expected {io_dtype} with a scale. Convert again "
                     f"with {io_dtype} at both ends."
                 )
-    dtypes = collections.Counter(
-        _tensor(model.Subgraphs(g), i)["dtype"]
-        for g in range(model.SubgraphsLength())
-        for i in range(model.Subgraphs(g).TensorsLength())
-    )
+    dtypes = collections.Counter(t.dtype for graph in model.subgraphs for t in graph.tensors)
     return {
         "fully_integer": True,
-        "operators": dict(collections.Counter(r["operator"] for r in table)),
+        "operators": dict(collections.Counter(row["operator"] for row in table)),
         "tensor_dtypes": dict(dtypes),
         "float_tensors": 0,
         **io,
         "table": table,
-        "bytes": len(tflite),
+        "bytes": len(model.data),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.integer_check import graph_io
+from tflite_export.tflite.model import TFLiteModel, read_model
 
 _KERNELS = {
     "xnnpack": "AUTO",
@@ -50,37 +50,98 @@ def dequantize(codes: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     return (np.asarray(codes, np.float32) - np.float32(zero_point)) * np.float32(scale)
 
 
-class Runner:
-    """A LiteRT interpreter for a batch-1 file of any integer or float type.
+class LiteRTInterpreter:
+    """LiteRT's interpreter of one file, ready to run: the only place that makes one.
 
     Args:
-      tflite: the file's bytes or path.
+      tflite: the file's bytes, or the file as `read_model` gives it.
       threads: of the interpreter; more than 1 is slower for small networks.
-      kernels: "xnnpack" (default, what a phone or PC runs), "builtin" or "reference". They differ
-        by some steps of the
-        last bit, so a comparison must keep to one.
+      kernels: "xnnpack" (default, what a phone or PC runs), "builtin" or "reference".
+      keep_tensors: every tensor can be read after a run, not only the outputs. XNNPACK computes in
+        places of its own, so this needs other kernels.
+    Attributes:
+      model: what the file says. inputs, outputs: details of LiteRT by public name, among them
+        "index", "shape", "dtype" and "quantization" (scale, zero point).
     Raises:
-      FileNotFoundError, ValueError: no such file, not a TFLite model, or a fixed batch above 1.
+      ValueError: unknown kernels, a damaged file, or one with an operator that LiteRT does not run.
     """
 
     def __init__(
-        self, tflite: bytes | str | os.PathLike, *, threads: int = 1, kernels: str = "xnnpack"
+        self,
+        tflite: bytes | TFLiteModel,
+        *,
+        threads: int = 1,
+        kernels: str = "xnnpack",
+        keep_tensors: bool = False,
     ):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         if kernels not in _KERNELS:
             raise ValueError(f"Unknown kernels '{kernels}'; expected one of {', '.join(_KERNELS)}.")
-        data = tflite if isinstance(tflite, bytes) else pathlib.Path(tflite).read_bytes()
-        io = graph_io(data)
-        resolver = getattr(OpResolverType, _KERNELS[kernels])
-        self._interpreter = Interpreter(
-            model_content=data, num_threads=threads, experimental_op_resolver_type=resolver
-        )
-        self._interpreter.allocate_tensors()
+        self.model = read_model(tflite)
+        try:
+            self._interpreter = Interpreter(
+                model_content=self.model.data,
+                num_threads=threads,
+                experimental_op_resolver_type=getattr(OpResolverType, _KERNELS[kernels]),
+                experimental_preserve_all_tensors=keep_tensors,
+            )
+            self._interpreter.allocate_tensors()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"LiteRT cannot run this TFLite model: {' '.join(str(error).split())[:500]}"
+            ) from error
         rows = self._interpreter.get_input_details()
-        self.inputs: dict[str, dict] = {row["name"]: rows[row["index"]] for row in io["inputs"]}
+        self.inputs: dict[str, dict] = dict(zip(self.model.input_names, rows, strict=True))
         rows = self._interpreter.get_output_details()
-        self.outputs: dict[str, dict] = {row["name"]: rows[row["index"]] for row in io["outputs"]}
+        self.outputs: dict[str, dict] = dict(zip(self.model.output_names, rows, strict=True))
+
+    def run(self, codes: Mapping[str, np.ndarray]) -> None:
+        """One inference. codes: by input name, of the input's own shape and dtype."""
+        for name, value in codes.items():
+            self._interpreter.set_tensor(self.inputs[name]["index"], value)
+        self._interpreter.invoke()
+
+    def read(self, index: int) -> np.ndarray:
+        """A copy of what a tensor of the main graph holds after `run`, in its own dtype."""
+        return self._interpreter.get_tensor(index)
+
+    def output(self, name: str) -> np.ndarray:
+        """A copy of what an output holds after `run`, in its own dtype."""
+        return self._interpreter.get_tensor(self.outputs[name]["index"])
+
+
+class Runner:
+    """Runs a batch-1 file of any integer or float type in LiteRT, float in and float out.
+
+    Args:
+      tflite: the file's bytes or path, or the file as `read_model` gives it.
+      threads: of the interpreter; more than 1 is slower for small networks.
+      kernels: "xnnpack" (default, what a phone or PC runs), "builtin" or "reference". They differ
+        by some steps of the
+        last bit, so a comparison must keep to one.
+    Raises:
+      FileNotFoundError, ValueError: no such file, not a TFLite model, one that LiteRT does not run,
+        or a fixed batch above 1.
+
+    Example:
+      Runner("model.tflite").predict(images)
+    """
+
+    def __init__(
+        self,
+        tflite: bytes | str | os.PathLike | TFLiteModel,
+        *,
+        threads: int = 1,
+        kernels: str = "xnnpack",
+    ):
+        data = (
+            tflite
+            if isinstance(tflite, (bytes, TFLiteModel))
+            else pathlib.Path(tflite).read_bytes()
+        )
+        self._interpreter = LiteRTInterpreter(data, threads=threads, kernels=kernels)
+        self.inputs, self.outputs = self._interpreter.inputs, self._interpreter.outputs
         for name, detail in self.inputs.items():
             if len(detail["shape"]) == 0 or detail["shape"][0] != 1:
                 raise ValueError(
@@ -129,18 +190,15 @@ class Runner:
         codes = {
             name: np.empty((count, *d["shape"]), d["dtype"]) for name, d in self.outputs.items()
         }
-        reads = [(codes[name], d["index"]) for name, d in self.outputs.items()]
         for start in range(0, count, _CHUNK):
-            feeds = [
-                (quantize(a[start : start + _CHUNK], self.inputs[n]), self.inputs[n]["index"])
-                for n, a in arrays.items()
-            ]
+            feeds = {
+                name: quantize(array[start : start + _CHUNK], self.inputs[name])
+                for name, array in arrays.items()
+            }
             for i in range(min(_CHUNK, count - start)):
-                for values, index in feeds:
-                    interpreter.set_tensor(index, values[i : i + 1])
-                interpreter.invoke()
-                for values, index in reads:
-                    values[start + i] = interpreter.get_tensor(index)
+                interpreter.run({name: values[i : i + 1] for name, values in feeds.items()})
+                for name, values in codes.items():
+                    values[start + i] = interpreter.output(name)
         results = {}
         for name, detail in self.outputs.items():
             values = dequantize(codes[name], detail)

@@ -1,489 +1,445 @@
-"""math: a float .tflite graph as plain data, run and differentiated in TensorFlow.
+"""math: a .tflite file as plain data, parsed once: tensors, operators, signatures and the bytes.
 
-The converter has already folded BatchNorm into the weights and fused the activations, so what is
-measured or optimized
-here is what the integer file will hold. A file is converted at batch 1; here any batch runs, if
-`proven` has shown that images stay apart; else each image runs alone.
+Files come from anywhere, so every length, index and offset is checked while reading: a damaged file
+raises one ValueError here, and nothing that works on a `TFLiteModel` has to check again. The
+flatbuffer is read directly rather than through an interpreter: that needs no memory for tensors,
+shows packed INT4 as it is, and no delegate has rewritten anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+import math
+import re
+import struct
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from tflite_export.conversion.freeze import plain
+from tflite_export.tflite.spec import OPERATORS, spec_of
 
-_ACTIVATIONS = {
-    1: "RELU",
-    2: "RELU_N1_TO_1",
-    3: "RELU6",
-    4: "TANH",
-}  # ActivationFunctionType of the schema
-_DTYPES = {
-    "FLOAT32": np.float32,
+_ACTIVATIONS = {1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}  # ActivationFunctionType
+_NUMPY_TYPES = {
     "FLOAT16": np.float16,
+    "FLOAT32": np.float32,
+    "FLOAT64": np.float64,
+    "BOOL": np.bool_,
+    "INT8": np.int8,
+    "INT16": np.int16,
     "INT32": np.int32,
     "INT64": np.int64,
-    "INT8": np.int8,
     "UINT8": np.uint8,
-    "BOOL": np.bool_,
-    "INT16": np.int16,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "COMPLEX64": np.complex64,
+    "COMPLEX128": np.complex128,
 }
+_INTEGERS = {name for name in _NUMPY_TYPES if "INT" in name}
+_BITS = {"BOOL": 8, "BFLOAT16": 16, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8}
+_NO_SIZE = {"STRING", "RESOURCE", "VARIANT"}  # their elements have no fixed number of bytes
+# what Python's flatbuffers raises where an offset leads out of the file or to nonsense
+_READ_ERRORS = (
+    struct.error,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    ValueError,
+)
 
 
-class Tensor(NamedTuple):
-    """A tensor of the file; `dtype` is the schema's name, `value` None for activations."""
+class _DamagedError(ValueError):
+    """A file whose parts do not fit together; the text says which."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+    """One tensor of a subgraph.
+
+    Attributes:
+      index: place among its subgraph's tensors, which LiteRT's interpreter uses too.
+      name: of the file; not always unique.
+      shape: sizes in elements. shape_signature: the same, with -1 for an axis of open size.
+      dtype: the schema's name (FLOAT32, INT8, INT4 ...).
+      scales, zero_points: none for tensors that are not quantized, one, or one per channel.
+      quantized_dimension: the channels' axis, where there are several scales.
+      data: the constant's bytes as uint8 array, without a copy; None for activations.
+    """
 
     index: int
     name: str
     shape: tuple[int, ...]
+    shape_signature: tuple[int, ...]
     dtype: str
-    value: np.ndarray | None
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    quantized_dimension: int
+    data: np.ndarray | None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the file holds the tensor's values."""
+        return self.data is not None
+
+    @property
+    def open_size(self) -> bool:
+        """Whether an axis has no fixed size."""
+        return min(self.shape_signature, default=1) < 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the tensor's elements take, packed where its type is packed."""
+        return _bytes_of(self.shape, self.dtype)
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """Lowest and highest value that integers of one scale can stand for, in the model's units;
+        None for float tensors and for several scales.
+        """
+        if len(self.scales) != 1 or not self.scales[0] or self.dtype not in _INTEGERS:
+            return None
+        codes, scale, zero_point = np.iinfo(self.dtype.lower()), self.scales[0], self.zero_points[0]
+        return scale * (codes.min - zero_point), scale * (codes.max - zero_point)
+
+    @functools.cached_property
+    def value(self) -> np.ndarray | None:
+        """The constant as array of its shape (INT4 unpacked to int8); None for activations.
+
+        Raises ValueError for a type that has no array, and for bytes that do not fill the shape
+        (sparse weights).
+        """
+        if self.data is None:
+            return None
+        if self.dtype == "INT4" and len(self.data) == self.nbytes:
+            return unpack_int4(self.data.tobytes(), math.prod(self.shape)).reshape(self.shape)
+        if self.dtype not in _NUMPY_TYPES or len(self.data) != self.nbytes:
+            raise ValueError(
+                f"Constant {self.name} holds {len(self.data)} bytes of {self.dtype} for shape "
+                f"{list(self.shape)}, which this reader has no array for. Convert the model "
+                "without sparse or unusual weights."
+            )
+        return np.frombuffer(self.data.tobytes(), _NUMPY_TYPES[self.dtype]).reshape(self.shape)
 
 
-class Operator(NamedTuple):
-    """`kind` is the schema's name (CONV_2D); an input of -1 is absent; `options` are the schema's,
-    by field name, and
-    under "activation" the fused one ("NONE", "RELU", "RELU6", "RELU_N1_TO_1", "TANH").
+@dataclasses.dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator, in order of execution.
+
+    Attributes:
+      kind: the schema's name (CONV_2D), or CUSTOM:name.
+      input_tensors: None for an optional input that is absent.
+      options: the schema's, by field name, and under "activation" the fused one ("NONE", "RELU",
+        "RELU6", "RELU_N1_TO_1", "TANH").
     """
 
     kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    options: dict[str, Any]
+    input_tensors: tuple[Tensor | None, ...]
+    output_tensors: tuple[Tensor, ...]
+    options: Mapping[str, Any]
+
+    @functools.cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """Tensor indices; -1 for an absent input."""
+        return tuple(-1 if tensor is None else tensor.index for tensor in self.input_tensors)
+
+    @functools.cached_property
+    def outputs(self) -> tuple[int, ...]:
+        """Tensor indices."""
+        return tuple(tensor.index for tensor in self.output_tensors)
 
 
-class Graph(NamedTuple):
-    """The main graph: operators in order of execution; inputs and outputs are tensor indices, in
-    the file's order. `batched`: whether many images run together; None before `proven` settles it.
-    """
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subgraph:
+    """Tensors, operators in order of execution, and the indices of inputs and outputs."""
 
     tensors: tuple[Tensor, ...]
     operators: tuple[Operator, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-    batched: bool | None = None
 
 
-def _options(operator: Any) -> dict[str, Any]:
-    given = dict(vars(operator.builtinOptions)) if operator.builtinOptions is not None else {}
-    return {
-        **given,
-        "activation": _ACTIVATIONS.get(given.get("fusedActivationFunction", 0), "NONE"),
-    }
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """Public names of one subgraph's inputs and outputs: tensor index by name."""
+
+    key: str
+    subgraph: int
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
 
 
-def _value(model: Any, tensor: Any, dtype: str) -> np.ndarray | None:
-    data = model.buffers[tensor.buffer].data
-    if data is None or len(data) == 0:
-        return None
-    shape = tuple(tensor.shape) if tensor.shape is not None else ()
-    return np.frombuffer(bytes(data), _DTYPES[dtype]).reshape(shape)
+@dataclasses.dataclass(frozen=True, eq=False)
+class TFLiteModel:
+    """A .tflite file: `data` holds its bytes, the rest what they say. `tflite.edit` makes new ones.
+
+    The main graph is the first subgraph; others belong to control flow. `read_model` makes it.
+    """
+
+    data: bytes
+    subgraphs: tuple[Subgraph, ...]
+    signatures: tuple[Signature, ...]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Of the main graph, by index."""
+        return self.subgraphs[0].tensors
+
+    @property
+    def operators(self) -> tuple[Operator, ...]:
+        """Of the main graph, in order of execution."""
+        return self.subgraphs[0].operators
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Tensor indices of the main graph's inputs, in the file's order."""
+        return self.subgraphs[0].inputs
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """Tensor indices of the main graph's outputs, in the file's order."""
+        return self.subgraphs[0].outputs
+
+    @functools.cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """Public names of `inputs`: the signature's, or the tensors' where there is none."""
+        return self._public_names("inputs")
+
+    @functools.cached_property
+    def output_names(self) -> tuple[str, ...]:
+        """Public names of `outputs`: the signature's, or the tensors' where there is none."""
+        return self._public_names("outputs")
+
+    def _public_names(self, end: str) -> tuple[str, ...]:
+        main = next((s for s in self.signatures if s.subgraph == 0), None)
+        named = {} if main is None else {i: name for name, i in getattr(main, end).items()}
+        return tuple(named.get(i, self.tensors[i].name) for i in getattr(self, end))
 
 
-def read_graph(tflite: bytes) -> Graph:
-    """Reads a float file, such as `to_float_tflite` makes.
+def plain(name: str) -> str:
+    """A name as the .tflite file has it: letters, digits and underscores of any script, the first
+    no underscore. Everything else becomes an underscore.
+    """
+    kept = (c.isalnum() if c.isascii() else c.isprintable() for c in name)
+    name = "".join(c if keep else "_" for c, keep in zip(name, kept, strict=True))
+    return f"x{name}" if name.startswith("_") else name
+
+
+def pack_int4(values: np.ndarray) -> bytes:
+    """Integers -8..7, flattened, two per byte, the first in the low nibble (TensorType.INT4)."""
+    nibbles = np.asarray(values, np.int8).ravel().astype(np.uint8) & 15
+    nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
+    return (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8).tobytes()
+
+
+def unpack_int4(data: bytes, count: int) -> np.ndarray:
+    """The inverse of `pack_int4`: int8 [count]."""
+    packed = np.frombuffer(data, np.uint8)
+    nibbles = np.stack([packed & 15, packed >> 4], 1).ravel()[:count].astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
+
+
+def schema_names(enum: type) -> dict[int, str]:
+    """Names of a schema enumeration (TensorType, BuiltinOperator) by value."""
+    return {value: name for name, value in vars(enum).items() if not name.startswith("_")}
+
+
+def damaged(why: object) -> ValueError:
+    """The one error that every unreadable file gives."""
+    return ValueError(
+        f"This is a damaged TFLite model, or one newer than the installed ai-edge-litert knows "
+        f"({why}). Convert the model again, or copy the file again."
+    )
+
+
+def read_model(tflite: bytes | TFLiteModel) -> TFLiteModel:
+    """Parses a file of any types and operators. A model parsed already is given back.
 
     Raises:
-      ValueError: not a TFLite model, or one with an operator `run` does not know, or with several
-        subgraphs.
+      ValueError: the bytes are not a TFLite model, or a damaged one.
+
+    Example:
+      model = read_model(pathlib.Path("model.tflite").read_bytes())
+      [operator.kind for operator in model.operators]
     """
+    if isinstance(tflite, TFLiteModel):
+        return tflite
     from ai_edge_litert import schema_py_generated as schema
 
-    from tflite_export.tflite.integer_check import graph_io, operator_table
-
-    table, io = operator_table(tflite), graph_io(tflite)
-    unknown = sorted({row["operator"] for row in table} - set(_TABLE))
-    if unknown or any(row["subgraph"] for row in table):
-        what = f"operators {', '.join(unknown)}" if unknown else "several subgraphs (control flow)"
+    if len(tflite) < 8 or bytes(tflite[4:8]) != b"TFL3":
         raise ValueError(
-            f"The model has {what}, which cannot be run outside LiteRT; expected only "
-            f"{', '.join(sorted(_TABLE))}. "
-            "Use --algorithm=minmax, which leaves the model to the converter."
+            f"This is not a TFLite model: {len(tflite)} bytes without the mark TFL3. "
+            "Pass a .tflite file."
         )
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
-    graph = model.subgraphs[0]
-    types = {
-        value: name for name, value in vars(schema.TensorType).items() if not name.startswith("_")
-    }
-    tensors = []
-    for index, tensor in enumerate(graph.tensors):
-        shape = tuple(map(int, tensor.shape)) if tensor.shape is not None else ()
-        dtype = types[tensor.type]
-        tensors.append(
-            Tensor(index, (tensor.name or b"").decode(), shape, dtype, _value(model, tensor, dtype))
+    data = bytes(tflite)
+    try:
+        return _Reader(data, schema).model()
+    except _DamagedError as error:
+        raise damaged(error) from None
+    except _READ_ERRORS as error:
+        raise damaged(f"an offset leads nowhere, {type(error).__name__}") from error
+
+
+def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    digits = re.sub(r"\D", "", dtype)
+    bits = _BITS.get(dtype) or int(digits or 8)
+    return math.ceil(math.prod(shape) * bits / 8)
+
+
+class _Reader:
+    """Reads one file through the accessors that flatc generated."""
+
+    def __init__(self, data: bytes, schema: Any):
+        self._data, self._schema = data, schema
+        # Parts of a written file hardly overlap, so all of them together have about its length. A
+        # damaged or hostile one may name the same parts over and over, which would read for ever.
+        self._left = 16 * len(data) + 4096
+        self._root = schema.Model.GetRootAs(data, 0)
+        self._types = schema_names(schema.TensorType)
+        self._kinds = schema_names(schema.BuiltinOperator)
+
+    def _take(self, count: int, *, size: int = 4) -> range:
+        """`count` entries of a list of the file, at `size` bytes each."""
+        self._left -= count * size
+        if self._left < 0:
+            raise _DamagedError(f"a list of {count} entries in {len(self._data)} bytes")
+        return range(count)
+
+    def _numbers(self, table: Any, field: str) -> tuple[Any, ...]:
+        """A vector of numbers, empty where the field is absent."""
+        count = getattr(table, f"{field}Length")()
+        self._take(count)
+        return tuple(getattr(table, f"{field}AsNumpy")().tolist()) if count else ()
+
+    def _text(self, raw: bytes | None) -> str:
+        self._take(len(raw or b""), size=1)
+        return (raw or b"").decode()
+
+    def model(self) -> TFLiteModel:
+        root = self._root
+        codes = [self._kind(root.OperatorCodes(i)) for i in self._take(root.OperatorCodesLength())]
+        buffers = [self._buffer(root.Buffers(i)) for i in self._take(root.BuffersLength())]
+        subgraphs = tuple(
+            self._subgraph(root.Subgraphs(i), codes, buffers)
+            for i in self._take(root.SubgraphsLength())
         )
-    operators = tuple(
-        Operator(
-            row["operator"], tuple(map(int, o.inputs)), tuple(map(int, o.outputs)), _options(o)
+        if not subgraphs:
+            raise _DamagedError("it holds no graph")
+        self._take(root.MetadataLength())
+        signatures = tuple(
+            self._signature(root.SignatureDefs(i), subgraphs)
+            for i in self._take(root.SignatureDefsLength())
         )
-        for row, o in zip(table, graph.operators, strict=True)
-    )
-    return Graph(
-        tuple(tensors),
-        operators,
-        tuple(map(int, graph.inputs)),
-        tuple(map(int, graph.outputs)),
-        tuple(row["name"] for row in io["inputs"]),
-        tuple(row["name"] for row in io["outputs"]),
-    )
+        return TFLiteModel(self._data, subgraphs, signatures)
 
+    def _kind(self, code: Any) -> str:
+        # old files fill only the 8-bit field
+        kind = self._kinds[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        return f"CUSTOM:{self._text(code.CustomCode())}" if kind == "CUSTOM" else kind
 
-def feeds_of(graph: Graph, images: np.ndarray | Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
-    """Images, or a dict of them by input name, by tensor index. Raises ValueError when names do not
-    fit the graph.
-    """
-    given = (
-        {plain(k): v for k, v in images.items()}
-        if isinstance(images, Mapping)
-        else {graph.input_names[0]: images}
-    )
-    if set(given) != set(graph.input_names):
-        raise ValueError(
-            f"Got inputs {', '.join(given)}; the model takes {', '.join(graph.input_names)}."
-        )
-    return {index: given[name] for name, index in zip(graph.input_names, graph.inputs, strict=True)}
-
-
-def _activate(x, kind: str):
-    import tensorflow as tf
-
-    functions = {
-        "NONE": tf.identity,
-        "RELU": tf.nn.relu,
-        "RELU6": tf.nn.relu6,
-        "TANH": tf.tanh,
-        "RELU_N1_TO_1": lambda v: tf.clip_by_value(v, -1.0, 1.0),
-    }
-    return functions[kind](x)
-
-
-def _padding(o) -> str:
-    return "VALID" if o["padding"] else "SAME"
-
-
-def _conv(tf, x, o):
-    strides, dilations = (o["strideH"], o["strideW"]), (o["dilationHFactor"], o["dilationWFactor"])
-    filters = tf.transpose(x[1], (1, 2, 3, 0))  # from [out, height, width, in]
-    y = tf.nn.conv2d(x[0], filters, strides, _padding(o), dilations=dilations)
-    return y if x[2] is None else y + x[2]
-
-
-def _depthwise(tf, x, o):
-    channels, (height, width, outputs) = x[0].shape[-1], x[1].shape[1:]
-    filters = tf.reshape(x[1], (height, width, channels, outputs // channels))
-    strides, dilations = (
-        (1, o["strideH"], o["strideW"], 1),
-        (o["dilationHFactor"], o["dilationWFactor"]),
-    )
-    y = tf.nn.depthwise_conv2d(x[0], filters, strides, _padding(o), dilations=dilations)
-    return y if x[2] is None else y + x[2]
-
-
-def _dense(tf, x, o):
-    y = tf.matmul(tf.reshape(x[0], (-1, x[1].shape[1])), x[1], transpose_b=True)
-    y = y if len(x) < 3 or x[2] is None else y + x[2]
-    return (
-        tf.reshape(y, tf.concat([tf.shape(x[0])[:-1], [x[1].shape[0]]], 0))
-        if o["keepNumDims"]
-        else y
-    )
-
-
-def _transpose_conv(tf, x, o):
-    shape = tf.concat([tf.shape(x[2])[:1], x[0][1:]], 0)  # the file's shape has batch 1
-    y = tf.nn.conv2d_transpose(
-        x[2], tf.transpose(x[1], (1, 2, 0, 3)), shape, (o["strideH"], o["strideW"]), _padding(o)
-    )
-    return y if len(x) < 4 or x[3] is None else y + x[3]
-
-
-def _pool(function):
-    return lambda tf, x, o: getattr(tf.nn, function)(
-        x[0], (o["filterHeight"], o["filterWidth"]), (o["strideH"], o["strideW"]), _padding(o)
-    )
-
-
-def _concatenation(tf, x, o):
-    batch = (
-        tf.reduce_max([tf.shape(v)[0] for v in x])
-        if o["axis"] not in (0, -len(x[0].shape))
-        else None
-    )
-    same = [
-        v if batch is None or v.shape[0] != 1 else tf.repeat(v, batch, axis=0) for v in x
-    ]  # constants have batch 1
-    return tf.concat(same, o["axis"])
-
-
-def _strided_slice(tf, x, o):
-    masks = {
-        name: o[f"{name}Mask"] for name in ("begin", "end", "ellipsis", "newAxis", "shrinkAxis")
-    }
-    if masks["ellipsis"] or masks["newAxis"] or masks["shrinkAxis"] & 1:
-        raise ValueError(
-            "A STRIDED_SLICE adds or drops the batch axis, which runs at batch 1 "
-            "only. Use --algorithm=minmax."
-        )
-    return tf.strided_slice(
-        x[0],
-        x[1],
-        x[2],
-        x[3],
-        begin_mask=masks["begin"] | 1,
-        end_mask=masks["end"] | 1,
-        shrink_axis_mask=masks["shrinkAxis"],
-    )
-
-
-def _slice(tf, x, o):
-    return tf.slice(x[0], x[1], np.concatenate([[-1], x[2][1:]]))
-
-
-def _reshape(tf, x, o, shape):
-    return tf.reshape(x[0], (-1, *shape[1:])) if shape else tf.reshape(x[0], ())
-
-
-def _resize(function):
-    return lambda tf, x, o: getattr(tf.raw_ops, function)(
-        images=x[0],
-        size=x[1],
-        align_corners=o["alignCorners"],
-        half_pixel_centers=o["halfPixelCenters"],
-    )
-
-
-def _mirror_pad(tf, x, o):
-    return tf.pad(x[0], x[1], "SYMMETRIC" if o["mode"] else "REFLECT")
-
-
-def _reduce(function):
-    return lambda tf, x, o: getattr(tf, function)(x[0], np.atleast_1d(x[1]), keepdims=o["keepDims"])
-
-
-def _unary(function):
-    return lambda tf, x, o: function(tf, x[0])
-
-
-def _binary(function):
-    return lambda tf, x, o: getattr(tf, function)(x[0], x[1])
-
-
-def _broadcast_to(tf, x, o):
-    return tf.broadcast_to(x[0], tf.concat([tf.maximum(tf.shape(x[0])[:1], x[1][:1]), x[1][1:]], 0))
-
-
-def _strided_slice_as_is(tf, x, o):
-    return tf.strided_slice(
-        x[0],
-        x[1],
-        x[2],
-        x[3],
-        begin_mask=o["beginMask"],
-        end_mask=o["endMask"],
-        ellipsis_mask=o["ellipsisMask"],
-        new_axis_mask=o["newAxisMask"],
-        shrink_axis_mask=o["shrinkAxisMask"],
-    )
-
-
-def _reshape_as_is(tf, x, o, shape):
-    return tf.reshape(x[0], shape)
-
-
-# operator -> function(tensorflow, inputs, options) -> output or list of outputs; the fused
-# activation comes after
-_TABLE: dict[str, Callable] = {
-    "CONV_2D": _conv,
-    "DEPTHWISE_CONV_2D": _depthwise,
-    "FULLY_CONNECTED": _dense,
-    "TRANSPOSE_CONV": _transpose_conv,
-    "BATCH_MATMUL": lambda tf, x, o: tf.matmul(
-        x[0], x[1], transpose_a=o["adjX"], transpose_b=o["adjY"]
-    ),
-    "ADD": _binary("add"),
-    "SUB": _binary("subtract"),
-    "MUL": _binary("multiply"),
-    "DIV": _binary("divide"),
-    "MAXIMUM": _binary("maximum"),
-    "MINIMUM": _binary("minimum"),
-    "POW": _binary("pow"),
-    "SQUARED_DIFFERENCE": lambda tf, x, o: tf.math.squared_difference(x[0], x[1]),
-    "MEAN": _reduce("reduce_mean"),
-    "SUM": _reduce("reduce_sum"),
-    "REDUCE_MAX": _reduce("reduce_max"),
-    "REDUCE_MIN": _reduce("reduce_min"),
-    "AVERAGE_POOL_2D": _pool("avg_pool2d"),
-    "MAX_POOL_2D": _pool("max_pool2d"),
-    "PAD": lambda tf, x, o: tf.pad(x[0], x[1]),
-    "MIRROR_PAD": _mirror_pad,
-    "PADV2": lambda tf, x, o: tf.pad(x[0], x[1], constant_values=tf.reshape(x[2], ())),
-    "RESHAPE": _reshape,
-    "SQUEEZE": _reshape,
-    "EXPAND_DIMS": _reshape,
-    "TRANSPOSE": lambda tf, x, o: tf.transpose(x[0], x[1]),
-    "TILE": lambda tf, x, o: tf.tile(x[0], x[1]),
-    "BROADCAST_TO": _broadcast_to,
-    "GATHER": lambda tf, x, o: tf.gather(x[0], x[1], axis=o["axis"], batch_dims=o["batchDims"]),
-    "CONCATENATION": _concatenation,
-    "SPLIT": lambda tf, x, o: tf.split(x[1], o["numSplits"], int(x[0])),
-    "SPLIT_V": lambda tf, x, o: tf.split(x[0], x[1], int(x[2])),
-    "STRIDED_SLICE": _strided_slice,
-    "SLICE": _slice,
-    "PACK": lambda tf, x, o: tf.stack(x, o["axis"]),
-    "UNPACK": lambda tf, x, o: tf.unstack(x[0], o["num"], o["axis"]),
-    "RESIZE_BILINEAR": _resize("ResizeBilinear"),
-    "RESIZE_NEAREST_NEIGHBOR": _resize("ResizeNearestNeighbor"),
-    "SOFTMAX": lambda tf, x, o: tf.nn.softmax(o["beta"] * x[0]),
-    "LOGISTIC": _unary(lambda tf, v: tf.sigmoid(v)),
-    "TANH": _unary(lambda tf, v: tf.tanh(v)),
-    "EXP": _unary(lambda tf, v: tf.exp(v)),
-    "LOG": _unary(lambda tf, v: tf.math.log(v)),
-    "SQRT": _unary(lambda tf, v: tf.sqrt(v)),
-    "RSQRT": _unary(lambda tf, v: tf.math.rsqrt(v)),
-    "NEG": _unary(lambda tf, v: -v),
-    "ABS": _unary(lambda tf, v: tf.abs(v)),
-    "SQUARE": _unary(lambda tf, v: tf.square(v)),
-    "RELU": _unary(lambda tf, v: tf.nn.relu(v)),
-    "RELU6": _unary(lambda tf, v: tf.nn.relu6(v)),
-    "RELU_N1_TO_1": _unary(lambda tf, v: tf.clip_by_value(v, -1.0, 1.0)),
-    "LEAKY_RELU": lambda tf, x, o: tf.nn.leaky_relu(x[0], o["alpha"]),
-    "PRELU": lambda tf, x, o: tf.nn.relu(x[0]) - x[1] * tf.nn.relu(-x[0]),
-    "ELU": _unary(lambda tf, v: tf.nn.elu(v)),
-    "GELU": lambda tf, x, o: tf.nn.gelu(x[0], approximate=o["approximate"]),
-    "HARD_SWISH": _unary(lambda tf, v: v * tf.nn.relu6(v + 3.0) / 6.0),
-    "L2_NORMALIZATION": _unary(lambda tf, v: tf.math.l2_normalize(v, -1)),
-}
-_SHAPED = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")  # these are told the file's shape of their output
-
-# the same for one image alone, at exactly the file's shapes: no axis is taken for the batch
-_ALONE = {
-    "RESHAPE": _reshape_as_is,
-    "SQUEEZE": _reshape_as_is,
-    "EXPAND_DIMS": _reshape_as_is,
-    "STRIDED_SLICE": _strided_slice_as_is,
-    "SLICE": lambda tf, x, o: tf.slice(x[0], x[1], x[2]),
-}
-
-
-def _execute(graph: Graph, operator: Operator, inputs: list[Any], *, alone: bool) -> list[Any]:
-    """An operator's outputs, its fused activation included."""
-    import tensorflow as tf
-
-    function = _ALONE.get(operator.kind) if alone else None
-    function = function or _TABLE[operator.kind]
-    more = (graph.tensors[operator.outputs[0]].shape,) if operator.kind in _SHAPED else ()
-    results = function(tf, inputs, operator.options, *more)
-    results = results if isinstance(results, (list, tuple)) else [results]
-    return [_activate(result, operator.options["activation"]) for result in results]
-
-
-def _one_by_one(
-    graph: Graph, operator: Operator, inputs: list[Any], *, many: list[bool], images: Any
-) -> list[Any]:
-    """`_execute` for each of so many images alone, stacked. `many` tells which inputs hold images
-    along their first axis; the others are constants.
-    """
-    import tensorflow as tf
-
-    def alone(images: list[Any]) -> list[Any]:
-        rest = iter(images)
-        return _execute(
-            graph,
-            operator,
-            [next(rest) if several else v for v, several in zip(inputs, many, strict=True)],
-            alone=True,
-        )
-
-    stacked = [v for v, several in zip(inputs, many, strict=True) if several]
-    if not stacked:
-        return [tf.repeat(v[None], images, axis=0) for v in alone([])]
-    count = stacked[0].shape[0]
-    if count is None:  # in a traced function
-        types = [tf.as_dtype(_DTYPES[graph.tensors[i].dtype]) for i in operator.outputs]
-        return list(tf.map_fn(alone, stacked, fn_output_signature=types))
-    made = [alone([v[k] for v in stacked]) for k in range(count)]
-    return [tf.stack(parts) for parts in zip(*made, strict=True)]
-
-
-def run(
-    graph: Graph,
-    feeds: Mapping[int, Any],
-    *,
-    constants: Mapping[int, Any] | None = None,
-    observe: Callable[[int, Any], Any] | None = None,
-    operators: range | None = None,
-) -> dict[int, Any]:
-    """Executes the graph, or a span of its operators, eagerly or inside a tf.function,
-    differentiably.
-
-    Where images cannot run together (`graph.batched` is False), each operator runs for every image
-    alone, and every value but the graph's inputs has the shape [images, *the file's shape].
-
-    Args:
-      feeds: float32 [images, ...] by tensor index: the graph's inputs, or what the span reads from
-        before it.
-      constants: values to use instead of the file's, by tensor index (weights, biases), same shape.
-      observe: called with (tensor index, value) for every graph input and every float activation an
-        operator makes;
-        the run goes on with the value it returns. The hook for recording and for fake quantization.
-      operators: span of operators to run; None for all.
-    Returns:
-      By tensor index: the graph's outputs, and what operators outside the span read from it.
-    Raises:
-      ValueError: a fed tensor is missing.
-    """
-    import tensorflow as tf
-
-    watch, span = (
-        observe or (lambda _, value: value),
-        range(len(graph.operators)) if operators is None else operators,
-    )
-    alone = graph.batched is False
-    values: dict[int, Any] = {}
-    for index, value in feeds.items():
-        value = tf.convert_to_tensor(value, tf.float32)
-        if index in graph.inputs:
-            value = watch(index, value)
-            value = tf.expand_dims(value, 1) if alone else value
-        values[index] = value
-
-    def read(index: int):
-        if index < 0:
+    def _buffer(self, buffer: Any) -> np.ndarray | None:
+        if buffer.DataLength():
+            return buffer.DataAsNumpy()
+        start, size = buffer.Offset(), buffer.Size()  # of files above 2 GiB, behind the flatbuffer
+        if start <= 1 or not size:
             return None
-        if (
-            index not in values
-            and graph.tensors[index].value is None
-            and index not in (constants or {})
-        ):
-            raise ValueError(
-                f"Tensor {index} ({graph.tensors[index].name}) is read but not fed; feed it."
-            )
-        if index in values:
-            return values[index]
-        if constants is not None and index in constants:
-            return tf.convert_to_tensor(constants[index])
-        tensor = graph.tensors[index]
-        return (
-            tf.constant(tensor.value) if tensor.dtype.startswith("FLOAT") else tensor.value
-        )  # axes and shapes
+        if start + size > len(self._data):
+            raise _DamagedError("constants beyond its end")
+        return np.frombuffer(self._data, np.uint8, size, start)
 
+    def _subgraph(self, graph: Any, codes: list[str], buffers: list[np.ndarray | None]) -> Subgraph:
+        tensors = tuple(
+            self._tensor(i, graph.Tensors(i), buffers) for i in self._take(graph.TensorsLength())
+        )
+        operators = tuple(
+            self._operator(graph.Operators(i), codes, tensors)
+            for i in self._take(graph.OperatorsLength())
+        )
+        inputs, outputs = self._numbers(graph, "Inputs"), self._numbers(graph, "Outputs")
+        for index in (*inputs, *outputs):
+            _require_index(index, len(tensors), "tensor")
+        _require_order(operators)
+        return Subgraph(tensors, operators, inputs, outputs)
+
+    def _tensor(self, index: int, tensor: Any, buffers: list[np.ndarray | None]) -> Tensor:
+        name, dtype = self._text(tensor.Name()), self._types[tensor.Type()]
+        shape = self._numbers(tensor, "Shape")
+        signature = self._numbers(tensor, "ShapeSignature") or shape
+        if any(size < 0 for size in shape):
+            raise _DamagedError(f"tensor {index} has shape {list(shape)}")
+        _require_index(tensor.Buffer(), len(buffers), "buffer")
+        data, quantization = buffers[tensor.Buffer()], tensor.Quantization()
+        scales = self._numbers(quantization, "Scale") if quantization else ()
+        zero_points = self._numbers(quantization, "ZeroPoint") if scales else ()
+        axis = quantization.QuantizedDimension() if scales else 0
+        whole = dtype not in _NO_SIZE and tensor.Sparsity() is None
+        if data is not None and whole and len(data) != _bytes_of(shape, dtype):
+            raise _DamagedError(
+                f"tensor {index}, {dtype} of shape {list(shape)}, holds {len(data)} bytes"
+            )
+        if len(scales) > 1 and not (axis in range(len(shape)) and shape[axis] == len(scales)):
+            raise _DamagedError(f"tensor {index} of shape {list(shape)} has {len(scales)} scales")
+        if not zero_points:
+            zero_points = (0,) * len(scales)
+        if len(zero_points) != len(scales):
+            raise _DamagedError(
+                f"tensor {index} has {len(scales)} scales and {len(zero_points)} zero points"
+            )
+        return Tensor(index, name, shape, signature, dtype, scales, zero_points, axis, data)
+
+    def _operator(self, operator: Any, codes: list[str], tensors: tuple[Tensor, ...]) -> Operator:
+        _require_index(operator.OpcodeIndex(), len(codes), "operator code")
+        inputs, outputs = self._numbers(operator, "Inputs"), self._numbers(operator, "Outputs")
+        for index in (*(i for i in inputs if i != -1), *outputs):
+            _require_index(index, len(tensors), "tensor")
+        kind = codes[operator.OpcodeIndex()]
+        wanted = 2 if spec_of(kind).channel_axis is not None else 1
+        if kind in OPERATORS and (len(inputs) < wanted or not outputs):
+            raise _DamagedError(f"a {kind} with {len(inputs)} inputs and {len(outputs)} outputs")
+        made = self._schema.BuiltinOptionsCreator(
+            operator.BuiltinOptionsType(), operator.BuiltinOptions()
+        )
+        options = dict(vars(made)) if made is not None else {}
+        options["activation"] = _ACTIVATIONS.get(options.get("fusedActivationFunction", 0), "NONE")
+        return Operator(
+            kind,
+            tuple(None if i == -1 else tensors[i] for i in inputs),
+            tuple(tensors[i] for i in outputs),
+            options,
+        )
+
+    def _signature(self, signature: Any, subgraphs: tuple[Subgraph, ...]) -> Signature:
+        place = signature.SubgraphIndex()
+        _require_index(place, len(subgraphs), "subgraph")
+        ends = []
+        for end in ("Inputs", "Outputs"):
+            names: dict[str, int] = {}
+            for i in self._take(getattr(signature, f"{end}Length")()):
+                entry = getattr(signature, end)(i)
+                _require_index(entry.TensorIndex(), len(subgraphs[place].tensors), "tensor")
+                names[self._text(entry.Name())] = entry.TensorIndex()
+            ends.append(names)
+        return Signature(self._text(signature.SignatureKey()), place, *ends)
+
+
+def _require_index(index: int, count: int, what: str) -> None:
+    if not 0 <= index < count:
+        raise _DamagedError(f"it names {what} {index} of {count}")
+
+
+def _require_order(operators: tuple[Operator, ...]) -> None:
+    """Every tensor has one maker, which comes before its readers: who follows tensors backwards
+    arrives somewhere.
+    """
+    read: set[int] = set()
     made: set[int] = set()
-    count = tf.shape(next(iter(values.values())))[0] if values else 1
-    for position in span:
-        operator = graph.operators[position]
-        inputs = [read(i) for i in operator.inputs]
-        if alone:
-            many = [i in values for i in operator.inputs]
-            results = _one_by_one(graph, operator, inputs, many=many, images=count)
-        else:
-            results = _execute(graph, operator, inputs, alone=False)
-        for index, result in zip(operator.outputs, results, strict=True):
-            values[index] = watch(index, result) if result.dtype == tf.float32 else result
+    for operator in operators:
+        read.update(operator.inputs)
+        for index in operator.outputs:
+            if index in read or index in made:
+                raise _DamagedError("its operators are not in order of execution")
             made.add(index)
-    outside = {i for p, o in enumerate(graph.operators) if p not in span for i in o.inputs}
-    return {i: values[i] for i in values if i in graph.outputs or (i in made and i in outside)}

@@ -138,8 +138,8 @@ def _round(
     from tflite_export.algorithms.block_reconstruction import learn_rounding
     from tflite_export.conversion.converter import to_float_tflite
     from tflite_export.simulation.fake_quant import along
-    from tflite_export.tflite.edit import CHANNEL_AXIS
-    from tflite_export.tflite.model import read_graph
+    from tflite_export.simulation.run import read_graph
+    from tflite_export.tflite.spec import CHANNEL_AXIS
 
     images = dict(zip(input_shapes(model), arrays, strict=True))
     try:

@@ -360,11 +360,12 @@ def convert(student: Any, folder: pathlib.Path, request: Request) -> bytes:
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "trained"))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.inference_input_type = converter.inference_output_type = tf.int8
-    return in_order(
+    made = in_order(
         converter.convert(),
         inputs=file_names(request.inputs, side="input"),
         outputs=file_names(request.outputs, side="output"),
     )
+    return made.data
 
 
 if __name__ == "__main__":
