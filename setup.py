@@ -69,7 +69,15 @@ setup(
     ],
     extras_require={
         "benchmarks": BENCHMARKS,
-        "test": [*BENCHMARKS, "pytest>=8", "hypothesis>=6.100", "ruff", "mypy>=1.11"],
+        "test": [
+            *BENCHMARKS,
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff",
+            "mypy>=1.11",
+            "types-PyYAML",
+            "types-tabulate",
+        ],
         "tensorboard": ["tensorboard>=2.16"],
         "vela": ["ethos-u-vela>=5"],
         # TFLM with its reference kernels for this machine; only pre-releases are published

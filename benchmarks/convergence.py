@@ -9,12 +9,13 @@ import pathlib
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, atomic_write, locked_folder
 
@@ -107,8 +108,7 @@ def curve(
             spent = 0.0
         began, last = time.perf_counter(), count * generator.rounds
         while generator.state.visits < last:
-            left = iter(range(last - generator.state.visits, 0, -1))
-            generator.run(due=lambda left=left: (False, next(left) == 1))
+            generator.run(due=_after(last - generator.state.visits))
         spent += time.perf_counter() - began
         yield {
             "source": recipe,
@@ -117,6 +117,12 @@ def curve(
             "seconds": round(spent, 2),
             **quality(task, generator),
         }
+
+
+def _after(visits: int) -> Callable[[], tuple[bool, bool]]:
+    """Tells a generator to stop after so many visits, and never to save."""
+    left = itertools.count(visits, -1)
+    return lambda: (False, next(left) == 1)
 
 
 def quality(task: Any, generator: Any) -> dict[str, float]:
@@ -136,14 +142,16 @@ def quality(task: Any, generator: Any) -> dict[str, float]:
     real = [gaps[layer.name] for layer in generator.network.layers]
     return {
         "gap": float(np.mean(real)),
-        **{name: float(measured[name]) for name in ("sqnr_db", "agreement") if name in measured},
+        **{
+            name: float(value)
+            for name in ("sqnr_db", "agreement")
+            if (value := measured.get(name)) is not None
+        },
     }
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
     """A markdown table: mean and standard deviation over seeds by recipe and steps."""
-    from tabulate import tabulate
-
     lines = []
     for recipe, steps in dict.fromkeys((row["source"], row["steps"]) for row in rows):
         mine = [row for row in rows if (row["source"], row["steps"]) == (recipe, steps)]
@@ -156,11 +164,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
         lines.append(
             [recipe, steps, *figures, f"{np.median([r['seconds'] for r in mine]):.1f}", len(mine)]
         )
-    return tabulate(
-        lines,
-        headers=["recipe", "steps", *FIGURES.values(), "seconds, median", "seeds"],
-        tablefmt="pipe",
-        disable_numparse=True,
+    return table.grid(
+        lines, ["recipe", "steps", *FIGURES.values(), "seconds, median", "seeds"], left=2
     )
 
 

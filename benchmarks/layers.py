@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
 
@@ -111,8 +112,6 @@ def compare(
 
 def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
     """The worst layers as a markdown table: per file SQNR in dB and the share of values cut off."""
-    from tabulate import tabulate
-
     from tflite_export.quality.accuracy_estimate import short
 
     names = list(rows[0]["files"]) if rows else []
@@ -132,14 +131,7 @@ def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
         for row in rows[:most]
     ]
     head = ["tensor", "operator", *(text for name in names for text in (f"{name}, dB", "cut off"))]
-    align = ("left", "left", *("right" for _ in head[2:]))
-    return tabulate(
-        lines,
-        headers=head,
-        tablefmt="pipe",
-        disable_numparse=True,
-        colalign=align if lines else None,
-    )
+    return table.grid(lines, head, left=2)
 
 
 def main(argv: list[str]) -> int:

@@ -18,6 +18,7 @@ from absl import flags
 
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import Task, environment, fingerprint, load_task, task_images
+from benchmarks.output import table
 from benchmarks.output.results import Results
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
@@ -39,8 +40,7 @@ class Setting(NamedTuple):
     @property
     def bits(self) -> tuple[int, int]:
         """(weight bits, activation bits)."""
-        weight, activation = re.fullmatch(r"W(\d)A(\d)", self.name).groups()
-        return int(weight), int(activation)
+        return int(self.name[1]), int(self.name[3])  # of W8A4
 
     @property
     def label(self) -> str:
@@ -258,10 +258,6 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
     seeds), and the mean of
     generated minus real, in points (hundredths) of scores and in dB of an SQNR.
     """
-    from tabulate import tabulate
-
-    from benchmarks.output.table import mean_std
-
     groups: dict[Setting, dict[str, list[float]]] = {}
     for row in rows:
         setting = Setting(row["setting"], row["rule"], row["reconstruction"])
@@ -281,18 +277,12 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
         lines.append(
             [
                 setting.label,
-                *(mean_std(values.get(source, []), digits=digits) for source in sources),
+                *(table.mean_std(values.get(source, []), digits=digits) for source in sources),
                 *gap,
             ]
         )
     headings = ["setting", *sources, *([f"synthetic - real, {unit}"] if both else [])]
-    return tabulate(
-        lines,
-        headers=headings,
-        tablefmt="pipe",
-        colalign=("left", *["right"] * (len(headings) - 1)),
-        disable_numparse=True,
-    )
+    return table.grid(lines, headings)
 
 
 def write_report(results: Results, *, command: str) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from typing import Any
 
 import numpy as np
 from absl import flags
 
+from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, make_folder
 
@@ -47,17 +49,14 @@ def define_flags() -> None:
     )
 
 
-def nearest(queries: np.ndarray, references: np.ndarray, *, block: int = 64) -> np.ndarray:
+def nearest(queries: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Root mean squared difference of each query to its nearest reference, in the values' units;
     float64 [queries].
     """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
     a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (queries, references))
-    squares, found = np.sum(b * b, axis=1), []
-    for start in range(0, len(a), block):
-        part = a[start : start + block]
-        distances = np.sum(part * part, axis=1)[:, None] - 2 * part @ b.T + squares
-        found.append(np.sqrt(np.maximum(distances.min(axis=1), 0.0) / a.shape[1]))
-    return np.concatenate(found)
+    return pairwise_distances_argmin_min(a, b)[1] / np.sqrt(a.shape[1])
 
 
 def normalized(images: np.ndarray) -> np.ndarray:
@@ -125,7 +124,7 @@ def main(argv: list[str]) -> int:
     values = flags.FLAGS
     folder = make_folder(values.output_dir, flag="output_dir")
     model = load_model(values.model)
-    shared = {
+    shared: dict[str, Any] = {
         "input_shape": tuple(model.inputs[0].shape[1:]),
         "preprocess": values.preprocess,
         "data_dir": None,
@@ -137,10 +136,10 @@ def main(argv: list[str]) -> int:
         generated = np.asarray(load_calibration(values.generated).images)[: values.num_images]
     else:
         say(f"making {values.num_images} images")
-        generated = generate_images(
-            model,
-            GenerationConfig(num_images=values.num_images, steps=values.steps, seed=values.seed),
+        config = GenerationConfig(
+            num_images=values.num_images, steps=values.steps, seed=values.seed
         )
+        generated = np.asarray(generate_images(model, config))
     noise = (
         np.random.default_rng(values.seed)
         .uniform(training.min(), training.max(), generated.shape)
@@ -165,8 +164,6 @@ def main(argv: list[str]) -> int:
 
 def table_of(rows: list[dict]) -> str:
     """The rows as a markdown table."""
-    from tabulate import tabulate
-
     lines = [
         [
             SPACES[row["space"]],
@@ -179,20 +176,16 @@ def table_of(rows: list[dict]) -> str:
         ]
         for row in rows
     ]
-    return tabulate(
-        lines,
-        headers=[
-            "distance in",
-            "images",
-            "number",
-            "least",
-            "5 %",
-            "median",
-            "closer than the closest unseen",
-        ],
-        tablefmt="pipe",
-        disable_numparse=True,
-    )
+    headings = [
+        "distance in",
+        "images",
+        "number",
+        "least",
+        "5 %",
+        "median",
+        "closer than the closest unseen",
+    ]
+    return table.grid(lines, headings, left=2)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
+from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
 from tflite_export.tflite.model import TFLiteModel, read_model
@@ -189,8 +190,6 @@ def main(argv: list[str]) -> int:
 
 def table_of(result: dict[str, Any]) -> str:
     """The figures by kind of images, and the reasons, as text."""
-    from tabulate import tabulate
-
     lines = []
     for name, kind in result["kinds"].items():
         agreement = (
@@ -209,12 +208,8 @@ def table_of(result: dict[str, Any]) -> str:
             ]
             for head, figures in kind["heads"].items()
         ]
-    text = tabulate(
-        lines,
-        headers=["images", "number", "agreement", "output", "SQNR, dB", "squared error"],
-        tablefmt="pipe",
-        disable_numparse=True,
-    )
+    headings = ["images", "number", "agreement", "output", "SQNR, dB", "squared error"]
+    text = table.grid(lines, headings)
     return "\n".join([text, "", *(f"- {reason}" for reason in result["reasons"])])
 
 

@@ -69,8 +69,8 @@ def load(
     for index, image in enumerate(images):
         x[index], scale = _letterboxed(file.parent, image, x.shape[1:])
         if boxes[image["id"]]:
-            found = np.float32(boxes[image["id"]])
-            truth[index, : len(found), :4] = found[:, :4] * np.float32(scale)
+            found = np.array(boxes[image["id"]], np.float32)
+            truth[index, : len(found), :4] = found[:, :4] * np.array(scale, np.float32)
             truth[index, : len(found), 4] = found[:, 4]
     return x, {"boxes": truth[..., :4], "classes": truth[..., 4]}
 
@@ -90,10 +90,12 @@ def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
                 sorted(category["id"] for category in content["categories"])
             )
         }
-        for image in images:
-            image["id"], image["file_name"]
+        _require(images, ("id", "file_name"))
+        _require(annotations, ("image_id", "category_id", "bbox"))
         for each in annotations:
-            each["image_id"], classes[each["category_id"]], _numbers(each["bbox"])
+            if each["category_id"] not in classes:
+                raise KeyError(each["category_id"])
+            _require_box(each["bbox"])
     except FileNotFoundError:
         raise
     except (KeyError, ValueError, TypeError) as error:
@@ -107,7 +109,13 @@ def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
     return images, annotations, classes
 
 
-def _numbers(box) -> None:
+def _require(entries: list[dict], fields: tuple[str, ...]) -> None:
+    missing = [field for entry in entries for field in fields if field not in entry]
+    if missing:
+        raise KeyError(missing[0])
+
+
+def _require_box(box: Any) -> None:
     if len(box) != 4 or not np.isfinite(np.float64(box)).all():
         raise ValueError(f"bbox {box}")
 

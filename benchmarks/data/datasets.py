@@ -41,8 +41,8 @@ def load(
     """Loads a set.
 
     Args:
-      spec: path of an .npz with x [N, ...] and y [N], or x alone; a folder with one folder of
-        images per class;
+      spec: path of an .npz with x [N, ...] and y [N] (or one-hot [N, classes]), or x alone; a
+        folder with one folder of images per class;
         a set in COCO's format (see `benchmarks.data.coco`); 'tfds:NAME[/split]'; or 'demo'.
       role: 'real' or 'evaluation': which half of the demo, and which split of a TFDS name without
         one.
@@ -92,7 +92,8 @@ def _demo(role: str, detector: bool, limit: int | None) -> tuple[np.ndarray, Tru
     from dgh_tf.demo import data, detector_data
 
     source = detector_data if detector else data
-    return _choose(*(source.real() if role == "real" else source.evaluation()), limit)
+    x, y = source.real() if role == "real" else source.evaluation()
+    return _choose(x, y, limit)
 
 
 def _choose(x: np.ndarray, y: Truth, limit: int | None) -> tuple[np.ndarray, Truth]:
@@ -133,6 +134,7 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
             "hits, y (class indices)."
         )
     x, y = arrays["x"], arrays.get("y", np.zeros(arrays["x"].shape[:1], np.int64))
+    y = _class_indices(y)
     if (
         not x.ndim
         or y.shape != x.shape[:1]
@@ -142,9 +144,21 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(
             f"{path}: x is {x.dtype} {x.shape} and y is {y.dtype} {y.shape}. Expected "
             "numbers [N, ...] "
-            "and as many integer class indices [N]."
+            "and as many integer class indices [N], or one-hot rows [N, classes]."
         )
     return x, y if "y" in arrays else None
+
+
+def _class_indices(y: np.ndarray) -> np.ndarray:
+    """Class indices [N] of one-hot rows [N, classes] or of a column [N, 1]; anything else as it
+    is, to be refused.
+    """
+    if y.ndim != 2 or y.dtype.kind not in "uifb":
+        return y
+    if y.shape[1] == 1:
+        return y[:, 0]
+    one_hot = ((y == 0) | (y == 1)).all() and (np.count_nonzero(y, axis=1) == 1).all()
+    return y.argmax(axis=1) if one_hot else y
 
 
 def _from_folder(

@@ -10,8 +10,9 @@ import numpy as np
 
 _NAMED = ("none", "unit", "symmetric", "imagenet", "caffe")
 # keras.applications.imagenet_utils: mode 'torch' (RGB, unit range) and mode 'caffe' (BGR, 0..255).
-_MEAN, _STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
-_CAFFE_MEAN = np.float32([103.939, 116.779, 123.68])
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_CAFFE_MEAN = np.array([103.939, 116.779, 123.68], np.float32)
 
 
 def preprocessing(text: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 # What each generated source changes in the method; everything else is the run's GenerationConfig.
-GENERATED = {
+GENERATED: dict[str, dict[str, Any]] = {
     "synthetic": {},
     "per_batch": {"pool_statistics": False},
     "no_augmentation": {"augment": False, "prior_weight": 0.0},
@@ -97,9 +97,9 @@ def calibration_images(
     if source == "real":
         return real_subset(real, num_images=config.num_images, seed=config.seed), None
     if source == "noise":
-        return np.random.default_rng(config.seed).uniform(*bounds, size=shape).astype(
-            np.float32
-        ), None
+        assert bounds is not None  # for the type checker: every caller of 'noise' has them
+        noise = np.random.default_rng(config.seed).uniform(*bounds, size=shape)
+        return noise.astype(np.float32), None
     if (
         source == "gaussian"
     ):  # mean 0, variance 1 in the model's own units, whatever its input range
@@ -113,4 +113,4 @@ def calibration_images(
     images = generate_images(
         model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint
     )
-    return images, time.perf_counter() - start
+    return np.asarray(images), time.perf_counter() - start

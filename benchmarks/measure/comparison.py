@@ -114,10 +114,9 @@ def load_task(
     float_scores = {
         f"float_{name}": value for name, value in score(reference).items() if name in FLOAT
     }
-    bounds = tuple(
-        np.reshape(np.float32(bound), (-1, 1, 1) if network.channels_first[0] else -1)
-        for bound in (found.low, found.high)
-    )
+    shape = (-1, 1, 1) if network.channels_first[0] else (-1,)
+    low, high = (np.array(bound, np.float32).reshape(shape) for bound in (found.low, found.high))
+    bounds = low, high
     return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
 
 

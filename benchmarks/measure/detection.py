@@ -4,13 +4,15 @@ model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 _NEVER = 1 << 31  # BoxCOCOMetrics evaluates every so many updates; we ask for the result ourselves
 _KEYS = ("boxes", "classes", "confidence")
 
 
-def decode(detector, raw: dict[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+def decode(detector, raw: Mapping[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
     """Boxes after the detector's own decoding and non-maximum suppression.
 
     Args:
@@ -44,7 +46,7 @@ def decode(detector, raw: dict[str, np.ndarray], images: np.ndarray) -> dict[str
 
 
 def mean_average_precision(
-    detector, raw: dict[str, np.ndarray], images: np.ndarray, truth: dict[str, np.ndarray]
+    detector, raw: Mapping[str, np.ndarray], images: np.ndarray, truth: dict[str, np.ndarray]
 ) -> float:
     """COCO mean average precision, averaged over IoU 0.50 to 0.95, by keras_cv's BoxCOCOMetrics
     (pycocotools).

@@ -44,7 +44,7 @@ def load_evidence(path: str | pathlib.Path) -> Any:
     from tflite_export.quality.accuracy_estimate import Evidence
 
     with np.load(path) as file:
-        sides = {
+        sides: dict[str, Any] = {
             side: {
                 key.split("/", 1)[1]: file[key] for key in file.files if key.startswith(f"{side}/")
             }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tabulate import tabulate
 
-Row = Mapping[str, object]
+Row = Mapping[str, Any]
 
 
 def mean_std(values: Sequence[float | None], *, digits: int) -> str:
@@ -26,6 +27,18 @@ def mean_std(values: Sequence[float | None], *, digits: int) -> str:
     if len(known) == 1 or not math.isfinite(mean):
         return f"{mean:.{digits}f}"
     return f"{mean:.{digits}f} ± {statistics.stdev(known):.{digits}f}"
+
+
+def grid(lines: Sequence[Sequence[object]], headings: Sequence[str], *, left: int = 1) -> str:
+    """A markdown table: the first `left` columns aligned left, the others right; text as it is."""
+    align = ["left"] * left + ["right"] * (len(headings) - left)
+    return tabulate(
+        lines,
+        headers=headings,
+        tablefmt="pipe",
+        colalign=align if lines else None,
+        disable_numparse=True,
+    )
 
 
 def over_seeds(
@@ -65,6 +78,4 @@ def markdown(rows: Sequence[Row], *, by: str, columns: Mapping[str, tuple[str, i
         if any(row.get(field) is not None for row in rows)
     }
     headings = [by, *(heading for heading, _ in shown.values()), "seeds"]
-    align = ("left", *("right" for _ in headings[1:]))
-    lines = over_seeds(rows, by=by, columns=shown)
-    return tabulate(lines, headers=headings, tablefmt="pipe", colalign=align, disable_numparse=True)
+    return grid(over_seeds(rows, by=by, columns=shown), headings)

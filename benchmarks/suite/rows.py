@@ -173,7 +173,7 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
         )
     gaps = statistics_gaps(task.network, images)
     outputs = integer_outputs(tflite, task.x, names=task.reference)
-    scores = task.score(outputs)
+    scores: dict[str, Any] = dict(task.score(outputs))
     if "agreement" in scores:
         scores["agreement_halves"] = _halves(task.reference, outputs)
     return {

@@ -177,10 +177,10 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
         for p in wrong
     )
     points = {
-        model: [
+        model: (
             [p.true for p in pairs if p.row["model"] == model and p.figure == AGREE],
             [p.told for p in pairs if p.row["model"] == model and p.figure == AGREE],
-        ]
+        )
         for model in dict.fromkeys(p.row["model"] for p in pairs if p.figure == AGREE)
     }
     plots.predicted_against_true(points, folder / "verdict.png", label="agreement")

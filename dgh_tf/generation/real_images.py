@@ -85,41 +85,42 @@ def load_hint(
     Raises: FileNotFoundError; ValueError for another number, another shape, values outside the
       range or not finite.
     """
-    if isinstance(source, np.ndarray):
-        path, images = "array", source
-    else:
-        path = pathlib.Path(source)
-        if not path.exists():
-            raise FileNotFoundError(
-                f"--real_hint={path}: no such file or folder. Give a folder of "
-                "images, an .npy or an .npz."
-            )
-        images = _pictures(path, shape) if path.is_dir() else _array(path)
+    path = "array" if isinstance(source, np.ndarray) else pathlib.Path(source)
+    images = source if isinstance(source, np.ndarray) else _read(pathlib.Path(source), shape)
     _require_few(len(images), path)
     if images.shape[1:] != tuple(shape):
         raise ValueError(
             f"--real_hint={path} holds images of shape {images.shape[1:]}, the model "
             f"takes {tuple(shape)}. Resize them first."
         )
-    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    least, most = np.asarray(low, np.float32), np.asarray(high, np.float32)
     if images.dtype == np.uint8:
-        return low + (high - low) * images.astype(np.float32) / 255
+        return least + (most - least) * images.astype(np.float32) / 255
     images = images.astype(np.float32)
-    slack = OVERSHOOT * (high - low) if bounded else np.inf
+    slack = OVERSHOOT * (most - least) if bounded else np.inf
     if (
         not np.isfinite(images).all()
-        or (images < low - slack).any()
-        or (images > high + slack).any()
+        or (images < least - slack).any()
+        or (images > most + slack).any()
     ):
         raise ValueError(
             f"--real_hint={path} holds values from {images.min():.4g} to "
             f"{images.max():.4g}, outside the model's valid range "
-            f"{low.min():.4g} to {high.max():.4g}. Give them in model input units or "
+            f"{least.min():.4g} to {most.max():.4g}. Give them in model input units or "
             "as uint8 pixels; if they are right and "
             "that range was found, not given, give the range of real inputs with "
             "--input_range=LOW,HIGH."
         )
     return images
+
+
+def _read(path: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--real_hint={path}: no such file or folder. Give a folder of "
+            "images, an .npy or an .npz."
+        )
+    return _pictures(path, shape) if path.is_dir() else _array(path)
 
 
 def _require_few(count: int, path: pathlib.Path | str) -> None:

@@ -247,3 +247,25 @@ def test_every_source_is_in_the_legend_also_one_that_the_first_group_lacks(tmp_p
     ]
     plots.grouped(rows, tmp_path / "g.png", field="v", label="v", line=None)
     assert legends == [["real", "noise"]]
+
+
+def test_a_model_of_fixed_batch_size_one_is_scored(tmp_path):
+    """All images of the set count, against the model called image by image."""
+    import keras
+    import tiny_models
+
+    from benchmarks.measure.comparison import load_task
+
+    inputs = keras.Input(batch_shape=(1, 16, 16, 3))
+    y = keras.layers.Conv2D(8, 3, strides=2, use_bias=False)(inputs)
+    y = keras.layers.Flatten()(keras.layers.ReLU()(keras.layers.BatchNormalization()(y)))
+    model = tiny_models.settle(keras.Model(inputs, keras.layers.Dense(5)(y)))
+    model.save(tmp_path / "m.keras")
+    x, truth = tiny_models.images(10), np.arange(10) % 5
+    np.savez(tmp_path / "x.npz", x=x, y=np.eye(5)[truth])
+    data = str(tmp_path / "x.npz")
+    task = load_task(
+        str(tmp_path / "m.keras"), real=data, evaluation=data, input_range="-1,1", preprocess="none"
+    )
+    alone = [int(np.argmax(model(image[None]))) for image in x]
+    assert task.float_scores["float_top1"] == np.mean(alone == truth)

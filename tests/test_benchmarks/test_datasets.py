@@ -59,6 +59,20 @@ def test_npz_keeps_values_and_labels(tmp_path):
     assert x.dtype == np.float32 and y.dtype == np.int64
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, bool])
+def test_one_hot_labels_are_their_argmax(tmp_path, dtype):
+    np.savez(tmp_path / "a.npz", x=X, y=np.eye(10, dtype=dtype)[Y])
+    np.testing.assert_array_equal(load(tmp_path / "a.npz")[1], Y)
+    np.savez(tmp_path / "column.npz", x=X, y=Y[:, None])
+    np.testing.assert_array_equal(load(tmp_path / "column.npz")[1], Y)
+
+
+def test_soft_labels_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=X, y=np.full((6, 10), 0.1))
+    with pytest.raises(ValueError, match="one-hot"):
+        load(tmp_path / "a.npz")
+
+
 def test_limit_keeps_images_with_their_labels(tmp_path):
     np.savez(tmp_path / "a.npz", x=X, y=Y)
     x, y = load(tmp_path / "a.npz", limit=4)

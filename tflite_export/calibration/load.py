@@ -101,7 +101,7 @@ def _matches(path: pathlib.Path, array: np.ndarray, want: str) -> bool:
     return want in (sha256_file(path), sha256_array(array))
 
 
-def _limits(entry: Any, names: list[str]) -> Range | dict[str, Range] | None:
+def _limits(entry: Any, names: list[str]) -> Any:
     """(low, high) from a manifest's [low, high] or {"low", "high"}; a dict of such for a dict or
     list over inputs.
     """
@@ -148,7 +148,7 @@ def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
         for low, high in (
             limits.values() if isinstance(limits, dict) else [limits] if limits else []
         ):
-            if not (np.isfinite(np.float64(low)).all() and np.isfinite(np.float64(high)).all()):
+            if not (np.isfinite(np.asarray([low, high], np.float64)).all()):
                 raise ValueError("an input range that is not finite")
     except OSError:
         raise

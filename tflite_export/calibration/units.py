@@ -69,7 +69,10 @@ def _declared(model: Any, inputs: list[np.ndarray]) -> list[KnownRange | None]:
         found = declared_ranges(model, shapes=shapes, call=functools.partial(call_model, model))
     except Exception:  # a model that cannot be traced like this is told so by its conversion
         return [None] * len(inputs)
-    return [each and KnownRange(each.low, each.high, each.source, firm=each.firm) for each in found]
+    return [
+        KnownRange(each.low, each.high, each.source, firm=each.firm) if each else None
+        for each in found
+    ]
 
 
 def _gap(model: Any, inputs: list[np.ndarray], index: int, images: np.ndarray) -> float | None:
