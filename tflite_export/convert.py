@@ -240,7 +240,9 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     return path, proof_path, algorithm, targets
 
 
-def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, Any]]:
+def _quantized(
+    model: Any, images: Mapping[str, Any], float_tflite: bytes
+) -> tuple[bytes, dict[str, Any]]:
     """The integer file and its notes by the algorithm asked for. "best" promises a file wherever
     minmax gives one.
     """
@@ -255,6 +257,7 @@ def _quantized(model: Any, images: Mapping[str, Any]) -> tuple[bytes, dict[str, 
             seed=FLAGS.seed,
             say=console.say,
             timeout=FLAGS.timeout,
+            float_tflite=float_tflite,
         )
         check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
         return tflite, notes
@@ -282,6 +285,7 @@ def main(argv: list[str]) -> int:
         float_tflite = to_float_tflite(model, images=images, timeout=FLAGS.timeout)
     except ConversionError as error:
         raise explained(error, float_tflite=None, scheme=FLAGS.scheme) from error
+    whole = float_tflite
     if FLAGS.head == "logits":
         float_tflite = without_softmax(float_tflite).data
     if algorithm in _LONG:
@@ -293,7 +297,7 @@ def main(argv: list[str]) -> int:
         f"{len(next(iter(images.values())))} images, algorithm {algorithm}"
     )
     try:
-        tflite, notes = _quantized(model, images)
+        tflite, notes = _quantized(model, images, whole)
     except (ConversionError, IntegerError) as error:
         raise explained(
             error, float_tflite=float_tflite, scheme=FLAGS.scheme, model=model, images=images

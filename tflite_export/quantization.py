@@ -14,7 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export.calibration.check import Images, check_calibration, few_images
-from tflite_export.conversion.converter import to_float_tflite, to_tflite, to_tflite_with_ranges
+from tflite_export.conversion.converter import (
+    convert_checked,
+    to_float_tflite,
+    to_tflite_with_ranges,
+)
 from tflite_export.conversion.freeze import input_shapes, plain
 from tflite_export.tflite.edit import with_own_biases
 from tflite_export.tflite.model import read_model
@@ -69,18 +73,25 @@ def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) 
 
 
 def _minmax(
-    model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    scheme: str,
+    seed: int,
+    say: Any,
+    timeout: float | None,
+    float_tflite: bytes | None = None,
 ) -> bytes:
     if isinstance(model, bytes):
         return _ranges(
-            model, images, scheme=scheme, seed=seed, say=say, timeout=timeout, rule="minmax"
+            model, arrays, scheme=scheme, seed=seed, say=say, timeout=timeout, rule="minmax"
         )
-    return to_tflite(model, images, scheme=scheme, timeout=timeout)
+    return convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
 
 
 def _ranges(
     model: Any,
-    images: Images,
+    arrays: Mapping[str, np.ndarray],
     *,
     scheme: str,
     seed: int,
@@ -97,7 +108,7 @@ def _ranges(
     from tflite_export.simulation.ranges import collect_ranges
     from tflite_export.simulation.run import read_graph
 
-    arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
+    bits = SCHEMES[scheme].weight_bits
     tflite = _float(model, arrays, timeout)
     graph = proven(read_graph(tflite), arrays)
     constants = equalize(graph, images=few_images(arrays)) if equalized else {}
@@ -123,7 +134,7 @@ def _ranges(
 
 def _reconstruction(
     model: Any,
-    images: Images,
+    arrays: Mapping[str, np.ndarray],
     *,
     scheme: str,
     seed: int,
@@ -135,7 +146,7 @@ def _reconstruction(
     from tflite_export.algorithms.block_reconstruction import learn_rounding
     from tflite_export.simulation.run import read_graph
 
-    arrays, bits = _arrays(model, images), 4 if scheme == "w4a8" else 8
+    bits = SCHEMES[scheme].weight_bits
     tflite = _float(model, arrays, timeout)
     ranges, found = learn_rounding(
         read_graph(tflite), arrays, weight_bits=bits, steps=steps, seed=seed, say=say
@@ -162,11 +173,16 @@ def _distillation(model: Any, images: Images, **options: Any) -> bytes:
 
 
 def _ai_edge(
-    model: Any, images: Images, *, scheme: str, seed: int, say: Any, timeout: float | None
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    scheme: str,
+    seed: int,
+    say: Any,
+    timeout: float | None,
 ) -> bytes:
     from tflite_export.algorithms.ai_edge import quantize_with_ai_edge
 
-    arrays = _arrays(model, images)
     return quantize_with_ai_edge(_float(model, arrays, timeout), arrays, scheme=scheme)
 
 
@@ -229,6 +245,7 @@ def quantize(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
     timeout: float | None = None,
+    float_tflite: bytes | None = None,
     **options: Any,
 ) -> Quantized:
     """Makes a full-integer .tflite file from a float model and calibration images.
@@ -241,6 +258,8 @@ def quantize(
         with a scale of its own.
       seed: of what the algorithm draws at random. say: takes lines of progress. timeout: seconds of
         each conversion.
+      float_tflite: the Keras model's file of `to_float_tflite`, where it is made already, so that
+        it is not made again.
       options: of one algorithm alone, such as `steps`.
     Raises:
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
@@ -263,16 +282,22 @@ def quantize(
     elif head == "logits":
         from tflite_export.tflite.edit import without_softmax
 
-        model = without_softmax(_float(model, arrays, timeout)).data
+        model = without_softmax(_float(float_tflite or model, arrays, timeout)).data
     if algorithm == "best" and chosen != "minmax":
         from tflite_export.simulation.run import read_graph
 
-        model_file = _float(model, arrays, timeout)
+        model_file = _float(
+            model if isinstance(model, bytes) else float_tflite or model, arrays, timeout
+        )
         try:
             read_graph(model_file)
             model = model_file
         except ValueError as error:
             chosen, notes = "minmax", {"fallback": str(error)}
+    if chosen == "minmax" and not isinstance(model, bytes):
+        options["float_tflite"] = float_tflite  # the converter starts from the model itself
+    elif float_tflite is not None and chosen != "distillation" and not isinstance(model, bytes):
+        model = float_tflite
     result = ALGORITHMS[chosen].function(
         model, arrays, scheme=scheme, seed=seed, say=say, timeout=timeout, **options
     )

@@ -124,15 +124,32 @@ def to_tflite(
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
       ConversionError: the converter failed or crashed.
     """
-    weight_bits = find_scheme(scheme).weight_bits
+    find_scheme(scheme)
     if isinstance(images, Mapping):
         images = {plain(name): array for name, array in images.items()}
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
+    return convert_checked(model, arrays, scheme=scheme, timeout=timeout)
+
+
+def convert_checked(
+    model: Any,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    scheme: str,
+    timeout: float | None = None,
+    float_tflite: bytes | None = None,
+) -> bytes:
+    """`to_tflite` for arrays that `check_calibration` gave.
+
+    Args:
+      float_tflite: the model's file of `to_float_tflite`, where it is made already: w4a8 takes the
+        weights from it.
+    """
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
     tflite = _convert(model, shapes, arrays, scheme, timeout)
-    if weight_bits == 8:
+    if find_scheme(scheme).weight_bits == 8:
         return tflite
-    return _four_bit(tflite, _convert(model, shapes, {}, None, timeout))
+    return _four_bit(tflite, float_tflite or _convert(model, shapes, {}, None, timeout))
 
 
 def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
