@@ -124,7 +124,7 @@ FLOORS = (
     ("dgh_tf.models",),
     ("dgh_tf.input_range",),
     ("dgh_tf.generation",),
-    ("dgh_tf.run", "dgh_tf.report", "dgh_tf.demo"),
+    ("dgh_tf.run", "dgh_tf.report", "dgh_tf.demo", "dgh_tf.calibration_sets"),
     ("dgh_tf",),  # the package's own names, and the command generate
     ("tflite_export",),
     ("benchmarks",),

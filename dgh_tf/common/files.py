@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -120,6 +121,59 @@ def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
             path.rmdir()
         raise
     return path
+
+
+def require_new_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
+    """Raises OSError or ValueError unless a folder can be made at `path`: asked before long work.
+    It may exist if it is empty.
+
+    Args: flag: the option that gave the path, for the message.
+    """
+    path = pathlib.Path(path)
+    if not path.name or path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise NotADirectoryError(
+            f"--{flag}={path} is a file, a link or no name of a folder. Give another name."
+        )
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(
+            f"--{flag}={path} exists and is not empty; expected a new folder, so that no file of "
+            "another run stays in it. Give another name, or remove it."
+        )
+    require_writable(path.with_name(f"{path.name}.new"), flag=flag)
+    return path
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike, *, flag: str) -> Iterator[pathlib.Path]:
+    """Yields a temporary folder beside `path`; on success it is synced and renamed to `path`, on
+    failure removed.
+
+    Raises: OSError or ValueError as `require_new_folder`.
+    """
+    path = require_new_folder(path, flag=flag)
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for item in sorted(temporary.rglob("*")):
+            if item.is_dir():
+                sync_folder(item)
+            else:
+                with open(item, "rb") as file:
+                    os.fsync(file.fileno())
+        sync_folder(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)  # mkdtemp makes it private
+        if path.is_dir():
+            path.rmdir()  # empty: Windows does not rename onto it
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is None:  # numpy's own, of a write that came back short
+            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(path)) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _remove_unused(folder: pathlib.Path, lock: pathlib.Path) -> None:

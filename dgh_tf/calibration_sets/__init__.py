@@ -1,0 +1,1 @@
+"""Generated images in the files that other quantizers take for calibration."""
