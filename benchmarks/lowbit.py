@@ -9,7 +9,6 @@ import functools
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from absl import flags
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import Task, environment, fingerprint, load_task, task_images
 from benchmarks.output import table
-from benchmarks.output.results import Results
+from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 
@@ -204,53 +203,43 @@ def measure_missing(
     """
     from tflite_export.simulation.ranges import collect_ranges
 
-    wanted = [
-        (config, source, setting)
-        for config in configs
-        for source in sources
-        for setting in settings
-    ]
-    missing = [
-        (config, source, each)
-        for config, source, each in wanted
-        if not results.done(source, *each, config.seed)
-    ]
-    if len(missing) < len(wanted):
-        say(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already")
-    if not missing:
-        return
-    simulation, start, at = Simulation(task, steps=steps), time.perf_counter(), None
-    for index, (config, source, setting) in enumerate(missing):
-        if at != (config, source):
-            at, (images, _) = (
-                (config, source),
-                task_images(task, source, config=config, folder=results.folder),
+    simulation = functools.cache(lambda: Simulation(task, steps=steps))
+
+    @functools.lru_cache(maxsize=1)  # rows of one source and seed follow each other
+    def prepared(config: Any, source: str) -> tuple[np.ndarray, Callable[[str, int], Any]]:
+        images, _ = task_images(task, source, config=config, folder=results.folder)
+        graph = simulation().graph
+        return images, functools.cache(
+            lambda rule, bits: collect_ranges(graph, images, rule=rule, activation_bits=bits)
+        )
+
+    def measured(config: Any, source: str, setting: Setting) -> str:
+        images, ranges = prepared(config, source)
+        row = {
+            "source": source,
+            "setting": setting.name,
+            "rule": setting.rule,
+            "reconstruction": setting.reconstruction,
+            "seed": config.seed,
+            "num_images": len(images),
+            **simulation().row(images, setting, ranges, seed=config.seed),
+        }
+        results.add(row, {})
+        return figures_of(row)
+
+    run_jobs(
+        [
+            Job(
+                f"{source} seed {config.seed}, {setting.label}",
+                ((source, setting), setting),
+                functools.partial(results.done, source, *setting, config.seed),
+                functools.partial(measured, config, source, setting),
             )
-            found = functools.partial(collect_ranges, simulation.graph, images)
-            ranges = functools.cache(
-                lambda rule, bits, found=found: found(rule=rule, activation_bits=bits)
-            )
-        row = simulation.row(images, setting, ranges, seed=config.seed)
-        results.add(
-            {
-                "source": source,
-                "setting": setting.name,
-                "rule": setting.rule,
-                "reconstruction": setting.reconstruction,
-                "seed": config.seed,
-                "num_images": len(images),
-                **row,
-            },
-            {},
-        )
-        left = (time.perf_counter() - start) / (index + 1) * (len(missing) - index - 1)
-        figures = ", ".join(
-            f"{name} {row[name]:.3f}" for name in ("top1", "map", "agreement") if name in row
-        )
-        say(
-            f"[{index + 1}/{len(missing)}] {source} seed {config.seed}, "
-            f"{setting.label}: {figures}; about {left:.0f} s left"
-        )
+            for config in configs
+            for source in sources
+            for setting in settings
+        ]
+    )
 
 
 def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 import platform
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from benchmarks.data import datasets
 from benchmarks.data.sources import GENERATED, calibration_images, kept
 from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.output import table
-from benchmarks.output.results import Results
+from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write, sha256_array
 from dgh_tf.common.quiet import held_stderr
@@ -223,49 +222,31 @@ def measure_missing(
     Generated images are kept in the folder, so that all schemes and algorithms calibrate on the
     same.
     """
-    wanted = [
-        (config, each._replace(source=source))
-        for config in configs
-        for source in sources
-        for each in chosen
-    ]
-    missing = [(config, each) for config, each in wanted if not results.done(*each, config.seed)]
-    if len(missing) < len(wanted):
-        print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are done already", flush=True)
-    reference = float_logits(task) if missing and chosen[0].head == "logits" else task.reference
-    times: dict[tuple, list[float]] = {}
-    for index, (config, each) in enumerate(missing):
-        start = time.perf_counter()
+    reference = functools.cache(
+        lambda: float_logits(task) if chosen[0].head == "logits" else task.reference
+    )
+
+    def measured(config: Any, each: Combination) -> str:
         images, seconds = task_images(task, each.source, config=config, folder=results.folder)
-        row, ranges = measure(task, images, each, config=config, reference=reference)
-        results.add(
-            {
-                **row,
-                "steps": config.steps if seconds else None,
-                "generation_seconds": seconds and round(seconds, 2),
-            },
-            ranges,
-        )
-        times.setdefault(each[:3], []).append(time.perf_counter() - start)
-        overall = np.mean(sum(times.values(), []))
-        left = sum(np.mean(times.get(other[:3], overall)) for _, other in missing[index + 1 :])
-        shown = {
-            "top1": "top-1 {:.3f}",
-            "map": "mAP {:.3f}",
-            "agreement": "agreement {:.3f}",
-            "sqnr_db": "SQNR {:.2f} dB",
-        }
-        figures = ", ".join(
-            text.format(np.inf if row[name] is None else row[name])
-            for name, text in shown.items()
-            if name in row
-        )
-        print(
-            f"[{index + 1}/{len(missing)}] {each.source} {each.scheme} "
-            f"{each.algorithm} seed {config.seed}: {figures}; "
-            f"{times[each[:3]][-1]:.0f} s, about {left:.0f} s left",
-            flush=True,
-        )
+        row, ranges = measure(task, images, each, config=config, reference=reference())
+        steps = config.steps if seconds else None
+        spent = seconds and round(seconds, 2)
+        results.add({**row, "steps": steps, "generation_seconds": spent}, ranges)
+        return figures_of(row)
+
+    run_jobs(
+        [
+            Job(
+                f"{each.source} {each.scheme} {each.algorithm} seed {config.seed}",
+                (each[:3],),
+                functools.partial(results.done, *each, config.seed),
+                functools.partial(measured, config, each),
+            )
+            for config in configs
+            for source in sources
+            for each in (combination._replace(source=source) for combination in chosen)
+        ]
+    )
 
 
 def float_logits(task: Task) -> Outputs:

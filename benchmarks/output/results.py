@@ -4,12 +4,94 @@ the next begins.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+import time
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from benchmarks.measure.evaluation import Ranges, compare_ranges
+from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write
+
+FIGURES = {"top1": "top-1", "map": "mAP", "agreement": "agreement", "sqnr_db": "SQNR dB"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One row to measure.
+
+    Attributes:
+      name: for its line of progress.
+      alike: from the closest to the widest, the groups of rows that take about as long.
+      done: whether the row is there already.
+      measure: measures the row and keeps it; returns its figures as text.
+    """
+
+    name: str
+    alike: tuple[Hashable, ...]
+    done: Callable[[], bool]
+    measure: Callable[[], str]
+
+
+def figures_of(row: dict[str, Any]) -> str:
+    """The scores of a row for its line of progress."""
+    known = {name: row[name] for name in FIGURES if row.get(name) is not None}
+    return ", ".join(f"{FIGURES[name]} {value:.3f}" for name, value in known.items())
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    minutes: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
+    """Measures every row that is not there yet, with a line each and the time left.
+
+    Args: minutes: stop before the row that would begin after so many; 0 for no limit.
+    Returns: False where the limit ended it.
+    """
+    times: list[tuple[tuple[Hashable, ...], float]] = []
+    began, known = clock(), 0
+    for position, job in enumerate(jobs):
+        if job.done():
+            known += 1
+            continue
+        if minutes and clock() - began > 60 * minutes:
+            say(f"--minutes={minutes:g} are over; the same command goes on from here")
+            return False
+        start = clock()
+        figures = job.measure()
+        times.append((job.alike, clock() - start))
+        left = time_left(times, [other.alike for other in jobs[position + 1 :]])
+        say(
+            f"[{position + 1}/{len(jobs)}] {job.name}: {figures}; {times[-1][1]:.0f} s, "
+            f"at most {left:.0f} s left"
+        )
+    if known:
+        say(f"{known} of {len(jobs)} rows are done already")
+    return True
+
+
+def time_left(
+    times: Sequence[tuple[tuple[Hashable, ...], float]],
+    missing: Sequence[tuple[Hashable, ...]],
+) -> float:
+    """Seconds that the missing rows will take: each the mean of its closest group measured so far,
+    else of all.
+    """
+    if not times:
+        return float("nan")
+
+    def expected(alike: tuple[Hashable, ...]) -> float:
+        for group in alike:
+            known = [seconds for groups, seconds in times if group in groups]
+            if known:
+                return sum(known) / len(known)
+        return sum(seconds for _, seconds in times) / len(times)
+
+    return sum(map(expected, missing))
 
 
 class Results:

@@ -4,16 +4,15 @@ benchmarks.suite.
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import shlex
 import sys
-import time
-from collections.abc import Callable
 
-import numpy as np
 from absl import flags
 
 from benchmarks.data.sources import SOURCES, check_sources
+from benchmarks.output.results import Job, figures_of, run_jobs
 from benchmarks.suite.plan import Entry, Key, Store, plan, read_models
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
@@ -117,76 +116,39 @@ def _entries() -> list[Entry]:
     return chosen
 
 
-def time_left(times: dict[tuple[str, str], list[float]], missing: list[Key]) -> float | None:
-    """Seconds that the missing rows will take: the mean of the model's and source's rows so far,
-    else of the model's, else of all.
-    """
-    if not times:
-        return None
-
-    def expected(key: Key) -> float:
-        for alike in (
-            lambda k: k == (key.model, key.source),
-            lambda k: k[0] == key.model,
-            lambda k: True,
-        ):
-            known = [second for k, seconds in times.items() if alike(k) for second in seconds]
-            if known:
-                return float(np.mean(known))
-        return 0.0
-
-    return sum(map(expected, missing))
-
-
-def _measure_all(
-    entries: list[Entry],
-    keys: list[Key],
-    store: Store,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-) -> bool:
-    """Measures what is missing, model by model within a seed. Returns False when --minutes ended
-    it.
-    """
+def _jobs(entries: list[Entry], keys: list[Key], store: Store) -> list[Job]:
+    """The rows in the order of the plan. A model is loaded at its first row, and kept."""
     from benchmarks.suite.rows import Bench, measure
 
-    benches: dict[str, Bench] = {}
-    times: dict[tuple[str, str], list[float]] = {}
-    began, done = clock(), 0
-    for position, key in enumerate(keys):
-        if key.model not in benches:
-            say(f"loading {key.model}")
-            entry = next(entry for entry in entries if entry.name == key.model)
-            benches[key.model] = Bench(
-                entry,
-                store,
-                real_limit=4 * max(k.num_images for k in keys),
-                data_dir=FLAGS.data_dir,
-                held_out=entry.held_out or FLAGS.held_out,
-            )
-        bench = benches[key.model]
-        if store.row(key, fingerprint=bench.run) is not None:
-            done += 1
-            continue
-        if FLAGS.minutes and clock() - began > 60 * FLAGS.minutes:
-            say(f"--minutes={FLAGS.minutes:g} are over; the same command goes on from here")
-            return False
-        start = clock()
-        row = measure(bench, key)
+    @functools.cache
+    def bench(model: str) -> Bench:
+        say(f"loading {model}")
+        entry = next(entry for entry in entries if entry.name == model)
+        return Bench(
+            entry,
+            store,
+            real_limit=4 * max(key.num_images for key in keys),
+            data_dir=FLAGS.data_dir,
+            held_out=entry.held_out or FLAGS.held_out,
+        )
+
+    def done(key: Key) -> bool:
+        return store.row(key, fingerprint=bench(key.model).run) is not None
+
+    def measured(key: Key) -> str:
+        row = measure(bench(key.model), key)
         store.add(key, row)
-        times.setdefault((key.model, key.source), []).append(clock() - start)
-        left = time_left(times, keys[position + 1 :])
-        shown = {"top1": "top-1", "map": "mAP", "agreement": "agreement", "sqnr_db": "SQNR"}
-        figures = row.get("error") or ", ".join(
-            f"{text} {row[name]:.3f}" for name, text in shown.items() if row.get(name) is not None
+        return row.get("error") or figures_of(row)
+
+    return [
+        Job(
+            key.name,
+            ((key.model, key.source), key.model),
+            functools.partial(done, key),
+            functools.partial(measured, key),
         )
-        say(
-            f"[{position + 1}/{len(keys)}] {key.name}: {figures}; "
-            f"{clock() - start:.0f} s, at most {left / 60:.0f} min left"
-        )
-    if done:
-        say(f"{done} of {len(keys)} rows were done already")
-    return True
+        for key in keys
+    ]
 
 
 def main(argv: list[str]) -> int:
@@ -205,7 +167,7 @@ def main(argv: list[str]) -> int:
         from benchmarks.suite import report
 
         try:
-            _measure_all(entries, keys, store)
+            run_jobs(_jobs(entries, keys, store), minutes=FLAGS.minutes)
         finally:  # also of a suite that is stopped: what is measured can be read
             if store.rows(keys):
                 command = shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]])

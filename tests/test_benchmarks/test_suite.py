@@ -15,8 +15,8 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.output.results import Job, run_jobs, time_left
 from benchmarks.suite import report, verdict
-from benchmarks.suite.__main__ import time_left
 from benchmarks.suite.plan import Entry, Key, Store, plan, read_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -136,15 +136,28 @@ def test_rows_of_other_settings_are_not_taken_and_damaged_ones_are_named(tmp_pat
 
 
 def test_time_left_uses_the_closest_rows_known():
-    times = {("a", "real"): [2.0, 4.0], ("a", "synthetic"): [30.0]}
-    keys = [
-        Key("a", "real", 8, 0, "int8"),
-        Key("a", "noise", 8, 0, "int8"),
-        Key("b", "real", 8, 0, "int8"),
-    ]
-    assert (
-        time_left(times, keys) == pytest.approx(3.0 + 12.0 + 12.0) and time_left({}, keys) is None
-    )
+    """Rows of the same model and source, else of the model, else of all: 3 + 7 + 9 by hand."""
+    times = [(("a real", "a"), 3.0), (("b real", "b"), 4.0), (("b noise", "b"), 14.0)]
+    missing = [("a real", "a"), ("c real", "c"), ("b gaussian", "b")]
+    assert time_left(times, missing) == pytest.approx(3.0 + 7.0 + 9.0)
+
+
+def test_jobs_stop_before_the_row_that_would_begin_too_late(capsys):
+    now, ran = [0.0], []
+
+    def job(name, *, done=False):
+        def measure():
+            now[0] += 45
+            ran.append(name)
+            return "fine"
+
+        return Job(name, (name,), lambda: done, measure)
+
+    jobs = [job("a"), job("b", done=True), job("c"), job("d")]
+    assert not run_jobs(jobs, minutes=1, clock=lambda: now[0])
+    assert ran == ["a", "c"] and "--minutes=1 are over" in capsys.readouterr().out
+    assert run_jobs(jobs[1:2]) and ran == ["a", "c"]
+    assert "1 of 1 rows are done already" in capsys.readouterr().out
 
 
 def row(source, agreement, told, *, seed=0, size=8):
@@ -314,5 +327,5 @@ def test_a_killed_suite_goes_on_and_repeats_nothing(tmp_path):
     )
     assert (
         len(set(keys)) == len(keys)
-        and f"{len(first)} of {len(keys)} rows were done already" in done.stdout
+        and f"{len(first)} of {len(keys)} rows are done already" in done.stdout
     )
