@@ -4,6 +4,7 @@ benchmarks.convergence.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import pathlib
 import shlex
@@ -220,7 +221,7 @@ def check_recipes(names: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     """Measures what is missing, one run of a recipe after the other, then writes table and plot."""
     from benchmarks.measure.comparison import environment, fingerprint, load_task
-    from benchmarks.output.results import Results
+    from benchmarks.output.results import Job, Results, run_jobs
 
     values = flags.FLAGS
     recipes, steps, reference_steps = (
@@ -239,15 +240,32 @@ def main(argv: list[str]) -> int:
             evaluation_limit=values.num_evaluation or None,
         )
         results = Results(folder, run=fingerprint(task, sizes), key=("source", "steps", "seed"))
-        for seed, recipe in itertools.product(range(values.seeds), recipes):
+
+        def missing(seed: int, recipe: str) -> list[int]:
             wanted = reference_steps if RECIPES[recipe].get("schedule") == "plateau" else steps
-            missing = [count for count in wanted if not results.done(recipe, count, seed)]
-            for row in curve(task, recipe, seed=seed, steps=missing, **sizes) if missing else ():
+            return [count for count in wanted if not results.done(recipe, count, seed)]
+
+        def done(seed: int, recipe: str) -> bool:
+            return not missing(seed, recipe)
+
+        def measured(seed: int, recipe: str) -> str:
+            told = []
+            for row in curve(task, recipe, seed=seed, steps=missing(seed, recipe), **sizes):
                 results.add(row, {})
-                say(
-                    f"seed {seed}, {recipe}, {row['steps']} steps: gap "
-                    f"{row['gap']:.4f} after {row['seconds']:.1f} s"
+                told.append(f"{row['steps']} steps: gap {row['gap']:.4f}")
+            return ", ".join(told)
+
+        run_jobs(
+            [
+                Job(
+                    f"seed {seed}, {recipe}",
+                    (recipe,),
+                    functools.partial(done, seed, recipe),
+                    functools.partial(measured, seed, recipe),
                 )
+                for seed, recipe in itertools.product(range(values.seeds), recipes)
+            ]
+        )
         command, text = (
             shlex.join(["python", "-m", "benchmarks.convergence", *sys.argv[1:]]),
             summary(results.rows),
