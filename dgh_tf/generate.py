@@ -13,10 +13,12 @@ import signal
 import sys
 import time
 import warnings
+from typing import Any
 
 from absl import flags
 
 from dgh_tf.common import console
+from dgh_tf.common.convergence import judge_convergence
 from dgh_tf.common.files import locked_folder
 from dgh_tf.config import GenerationConfig
 from dgh_tf.run import tensorboard
@@ -83,10 +85,11 @@ _UNSAFE = flags.DEFINE_bool(
 def main(argv: list[str]) -> int:
     del argv
     numbers = {name: _number(name) for name in _AUTO}
-    config = GenerationConfig(
+    settings: dict[str, Any] = {
         **{name: holder.value for name, holder in _CONFIG.items() if name not in _AUTO},
         **{name: number for name, number in numbers.items() if number is not None},
-    )
+    }
+    config = GenerationConfig(**settings)
     if _TENSORBOARD.value:
         tensorboard.require()
     from dgh_tf.generation.distribution import worker_number
@@ -335,6 +338,7 @@ def _finish(
     from dgh_tf.report import page as report
 
     gaps = generator.layer_gaps()
+    convergence = judge_convergence(gaps)
     if folder is None:
         for _ in generator.images():
             pass
@@ -369,6 +373,7 @@ def _finish(
         "final_losses": metrics.last,
         "gap_start": state.gap_start,
         "gap_end": gaps,
+        "convergence": convergence.as_dict(),
         "seconds": round(seconds, 2),
         "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),
@@ -394,11 +399,8 @@ def _finish(
         )
         metrics.summaries.finish(config.steps, preview=grid, gaps=gaps)
     run_folder.write_manifest(folder, manifest)
-    mean = sum(gaps.values()) / len(gaps)
-    console.say(
-        f"{config.num_images} images in {folder} after {seconds:.0f} s, mean "
-        f"statistics gap {mean:.3g}; see report.html"
-    )
+    told = f"{config.num_images} images in {folder} after {seconds:.0f} s, {convergence.summary}; "
+    console.say(f"{told}see report.html. {convergence.advice}".rstrip(". "))
 
 
 def _catch_signals(received: list[int]) -> None:

@@ -321,6 +321,7 @@ def main(argv: list[str]) -> int:
                 images,
                 generated=calibration.model_sha256 is not None,
                 same_inside=notes["algorithm"] != "equalization",
+                convergence=calibration.convergence,
             )
     write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")
     console.say(_summary(path, report))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.convergence import GOOD_GAP, POOR_GAP
 from dgh_tf.common.files import atomic_write
 from dgh_tf.config import GenerationConfig
 from dgh_tf.report import charts, integer_files, pictures, text
@@ -25,7 +26,6 @@ __all__ = ["preview_grid", "run_command", "view", "write_page", "write_preview"]
 
 # Mean gap of statistics: real images of the models in docs/experiments/results.md lie at 0.015 to
 # 0.05, uniform and Gaussian noise at 0.46 and more.
-_GOOD_GAP, _POOR_GAP = 0.1, 0.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _mean_gap(manifest: dict[str, Any], when: str) -> float:
 
 
 def _gap_tone(gap: float) -> str:
-    return "good" if gap <= _GOOD_GAP else "warn" if gap <= _POOR_GAP else "bad"
+    return "good" if gap <= GOOD_GAP else "warn" if gap <= POOR_GAP else "bad"
 
 
 def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str, str, str]:
@@ -212,7 +212,7 @@ def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, .
         Card(
             "mean gap of statistics",
             text.number(gap),
-            f"{text.number(start)} at the start; below {_GOOD_GAP:g} is good",
+            f"{text.number(start)} at the start; below {GOOD_GAP:g} is good",
             _gap_tone(gap),
         ),
         Card(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.convergence import Convergence, judge_convergence
 from dgh_tf.common.files import require_reasonable_zip, sha256_array, sha256_file
 from dgh_tf.common.image_files import SUFFIXES, image_shape, list_image_files, read_image
 from tflite_export.calibration.check import Images, Range
@@ -31,12 +32,15 @@ class Calibration:
         source does not say.
       sha256: hex digest over names, shapes, dtypes and values of the images.
       model_sha256: of the model the images were generated for; None for other sources.
+      convergence: how near generated images came to their model's statistics; None for other
+        sources.
     """
 
     images: Images
     value_range: Range | Mapping[str, Range] | None
     sha256: str
     model_sha256: str | None = None
+    convergence: Convergence | None = None
 
 
 def _digest(images: Images) -> str:
@@ -130,6 +134,12 @@ def _files(manifest: Mapping[str, Any]) -> dict[str, str]:
     return manifest.get("files") or named
 
 
+def _convergence(manifest: Mapping[str, Any]) -> Convergence | None:
+    """Judged anew from the gaps, so that folders of earlier versions are judged, too."""
+    gaps = manifest.get("gap_end")
+    return judge_convergence({name: float(gap) for name, gap in gaps.items()}) if gaps else None
+
+
 def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
     """What manifest.json says, and its input range. Raises ValueError for a file that generate did
     not write like that.
@@ -143,6 +153,7 @@ def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
             raise ValueError("images_sha256 or files of another form")
         if not isinstance(manifest.get("model_sha256"), (str, type(None))):
             raise ValueError("model_sha256 is no text")
+        _convergence(manifest)
         names = list(_files(manifest)) if sha256 else []
         limits = _limits(manifest.get("input_range"), names)
         for low, high in (
@@ -201,7 +212,9 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
     )
     if several and isinstance(limits, dict):
         limits = {plain(name): valid for name, valid in limits.items()}
-    return Calibration(images, limits, _digest(images), manifest.get("model_sha256"))
+    return Calibration(
+        images, limits, _digest(images), manifest.get("model_sha256"), _convergence(manifest)
+    )
 
 
 def _load_pictures(

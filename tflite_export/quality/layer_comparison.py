@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.convergence import Convergence
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import Evidence
 from tflite_export.tflite.edit import without_softmax
@@ -240,6 +241,7 @@ def calibration_verdict(
     *,
     generated: bool,
     same_inside: bool = True,
+    convergence: Convergence | None = None,
 ) -> dict[str, Any]:
     """The verdict that the calibration images themselves allow, for F.json: the best case, since
     they set the file's ranges.
@@ -252,7 +254,9 @@ def calibration_verdict(
       same_inside: whether tensors between the layers hold what the float model's hold; equalization
         scales them, so that their
         errors against it say nothing and are left out.
-    Returns: as `verdict.judge`, from at most 64 images spread over the set.
+      convergence: of generated images. Where it is poor the images are no better than noise, and
+        the level is "unknown".
+    Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.
     """
     from tflite_export.quality.accuracy_estimate import judge, sentence
 
@@ -279,6 +283,13 @@ def calibration_verdict(
     result = judge({"calibration": evidence}, held_out=False)
     if not same_inside:
         result |= {"reasons": [], "layers": [], "sentence": sentence(result, [])}
+    if convergence is not None and convergence.level == "poor":
+        return {
+            **result,
+            "level": "unknown",
+            "sentence": "Not judged: the calibration images did not converge, "
+            f"{convergence.summary}. {convergence.advice}",
+        }
     if generated:
         return result
     return {
