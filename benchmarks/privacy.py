@@ -139,7 +139,7 @@ def main(argv: list[str]) -> int:
         config = GenerationConfig(
             num_images=values.num_images, steps=values.steps, seed=values.seed
         )
-        generated = np.asarray(generate_images(model, config))
+        generated = np.asarray(generate_images(model, config, verbose=0))
     noise = (
         np.random.default_rng(values.seed)
         .uniform(training.min(), training.max(), generated.shape)

@@ -259,7 +259,7 @@ def test_every_other_kind_converts_too(name):
 
 
 def test_several_inputs_without_a_known_range_ask_for_it():
-    with pytest.raises(ValueError, match="left.*--input_range"):
+    with pytest.raises(ValueError, match="left.*input_range="):
         Generator(tiny.two_inputs(), GenerationConfig(num_images=2, steps=1))
 
 

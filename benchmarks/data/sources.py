@@ -111,6 +111,9 @@ def calibration_images(
     )
     start = time.perf_counter()
     images = generate_images(
-        model, dataclasses.replace(config, **GENERATED.get(source, {})), real_hint=hint
+        model,
+        dataclasses.replace(config, **GENERATED.get(source, {})),
+        real_hint=hint,
+        verbose=0,
     )
     return np.asarray(images), time.perf_counter() - start

@@ -79,7 +79,8 @@ def load_task(
     Raises: ValueError, FileNotFoundError for models and sets that cannot be used.
     """
     from benchmarks.measure.evaluation import float_outputs
-    from dgh_tf import find_input_range, load_model
+    from dgh_tf import load_model
+    from dgh_tf.input_range.find import network_ranges
     from dgh_tf.models.network import Network
 
     loaded = load_model(model)
@@ -99,7 +100,7 @@ def load_task(
     real_x, _ = read(real, role="real", limit=real_limit)
     x, truth = read(evaluation, role="evaluation", limit=evaluation_limit)
     network = Network(loaded)
-    found = find_input_range(network, text=input_range)[0]
+    found = network_ranges(network, text=input_range)[0]
     say(f"input range: {found.low} .. {found.high} ({found.source})")
     sets = {f"--real={real}": real_x, f"--evaluation={evaluation}": x}
     if real == evaluation:  # a command that takes one set

@@ -22,7 +22,7 @@ def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
     from dgh_tf import generate_images
 
     changes = {} if kind == "stretched" else {"output_weight": 0.0}
-    return generate_images(model, dataclasses.replace(config, seed=seed, **changes))
+    return generate_images(model, dataclasses.replace(config, seed=seed, **changes), verbose=0)
 
 
 def save_evidence(path: str | pathlib.Path, evidence: Any) -> None:

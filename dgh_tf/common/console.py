@@ -62,8 +62,19 @@ def say(text: str) -> None:
     print(printable(text), flush=True)
 
 
+def _with_flags(text: str) -> str:
+    """The text of an error with settings written as flags: the functions below the commands write
+    name=value, as one gives it in Python.
+    """
+
+    def flag(found: re.Match) -> str:
+        return f"--{found[1]}" if found[1] in flags.FLAGS else found[1]
+
+    return re.sub(r"(?<![\w./-])(\w+)(?==)", flag, text)
+
+
 def _report(kind: str, text: str, code: int) -> int:
-    print(f"{kind}: {printable(text)}", file=sys.stderr, flush=True)
+    print(f"{kind}: {printable(_with_flags(text))}", file=sys.stderr, flush=True)
     return code
 
 

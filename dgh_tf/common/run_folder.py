@@ -107,6 +107,17 @@ def read_manifest(folder: pathlib.Path) -> dict | None:
         ) from error
 
 
+def finished_manifest(folder: pathlib.Path) -> dict:
+    """The manifest of a finished run. Raises ValueError where there is none, or a damaged one."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ValueError(
+            f"{folder} holds no finished run (no manifest.json). Run python -m "
+            "dgh_tf.generate with this folder."
+        )
+    return manifest
+
+
 def write_manifest(folder: pathlib.Path, manifest: dict) -> None:
     """Written last: a folder with a manifest is a finished run."""
     atomic_write(folder / "manifest.json", json.dumps(manifest, indent=1, sort_keys=False) + "\n")
@@ -118,12 +129,7 @@ def load_images(folder: pathlib.Path) -> Images:
 
     Raises: ValueError when the folder holds no finished run or its images were changed.
     """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise ValueError(
-            f"{folder} holds no finished run (no manifest.json). Run python -m "
-            "dgh_tf.generate with this folder."
-        )
+    manifest = finished_manifest(folder)
     wanted = manifest["images_sha256"]
     arrays = {}
     for name, file in manifest.get(
@@ -148,6 +154,12 @@ def representative_dataset(source: Images | str | pathlib.Path) -> Callable[[], 
     """What tf.lite.TFLiteConverter.representative_dataset takes: batches of one image.
 
     Args: source: images as generate_images returns them, or the folder of a finished run.
+
+    Example:
+      >>> import numpy as np
+      >>> batches = representative_dataset(np.zeros([2, 8, 8, 3], np.float32))
+      >>> [batch[0].shape for batch in batches()]
+      [(1, 8, 8, 3), (1, 8, 8, 3)]
     """
     images = load_images(pathlib.Path(source)) if isinstance(source, str | pathlib.Path) else source
 

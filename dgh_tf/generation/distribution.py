@@ -22,7 +22,7 @@ def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
     """
     if config.num_images < replicas:
         raise ValueError(
-            f"--num_images={config.num_images} is less than the {replicas} replicas; "
+            f"num_images={config.num_images} is less than the {replicas} replicas; "
             "give each at least one image."
         )
     batches = replicas * math.ceil(config.num_images / (config.batch_size * replicas))
@@ -30,7 +30,7 @@ def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The tf.distribute strategy behind --strategy."""
+    """The tf.distribute strategy of that name, see GenerationConfig.strategy."""
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([d.name for d in devices])
@@ -75,7 +75,7 @@ def worker_number(strategy: str) -> int:
         return number
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"--strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set "
+            f"strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set "
             "it on every machine to "
             '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": '
             '"worker", "index": 0}}, with '

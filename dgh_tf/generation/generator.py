@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from dgh_tf.config import GenerationConfig, parse_image_size
+from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
 from dgh_tf.generation.inputs import Inputs
 from dgh_tf.generation.objective import Layers, Problem, layer_gaps, make_targets, pseudo_statistics
@@ -25,7 +25,8 @@ from dgh_tf.generation.real_images import real_images
 from dgh_tf.generation.replicas import Replicas
 from dgh_tf.generation.store import FileStore, MemoryStore, Record, Slots, Store, record_bytes
 from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step
-from dgh_tf.input_range.find import find_input_range
+from dgh_tf.input_range.find import network_ranges
+from dgh_tf.models.given import given_model
 from dgh_tf.models.network import Network
 from dgh_tf.ops import canvas as image_ops
 from dgh_tf.ops.radam import plateau
@@ -62,7 +63,7 @@ class Generator:
       >>> generator.start()
       >>> generator.run()
       >>> generator.all_images()[0].shape
-      (4, 32, 32, 3)
+      (4, 64, 64, 3)
     """
 
     def __init__(
@@ -85,14 +86,13 @@ class Generator:
         """
         self.config = config
         self._replicas = Replicas(strategy or make_strategy(config.strategy))
-        self.network = Network(
-            model, image_size=parse_image_size(config.image_size) if config.image_size else None
-        )
+        size = parse_image_size(config.image_size) if config.image_size else None
+        self.network = Network(given_model(model), image_size=size)
         shapes = self.network.input_shapes
         self.real, self.ranges = real_images(
             real_hint,
             network=self.network,
-            ranges=find_input_range(self.network, text=config.input_range),
+            ranges=network_ranges(self.network, text=range_text(config.input_range)),
         )
         self.layouts = [
             image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in shapes

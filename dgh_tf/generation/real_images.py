@@ -33,7 +33,7 @@ def real_images(
         return np.zeros((0, *shape), np.float32), list(ranges)
     if len(network.input_shapes) > 1:
         raise ValueError(
-            f"--real_hint takes models with one input; this one has {len(network.input_shapes)}."
+            f"real_hint takes models with one input; this one has {len(network.input_shapes)}."
         )
     images = load_hint(
         source, shape=shape, low=valid.low, high=valid.high, bounded=not valid.fitted
@@ -42,17 +42,17 @@ def real_images(
         gap = first_gap(network.model, network.own_layout([images])) or 0.0
         if gap > LARGEST_GAP:
             raise ValueError(
-                "--real_hint: the model's first BatchNorm layers do not know such "
+                "real_hint: the model's first BatchNorm layers do not know such "
                 f"values ({images.min():.4g} to "
                 f"{images.max():.4g}, gap {gap:.3g}, expected at most {LARGEST_GAP}). "
                 "Give them in model input units; if they "
-                "are, say so with --input_range=LOW,HIGH."
+                "are, say so with input_range=LOW,HIGH."
             )
         return images, [widened(valid, images, source="the real images")]
     text = check_units(
         images,
         valid.known(),
-        what=f"--real_hint={'array' if isinstance(source, np.ndarray) else source}",
+        what=f"real_hint={'array' if isinstance(source, np.ndarray) else source}",
         gap=lambda values: first_gap(network.model, network.own_layout([values])),
         preprocess=None,
         input_range="--input_range",
@@ -90,7 +90,7 @@ def load_hint(
     _require_few(len(images), path)
     if images.shape[1:] != tuple(shape):
         raise ValueError(
-            f"--real_hint={path} holds images of shape {images.shape[1:]}, the model "
+            f"real_hint={path} holds images of shape {images.shape[1:]}, the model "
             f"takes {tuple(shape)}. Resize them first."
         )
     least, most = np.asarray(low, np.float32), np.asarray(high, np.float32)
@@ -104,12 +104,12 @@ def load_hint(
         or (images > most + slack).any()
     ):
         raise ValueError(
-            f"--real_hint={path} holds values from {images.min():.4g} to "
+            f"real_hint={path} holds values from {images.min():.4g} to "
             f"{images.max():.4g}, outside the model's valid range "
             f"{least.min():.4g} to {most.max():.4g}. Give them in model input units or "
             "as uint8 pixels; if they are right and "
             "that range was found, not given, give the range of real inputs with "
-            "--input_range=LOW,HIGH."
+            "input_range=LOW,HIGH."
         )
     return images
 
@@ -117,7 +117,7 @@ def load_hint(
 def _read(path: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(
-            f"--real_hint={path}: no such file or folder. Give a folder of "
+            f"real_hint={path}: no such file or folder. Give a folder of "
             "images, an .npy or an .npz."
         )
     return _pictures(path, shape) if path.is_dir() else _array(path)
@@ -126,13 +126,13 @@ def _read(path: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
 def _require_few(count: int, path: pathlib.Path | str) -> None:
     if not 1 <= count <= MOST:
         raise ValueError(
-            f"--real_hint={path} holds {count} images; expected 1 to {MOST}. With "
+            f"real_hint={path} holds {count} images; expected 1 to {MOST}. With "
             "more, calibrate on them instead."
         )
 
 
 def _pictures(folder: pathlib.Path, shape: Sequence[int]) -> np.ndarray:
-    image_shape(shape, instead="Give --real_hint as .npy.")
+    image_shape(shape, instead="Give real_hint=FILE.npy.")
     files = list_image_files(folder)
     _require_few(len(files), folder)  # before reading what may be a whole data set
     return np.stack([read_image(file, shape=shape) for file in files])
@@ -144,9 +144,9 @@ def _array(path: pathlib.Path) -> np.ndarray:
         array = data if isinstance(data, np.ndarray) else data["x"]
     except (ValueError, OSError, EOFError, KeyError) as error:
         raise ValueError(
-            f"--real_hint={path} cannot be read ({error}). Expected an .npy of "
+            f"real_hint={path} cannot be read ({error}). Expected an .npy of "
             "numbers, or an .npz with x."
         ) from error
     if array.dtype.kind not in "uif" or not array.ndim:
-        raise ValueError(f"--real_hint={path} holds {array.dtype}; expected numbers [images, ...].")
+        raise ValueError(f"real_hint={path} holds {array.dtype}; expected numbers [images, ...].")
     return array

@@ -105,8 +105,9 @@ def _variables(
         )
 
     with tf.device(device):
-        groups = [[zeros(shape) for shape in canvas_shapes] for _ in range(3)]
-        return Slots(*groups, tf.Variable(tf.zeros([2, channels]), trainable=False))
+        canvases, first, second = ([zeros(shape) for shape in canvas_shapes] for _ in range(3))
+        row = tf.Variable(tf.zeros([2, channels]), trainable=False)
+        return Slots(canvases, first, second, row)
 
 
 class MemoryStore:
@@ -248,7 +249,7 @@ class FileStore:
         """One call moves 2 GiB at most, and may move less."""
         place = batch * self._stride
         for array in arrays:
-            rest = memoryview(array.reshape(-1)).cast("B")
+            rest = array.reshape(-1).data.cast("B")
             while rest:
                 moved = call(self._file, [rest], place)
                 if not moved:

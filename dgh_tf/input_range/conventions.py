@@ -68,17 +68,17 @@ def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange
 def parse_input_range(text: str, *, channels: int) -> InputRange:
     """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms."""
     if text in CONVENTIONS:
-        return convention(text, channels=channels, source="--input_range")
+        return convention(text, channels=channels, source="the setting input_range")
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = 0.0
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(
-            f"--input_range takes LOW,HIGH (two finite numbers, the smaller first) or one of "
-            f"{', '.join(CONVENTIONS)}; got {text!r}."
+            f"input_range={text}: expected LOW,HIGH (two finite numbers, the smaller first) or one "
+            f"of {', '.join(CONVENTIONS)}."
         )
-    return InputRange((low,), (high,), "--input_range", firm=True)
+    return InputRange((low,), (high,), "the setting input_range", firm=True)
 
 
 def convention(name: str, *, channels: int, source: str) -> InputRange:
@@ -86,7 +86,7 @@ def convention(name: str, *, channels: int, source: str) -> InputRange:
     low, high = (np.atleast_1d(bound) for bound in CONVENTIONS[name])
     if len(low) not in (1, channels):
         raise ValueError(
-            f"--input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH."
+            f"input_range={name} is for three channels; this input has {channels}. Give LOW,HIGH."
         )
     return InputRange(
         tuple(map(float, low)),

@@ -4,18 +4,45 @@ its first running statistics.
 
 from __future__ import annotations
 
+from typing import Any
+
+from dgh_tf.config import RangeSetting, SizeSetting, parse_image_size, range_text
 from dgh_tf.input_range.conventions import InputRange, parse_input_range
 from dgh_tf.input_range.from_statistics import range_from_statistics
 from dgh_tf.models.declared_range import DeclaredRange, declared_ranges
+from dgh_tf.models.given import given_model
 from dgh_tf.models.network import Network
 
 
-def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
+def find_input_range(
+    model: Any, *, input_range: RangeSetting = "", image_size: SizeSetting = None
+) -> list[InputRange]:
+    """The valid range of every input of a model, in order, as `generate_images` finds it.
+
+    Args:
+      model: a Keras model, or the path of one.
+      input_range: what is known already: a pair (LOW, HIGH), the name of a convention, or a dict of
+        such by input name.
+      image_size: (HEIGHT, WIDTH) of a model whose spatial size is dynamic.
+    Raises: TypeError for what is no model, ValueError when no way gives a clear answer.
+
+    Example:
+      >>> import dgh_tf
+      >>> found = dgh_tf.find_input_range("demo")[0]
+      >>> found.low, found.high
+      ((-1.0,), (1.0,))
+    """
+    size = None if image_size in (None, "") else parse_image_size(image_size)
+    network = Network(given_model(model), image_size=size)
+    return network_ranges(network, text=range_text(input_range))
+
+
+def network_ranges(network: Network, *, text: str = "") -> list[InputRange]:
     """The valid range of every input, in order.
 
     Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name
       keep what their layers declare.
-    Raises: ValueError when no way gives a clear answer; it asks for --input_range.
+    Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
     channels, names = [shape[-1] for shape in network.input_shapes], network.input_names
     given = _by_input(text, names)
@@ -26,7 +53,7 @@ def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
     if None in ranges:
         declared = declared_ranges(network.model, shapes=network.input_shapes, call=network.outputs)
         ranges = [
-            valid or (found and _input_range(found))
+            valid or (_input_range(found) if found else None)
             for valid, found in zip(ranges, declared, strict=True)
         ]
     unknown = [name for name, valid in zip(names, ranges, strict=True) if valid is None]
@@ -36,8 +63,8 @@ def find_input_range(network: Network, *, text: str = "") -> list[InputRange]:
             f"Model {network.model.name!r} has {len(names)} inputs "
             f"({', '.join(names)}), and no Rescaling or Normalization "
             f"layer tells the range of {', '.join(unknown)}. Give "
-            "--input_range=LOW,HIGH for all, or "
-            f'--input_range="{example}".'
+            "input_range=LOW,HIGH for all, or "
+            f'input_range="{example}".'
         )
     return [range_from_statistics(network)] if unknown else [valid for valid in ranges if valid]
 
@@ -53,7 +80,7 @@ def _by_input(text: str, names: list[str]) -> dict[str, str]:
     wrong = sorted(set(given) - set(names))
     if wrong or len(given) < len(pairs):
         raise ValueError(
-            f"--input_range={text} names {', '.join(wrong) or 'an input twice'}; the "
+            f"input_range={text} names {', '.join(wrong) or 'an input twice'}; the "
             f"model's inputs are {', '.join(names)}. "
             "Give NAME:LOW,HIGH for each, joined by semicolons."
         )

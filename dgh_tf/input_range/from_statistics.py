@@ -46,7 +46,7 @@ PROBE_BETAS = {"beta1": 0.9, "beta2": 0.99}
 
 
 def range_from_statistics(network: Network) -> InputRange:
-    """The valid range of a model's only input. Raises ValueError, asking for --input_range, where
+    """The valid range of a model's only input. Raises ValueError, asking for input_range, where
     the statistics leave it open.
     """
     shape = network.input_shapes[0]
@@ -73,7 +73,7 @@ def range_from_statistics(network: Network) -> InputRange:
             raise ValueError(
                 "The input range is ambiguous: the first BatchNorm statistics fit "
                 f"{best} and {second} about equally "
-                f"(gaps {listed}). Give --input_range={best} or --input_range=LOW,HIGH."
+                f"(gaps {listed}). Give input_range={best} or input_range=LOW,HIGH."
             )
         found = (
             f"first BatchNorm statistics: {best}, {margin:.3g} times closer than {second} "
@@ -84,7 +84,7 @@ def range_from_statistics(network: Network) -> InputRange:
         raise ValueError(
             "The input range could not be told from the first BatchNorm statistics "
             f"(gaps {listed}, "
-            f"free fit {free:.3g}). Give --input_range=LOW,HIGH."
+            f"free fit {free:.3g}). Give input_range=LOW,HIGH."
         )
     return _probe(network, mean + std * noise, std, f"free fit {free:.3g}; conventions: {listed}")
 

@@ -265,7 +265,7 @@ def _refuse_by_reason(name: str, path: str) -> None:
         kind = "Lambda" if name == "__lambda__" else name
         raise ValueError(
             f"{path} holds Python code (a {kind} layer); loading it would run that code. If you "
-            "trust the file, give --allow_unsafe_deserialization; else build the model without "
+            "trust the file, give allow_unsafe_deserialization=True; else build the model without "
             f"{kind} and save it again."
         )
     raise ValueError(f"{path} has the layer {name}, {REASONS[name]}.")

@@ -57,8 +57,8 @@ def computing_in(model, precision: str) -> Iterator[None]:
         for layer in layers
     ):
         raise ValueError(
-            f"--precision={precision} needs a Keras 3 model; {model.name!r} is one of "
-            "tf_keras. Leave the flag out."
+            f"precision={precision} needs a Keras 3 model; {model.name!r} is one of "
+            "tf_keras. Leave it out."
         )
     own = [layer.dtype_policy for layer in layers]
     try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -49,7 +50,12 @@ def model_sha256(spec: str, *, weights: str = "imagenet") -> str:
     return sha256_file(model_path(spec))
 
 
-def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserialization: bool = False):
+def load_model(
+    spec: str | os.PathLike[str],
+    *,
+    weights: str = "imagenet",
+    allow_unsafe_deserialization: bool = False,
+):
     """Loads a model without compiling it.
 
     Args:
@@ -61,7 +67,12 @@ def load_model(spec: str, *, weights: str = "imagenet", allow_unsafe_deserializa
         trust the file.
     Returns: a Keras 3 model.
     Raises: FileNotFoundError; ValueError when the file is not a model or cannot be read safely.
+
+    Example:
+      >>> load_model("demo").output_shape
+      (None, 10)
     """
+    spec = os.fspath(spec)
     if spec.startswith("keras:"):
         return _application(spec.removeprefix("keras:"), weights)
     path, unsafe = model_path(spec), allow_unsafe_deserialization
@@ -162,7 +173,7 @@ def _application(name: str, weights: str):
         names = [n for n in dir(keras.applications) if n[:1].isupper()]
         raise ValueError(f"keras.applications has no model {name!r}. It has: {', '.join(names)}.")
     if weights not in ("imagenet", "none"):
-        raise ValueError(f"--weights must be imagenet or none, got {weights!r}.")
+        raise ValueError(f"weights={weights}: expected imagenet or none.")
     if weights == "none":
         return _with_random_weights(builder(weights=None))
     try:
@@ -170,7 +181,7 @@ def _application(name: str, weights: str):
     except Exception as error:
         raise ValueError(
             f"The ImageNet weights of {name} could not be had ({error}). They are downloaded once; "
-            "check the network, or give --weights=none for random ones."
+            "check the network, or give weights=none for random ones."
         ) from error
 
 

@@ -306,13 +306,13 @@ def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
             if any(side not in (None, given) for side, given in zip(shape, wanted, strict=True)):
                 raise ValueError(
                     f"Input {name!r} of model {model.name!r} has the fixed shape "
-                    f"{shape}; --image_size={image_size[0]},"
-                    f"{image_size[1]} cannot change it. Leave the flag out."
+                    f"{shape}; image_size={image_size[0]},"
+                    f"{image_size[1]} cannot change it. Leave it out."
                 )
             shape = wanted
         if None in shape:
             hint = (
-                "Give its spatial size with --image_size=HEIGHT,WIDTH."
+                "Give its spatial size with image_size=HEIGHT,WIDTH."
                 if len(shape) == 3 and (shape[2] or shape[0])
                 else (
                     "Only height and width of an image can be given; rebuild the model "

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from dgh_tf.common import run_folder
 from dgh_tf.common.files import atomic_write
-from dgh_tf.config import parse_image_size
+from dgh_tf.config import SizeSetting, parse_image_size
 from dgh_tf.models.network import Network
 from dgh_tf.report import page as report
 
@@ -91,11 +91,12 @@ def activation_ranges(
             [tf.reduce_max(x, 1) for x in flat], 1
         )
 
-    parts = [
-        ends(*(tf.constant(a[i : i + batch_size]) for a in arrays))
-        for i in range(0, len(arrays[0]), batch_size)
-    ]
-    return tuple(np.concatenate([part[side].numpy() for part in parts]) for side in (0, 1))
+    low, high = [], []
+    for i in range(0, len(arrays[0]), batch_size):
+        lowest, highest = ends(*(tf.constant(a[i : i + batch_size]) for a in arrays))
+        low.append(lowest.numpy())
+        high.append(highest.numpy())
+    return np.concatenate(low), np.concatenate(high)
 
 
 def attempt(network: Any, images: Sequence[np.ndarray], *, steps: int, seconds: float) -> Attempt:
@@ -205,9 +206,9 @@ def kept(trial: pathlib.Path) -> Attempt | None:
     return Attempt(**json.loads(path.read_text())) if path.exists() else None
 
 
-def keep(trial: pathlib.Path, model: Any, *, steps: int, image_size: str) -> Attempt:
+def keep(trial: pathlib.Path, model: Any, *, steps: int, image_size: SizeSetting) -> Attempt:
     """Measures a finished run's images and writes what was found beside them."""
-    images, manifest = run_folder.load_images(trial), run_folder.read_manifest(trial)
+    images, manifest = run_folder.load_images(trial), run_folder.finished_manifest(trial)
     network = Network(model, image_size=parse_image_size(image_size) if image_size else None)
     arrays = (
         [images[name] for name in network.input_names] if isinstance(images, Mapping) else [images]
@@ -227,7 +228,7 @@ def adopt(folder: pathlib.Path, choice: Choice, *, command: str) -> None:
     reason last; others are removed.
     """
     trial = trial_folder(folder, choice.num_images, choice.steps)
-    manifest = run_folder.read_manifest(trial)
+    manifest = run_folder.finished_manifest(trial)
     manifest["auto"] = {
         "why": choice.why,
         "stable": choice.stable,

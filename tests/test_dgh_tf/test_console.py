@@ -216,3 +216,10 @@ def test_memory_that_tensorflow_lacks_is_one_line():
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and last.startswith("error: not enough memory"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--num_images=0", "--input_range=2,1", "--flip=no"])
+def test_settings_in_errors_are_flags_in_a_command(flag):
+    """Functions write name=value, as one gives it in Python."""
+    code, _, err = commands.call("dgh_tf.generate", "--output_dir=never", "--steps=1", flag)
+    assert code == 1 and err.startswith(f"error: {flag}: expected")

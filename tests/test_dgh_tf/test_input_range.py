@@ -6,7 +6,7 @@ import pytest
 import tiny_models as tiny
 
 from dgh_tf.input_range.conventions import CONVENTIONS, alike, parse_input_range
-from dgh_tf.input_range.find import find_input_range
+from dgh_tf.input_range.find import network_ranges
 from dgh_tf.models.loading import load_model
 from dgh_tf.models.network import Network
 
@@ -35,7 +35,7 @@ def fed_in(model, scale, offset):
     ],
 )
 def test_statistics_tell_the_convention_a_model_was_trained_in(demo, name, scale, offset):
-    found = find_input_range(Network(fed_in(demo, scale, offset)))[0]
+    found = network_ranges(Network(fed_in(demo, scale, offset)))[0]
     chosen = [
         other for other in CONVENTIONS if f": {other}," in found.source
     ]  # caffe does for signed: they hardly differ
@@ -53,12 +53,12 @@ def test_statistics_tell_the_convention_a_model_was_trained_in(demo, name, scale
     ],
 )
 def test_real_models_get_the_range_their_authors_used(shared_data, file, low, high):
-    found = find_input_range(Network(load_model(str(shared_data / file))))[0]
+    found = network_ranges(Network(load_model(str(shared_data / file))))[0]
     assert (found.low, found.high) == ((low,), (high,))
 
 
 def test_spectrograms_get_a_range_that_holds_most_of_the_real_values(shared_data):
-    found = find_input_range(Network(load_model(str(shared_data / "kws_dscnn.keras"))))[0]
+    found = network_ranges(Network(load_model(str(shared_data / "kws_dscnn.keras"))))[0]
     real = np.load(shared_data / "kws_real.npz")["x"]
     inside = ((real >= found.low[0]) & (real <= found.high[0])).mean()
     assert (
@@ -70,7 +70,7 @@ def test_spectrograms_get_a_range_that_holds_most_of_the_real_values(shared_data
 def test_a_rescaling_layer_says_the_range(demo):
     inputs = keras.Input(demo.input_shape[1:])
     model = keras.Model(inputs, demo(keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)))
-    found = find_input_range(Network(model))[0]
+    found = network_ranges(Network(model))[0]
     assert (found.low, found.high) == ((0.0,), (255.0,)) and "Rescaling" in found.source
 
 
@@ -103,7 +103,7 @@ def behind(layer, *, shape=(16, 16, 3)):
     ],
 )
 def test_a_rescaling_layer_tells_stored_values_of_any_width(scale, offset, low, high):
-    found = find_input_range(Network(behind(keras.layers.Rescaling(scale, offset))))[0]
+    found = network_ranges(Network(behind(keras.layers.Rescaling(scale, offset))))[0]
     assert (found.low, found.high) == ((low,), (high,))
 
 
@@ -119,14 +119,14 @@ def test_a_rescaling_layer_tells_stored_values_of_any_width(scale, offset, low, 
 )
 def test_a_normalization_layer_tells_bytes_floats_or_three_deviations(mean, std, shape, low, high):
     layer = keras.layers.Normalization(mean=mean, variance=np.square(std))
-    found = find_input_range(Network(behind(layer, shape=shape)))[0]
+    found = network_ranges(Network(behind(layer, shape=shape)))[0]
     np.testing.assert_allclose((found.low, found.high), (low, high), rtol=1e-5)
 
 
 def test_a_normalization_of_every_pixel_gives_the_widest_range_of_each_channel():
     means = np.linspace(-9, 9, 16 * 16 * 2).reshape(16, 16, 2)
     layer = keras.layers.Normalization(axis=(1, 2, 3), mean=means, variance=np.ones_like(means))
-    found = find_input_range(Network(behind(layer, shape=(16, 16, 2))))[0]
+    found = network_ranges(Network(behind(layer, shape=(16, 16, 2))))[0]
     assert found.low[0] == pytest.approx(-12) and found.high[1] == pytest.approx(
         12
     )  # by hand: -9 - 3 and 9 + 3
@@ -141,7 +141,7 @@ def test_ranges_that_hardly_differ_are_not_ambiguous():
 
 
 def test_the_flag_goes_before_everything(demo):
-    assert find_input_range(Network(demo), text="-3,5")[0].low == (-3.0,)
+    assert network_ranges(Network(demo), text="-3,5")[0].low == (-3.0,)
     # by hand: (0 - 0.485) / 0.229 for red
     assert parse_input_range("imagenet", channels=3).low[0] == pytest.approx(-2.1179, abs=1e-4)
 
@@ -166,8 +166,8 @@ def test_statistics_that_fit_nothing_ask_for_the_flag(demo):
                 * generator.choice([-1.0, 1.0], layer.moving_mean.shape)
             )
             layer.moving_mean.assign(np.float32(layer.moving_mean) + np.float32(far))
-    with pytest.raises(ValueError, match="--input_range"):
-        find_input_range(Network(broken))
+    with pytest.raises(ValueError, match="input_range="):
+        network_ranges(Network(broken))
 
 
 def picture_and_features(*, keras=keras):
@@ -190,22 +190,22 @@ def picture_and_features(*, keras=keras):
 def test_a_layer_declares_the_range_of_the_input_it_is_fed_from_and_no_other():
     network = Network(picture_and_features())
     with pytest.raises(ValueError, match='tells the range of features.*"features:LOW,HIGH"'):
-        find_input_range(network)
-    picture, features = find_input_range(network, text="features:-2,3")
+        network_ranges(network)
+    picture, features = network_ranges(network, text="features:-2,3")
     assert (picture.low, picture.high, features.low, features.high) == (
         (0.0,),
         (255.0,),
         (-2.0,),
         (3.0,),
     )
-    assert "Rescaling" in picture.source and "--input_range" in features.source
+    assert "Rescaling" in picture.source and "input_range" in features.source
 
 
 def test_every_input_can_have_a_range_of_its_own():
     network = Network(tiny.two_inputs())
-    right, left = find_input_range(network, text="left:byte; right:-1,1")
+    right, left = network_ranges(network, text="left:byte; right:-1,1")
     assert (left.low, left.high, right.low, right.high) == ((0.0,), (255.0,), (-1.0,), (1.0,))
-    assert [r.high for r in find_input_range(network, text="0,7")] == [(7.0,), (7.0,)]
+    assert [r.high for r in network_ranges(network, text="0,7")] == [(7.0,), (7.0,)]
 
 
 @pytest.mark.parametrize(
@@ -219,4 +219,4 @@ def test_every_input_can_have_a_range_of_its_own():
 )
 def test_ranges_by_name_that_cannot_be_meant_are_refused(text, found):
     with pytest.raises(ValueError, match=found):
-        find_input_range(Network(tiny.two_inputs()), text=text)
+        network_ranges(Network(tiny.two_inputs()), text=text)

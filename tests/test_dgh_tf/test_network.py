@@ -181,7 +181,7 @@ def test_a_tf_keras_model_shows_the_same_as_its_keras3_twin(build):
 
 
 def test_open_size_asks_for_image_size_and_takes_it():
-    with pytest.raises(ValueError, match="--image_size=HEIGHT,WIDTH"):
+    with pytest.raises(ValueError, match="image_size=HEIGHT,WIDTH"):
         Network(tiny.dynamic_size())
     assert Network(tiny.dynamic_size(), image_size=(24, 16)).input_shapes == [(24, 16, 3)]
     with pytest.raises(ValueError, match="fixed shape"):

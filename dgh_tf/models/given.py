@@ -1,0 +1,23 @@
+"""keras: the model that a caller of the Python functions means."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dgh_tf.models.loading import load_model
+
+
+def given_model(model: Any) -> Any:
+    """A Keras model as it is; the path of one (text or pathlib.Path), or a name such as demo, is
+    loaded by `load_model`.
+
+    Raises: TypeError for anything else; what `load_model` raises.
+    """
+    if isinstance(model, str | os.PathLike):
+        return load_model(os.fspath(model))
+    if not callable(getattr(model, "_flatten_layers", None)):
+        raise TypeError(
+            f"model: expected a Keras model, or the path of one; got {type(model).__name__}."
+        )
+    return model
