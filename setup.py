@@ -24,6 +24,8 @@ BENCHMARKS = [
     "tensorflow-metadata<1.18",
 ]
 
+LITERT_QUANTIZER = ["litert-quantizer>=0.11,<0.12"]
+
 setup(
     name="dgh-tf",
     version=VERSION,
@@ -82,7 +84,9 @@ setup(
         "vela": ["ethos-u-vela>=5"],
         # TFLM with its reference kernels for this machine; only pre-releases are published
         "tflm": ["tflite-micro"],
-        # Google's other quantizer; its names still move between releases
-        "ai-edge": ["ai-edge-quantizer>=0.10,<0.11"],
+        # Google's quantizer of .tflite files, up to 0.10 under the name ai-edge-quantizer; its
+        # interface still moves between releases
+        "litert-quantizer": LITERT_QUANTIZER,
+        "ai-edge": LITERT_QUANTIZER,  # the extra's former name
     },
 )

@@ -180,10 +180,11 @@ def _ai_edge(
     seed: int,
     say: Any,
     timeout: float | None,
-) -> bytes:
+) -> tuple[bytes, dict[str, Any]]:
     from tflite_export.algorithms.ai_edge import quantize_with_ai_edge
 
-    return quantize_with_ai_edge(_float(model, arrays, timeout), arrays, scheme=scheme)
+    made, tool = quantize_with_ai_edge(_float(model, arrays, timeout), arrays, scheme=scheme)
+    return made, {"tool": tool}
 
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -224,9 +225,9 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
             f"or --scheme={' or '.join(ALGORITHMS[chosen].schemes)}."
         )
     if chosen == "ai_edge":
-        from tflite_export.algorithms.ai_edge import require_installed
+        from tflite_export.algorithms.ai_edge import installed
 
-        require_installed()
+        installed()
     if head == "logits" and scheme == "int16x8" and chosen != "ai_edge":
         raise ValueError(
             f"A file that ends at the logits cannot be made with scheme {scheme} by "

@@ -9,6 +9,7 @@ import pytest
 import tiny_models
 
 from tflite_export import Runner, check_integer, to_float_tflite, to_tflite_with_ranges
+from tflite_export.algorithms import ai_edge
 from tflite_export.algorithms.block_reconstruction import find_blocks, reconstruct
 from tflite_export.calibration import check
 from tflite_export.quantization import ALGORITHMS, check_algorithm, quantize
@@ -154,18 +155,33 @@ def test_best_is_an_algorithm_of_every_scheme():
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"dgh-tf\[ai-edge\]"):
+    with pytest.raises(ValueError, match=r"dgh-tf\[litert-quantizer\]"):
         check_algorithm("ai_edge", scheme="int8")
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        (("litert_quantizer", "ai_edge_quantizer"), "litert_quantizer"),
+        (("litert_quantizer",), "litert_quantizer"),
+        (("ai_edge_quantizer",), "ai_edge_quantizer"),
+    ],
+)
+def test_the_newer_name_of_google_s_quantizer_is_preferred(monkeypatch, known, wanted):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in known or None)
+    assert ai_edge.installed() == wanted and check_algorithm("ai_edge", scheme="int8") == "ai_edge"
 
 
 @pytest.mark.parametrize("head", ["model", "logits"])
 @pytest.mark.parametrize("scheme", ["int8", "int16x8"])
 def test_ai_edge_quantizer_gives_an_integer_file_of_the_same_images(tflite, scheme, head, capfd):
-    pytest.importorskip("ai_edge_quantizer")
+    if not any(importlib.util.find_spec(module) for module in ai_edge.PACKAGES):
+        pytest.skip("neither litert-quantizer nor ai-edge-quantizer is installed")
     images = tiny_models.images(8)
     capfd.readouterr()
     made = quantize(tflite, images, scheme=scheme, algorithm="ai_edge", head=head)
     assert capfd.readouterr() == ("", "")
+    assert made.notes["tool"].split()[0] == ai_edge.PACKAGES[ai_edge.installed()]
     check_integer(made.tflite, io_dtype=ENDS[scheme])
     wanted = Runner(tflite if head == "model" else without_softmax(tflite)).predict(images)
     assert np.abs(Runner(made.tflite).predict(images) - wanted).mean() < (

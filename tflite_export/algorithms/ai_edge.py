@@ -1,10 +1,14 @@
-"""keras: the same calibration images for ai-edge-quantizer, Google's quantizer of .tflite files, an
-optional extra.
+"""keras: the same calibration images for Google's quantizer of .tflite files, an optional extra.
+
+It is litert-quantizer, which up to 0.10 was called ai-edge-quantizer: the same interface under
+another name. Either serves; the new one is preferred.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.metadata
 import importlib.util
 import io
 from collections.abc import Mapping
@@ -19,34 +23,46 @@ from dgh_tf.common.quiet import held_stderr
 RECIPES = {"int8": "static_wi8_ai8", "int16x8": "static_wi8_ai16"}
 
 
-def require_installed() -> None:
-    """Raises ValueError naming the extra where the package is missing."""
-    if importlib.util.find_spec("ai_edge_quantizer") is None:
-        raise ValueError(
-            "Algorithm ai_edge needs ai-edge-quantizer, which is not installed. Install it with "
-            "pip install 'dgh-tf[ai-edge]', or use another algorithm."
-        )
+PACKAGES = {"litert_quantizer": "litert-quantizer", "ai_edge_quantizer": "ai-edge-quantizer"}
+
+
+def installed() -> str:
+    """The module of the package that serves, the newer where both do.
+
+    Raises: ValueError naming the extra where neither is installed.
+
+    Example: `installed()` is "litert_quantizer".
+    """
+    for module in PACKAGES:
+        if importlib.util.find_spec(module) is not None:
+            return module
+    raise ValueError(
+        "Algorithm ai_edge needs litert-quantizer, which is not installed. Install it with "
+        "pip install 'dgh-tf[litert-quantizer]', or use another algorithm."
+    )
 
 
 def quantize_with_ai_edge(
     float_tflite: bytes, images: Mapping[str, np.ndarray], *, scheme: str
-) -> bytes:
+) -> tuple[bytes, str]:
     """Quantizes a float .tflite file by the static recipe of `scheme`: min/max ranges, weights per
     channel.
 
     Args:
       float_tflite: of `to_float_tflite`. images: float32 [number, ...] by input name, in the
         model's units.
-    Returns: the full-integer file's bytes, int8 or int16 at both ends.
+    Returns: the full-integer file's bytes, int8 or int16 at both ends; the package and its version.
     Raises: ValueError: the package is missing, or has no recipe for the scheme.
     """
-    require_installed()
+    module = installed()
     if scheme not in RECIPES:
         raise ValueError(
-            f"ai-edge-quantizer has no static recipe for scheme {scheme}; expected "
+            f"{PACKAGES[module]} has no static recipe for scheme {scheme}; expected "
             f"one of {', '.join(RECIPES)}."
         )
-    from ai_edge_quantizer import quantizer, recipe
+    quantizer = importlib.import_module(f"{module}.quantizer")
+    recipe = importlib.import_module(f"{module}.recipe")
+    tool = f"{PACKAGES[module]} {importlib.metadata.version(PACKAGES[module])}"
 
     count = len(next(iter(images.values())))
     samples = [
@@ -59,4 +75,5 @@ def quantize_with_ai_edge(
         held_stderr(),
         contextlib.redirect_stdout(io.StringIO()),
     ):  # LiteRT announces its delegate, a bar runs, sizes are printed
-        return bytes(made.quantize(made.calibrate({"serving_default": samples})).quantized_model)
+        result = made.quantize(made.calibrate({"serving_default": samples}))
+    return bytes(result.quantized_model), tool
