@@ -130,9 +130,9 @@ class Simulation:
     """
 
     def __init__(self, task: Task, *, steps: int):
+        from dgh_tf.models.tflite.run import read_graph
         from tflite_export import to_float_tflite
         from tflite_export.simulation.fake_quant import predict
-        from tflite_export.simulation.run import read_graph
         from tflite_export.tflite.edit import without_softmax
 
         graph = read_graph(to_float_tflite(task.model, images=task.x[:1]))

@@ -15,7 +15,7 @@ from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
-from tflite_export.tflite.model import TFLiteModel, read_model
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
 
 # mean gap of statistics, above which images are not what the model was trained on (see
 # docs/experiments/verdict.md)

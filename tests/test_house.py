@@ -13,7 +13,7 @@ from imports import circles, graph, is_command
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ("dgh_tf", "tflite_export", "benchmarks")
 # Rooms of functions of tensors and arrays alone: no files, flags, printing or Keras objects
-PURE_ROOMS = ("dgh_tf/ops", "tflite_export/simulation")
+PURE_ROOMS = ("dgh_tf/ops", "dgh_tf/models/tflite", "tflite_export/simulation")
 POSITIONAL = {  # options that everyone gives by position
     "generate_images": "its settings, as keras.Model.fit takes its data",
     "input_shapes": "the images, of which a model's open sides are read",

@@ -1,5 +1,5 @@
 """The name under which scripts written for 0.1 find the reader of a .tflite file."""
 
-from tflite_export.simulation.run import read_graph
+from dgh_tf.models.tflite.run import read_graph
 
 __all__ = ["read_graph"]

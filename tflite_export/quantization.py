@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.models.tflite.model import read_model
 from tflite_export.calibration.check import Images, check_calibration, few_images
 from tflite_export.conversion.converter import (
     convert_checked,
@@ -21,7 +22,6 @@ from tflite_export.conversion.converter import (
 )
 from tflite_export.conversion.freeze import input_shapes, plain
 from tflite_export.tflite.edit import with_own_biases
-from tflite_export.tflite.model import read_model
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
@@ -102,11 +102,11 @@ def _ranges(
     corrected: bool = False,
 ) -> bytes:
     """Ranges by `rule`; weights equalized before, biases corrected after."""
+    from dgh_tf.models.tflite.batch import proven
+    from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.equalization import correct_biases, equalize
-    from tflite_export.simulation.batch import proven
     from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
     from tflite_export.simulation.ranges import collect_ranges
-    from tflite_export.simulation.run import read_graph
 
     bits = SCHEMES[scheme].weight_bits
     tflite = _float(model, arrays, timeout)
@@ -143,8 +143,8 @@ def _reconstruction(
     steps: int = _STEPS,
 ) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `reconstruction.reconstruct`."""
+    from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.block_reconstruction import learn_rounding
-    from tflite_export.simulation.run import read_graph
 
     bits = SCHEMES[scheme].weight_bits
     tflite = _float(model, arrays, timeout)
@@ -285,7 +285,7 @@ def quantize(
 
         model = without_softmax(_float(float_tflite or model, arrays, timeout)).data
     if algorithm == "best" and chosen != "minmax":
-        from tflite_export.simulation.run import read_graph
+        from dgh_tf.models.tflite.run import read_graph
 
         model_file = _float(
             model if isinstance(model, bytes) else float_tflite or model, arrays, timeout

@@ -80,7 +80,7 @@ def tensor_ranges(tflite: bytes) -> Ranges:
     Per-tensor quantized inputs and results of operators only; weights and biases have no part in
     calibration.
     """
-    from tflite_export.tflite.model import read_model
+    from dgh_tf.models.tflite.model import read_model
 
     model = read_model(tflite)
     activations = {model.tensors[i] for i in model.inputs}

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.models.tflite.run import read_graph
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import Runner, check_integer, to_float_tflite, to_tflite_with_ranges
 from tflite_export.algorithms import ai_edge
 from tflite_export.algorithms.block_reconstruction import find_blocks, reconstruct
@@ -15,9 +17,7 @@ from tflite_export.calibration import check
 from tflite_export.quantization import ALGORITHMS, check_algorithm, quantize
 from tflite_export.simulation.fake_quant import integer_constants, predict
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import integer_weights, without_softmax
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 IN_FILE = {"int8": "INT8", "int16x8": "INT8", "w4a8": "INT4"}  # type of the weights
 ENDS = {"int8": "int8", "int16x8": "int16", "w4a8": "int8"}

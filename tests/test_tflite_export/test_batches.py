@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 import tiny_models
 
+from dgh_tf.models.tflite.batch import proven
+from dgh_tf.models.tflite.run import feeds_of, read_graph, run
 from tflite_export import Runner, collect_ranges, to_float_tflite
 from tflite_export.quantization import quantize
-from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import predict
 from tflite_export.simulation.ranges import share_scales
-from tflite_export.simulation.run import feeds_of, read_graph, run
 
 SHAPE = (12, 4)
 

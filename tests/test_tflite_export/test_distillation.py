@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.models.tflite.run import read_graph
 from tflite_export import ConversionError, Runner, check_integer, to_float_tflite
 from tflite_export.algorithms.block_reconstruction import learn_rounding
 from tflite_export.algorithms.distillation.distill import distill
 from tflite_export.algorithms.distillation.to_tf_keras import to_tf_keras
 from tflite_export.simulation.fake_quant import integer_constants
-from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import integer_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -7,11 +7,11 @@ import pytest
 import tiny_models
 
 from dgh_tf.models.loading import load_model
+from dgh_tf.models.tflite.run import read_graph
 from tflite_export import Runner, to_float_tflite
 from tflite_export.algorithms.equalization import correct_biases, equalizable_pairs, equalize
 from tflite_export.simulation.fake_quant import predict, quantized_constants
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import with_constants
 
 

@@ -7,8 +7,8 @@ import pytest
 import tiny_models
 
 from dgh_tf.models.loading import load_model
+from dgh_tf.models.tflite.run import feeds_of, read_graph, run
 from tflite_export import Runner, to_float_tflite
-from tflite_export.simulation.run import feeds_of, read_graph, run
 
 
 def outputs(graph, x, **options):

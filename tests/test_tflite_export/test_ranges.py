@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.models.tflite.model import read_model
+from dgh_tf.models.tflite.run import feeds_of, read_graph, run
 from tflite_export import check_integer, to_float_tflite, to_tflite, to_tflite_with_ranges
 from tflite_export.simulation.ranges import collect_ranges, least_squares_range, percentile_range
-from tflite_export.simulation.run import feeds_of, read_graph, run
-from tflite_export.tflite.model import read_model
 
 
 def scales_by_name(tflite):

@@ -5,6 +5,9 @@ import pytest
 import tiny_models
 from measures import sqnr_db
 
+from dgh_tf.models.tflite.model import pack_int4, unpack_int4
+from dgh_tf.models.tflite.run import read_graph
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import (
     Runner,
     check_integer,
@@ -15,15 +18,12 @@ from tflite_export import (
 )
 from tflite_export.simulation.fake_quant import integer_constants, predict, quantized_constants
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import (
     integer_weights,
     with_constants,
     with_integers,
     without_softmax,
 )
-from tflite_export.tflite.model import pack_int4, unpack_int4
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import pytest
 import tflite_files
 import tiny_models
 
+from dgh_tf.models.tflite.run import read_graph
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import Runner, collect_ranges, to_float_tflite
 from tflite_export.algorithms.block_reconstruction import reconstruct
 from tflite_export.algorithms.equalization import correct_biases
 from tflite_export.quantization import quantize
 from tflite_export.simulation.fake_quant import quantized_constants
-from tflite_export.simulation.run import read_graph
 from tflite_export.tflite.edit import with_own_biases
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 
 def signal_to_noise(want, got):

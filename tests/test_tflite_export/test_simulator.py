@@ -8,6 +8,7 @@ import tiny_models
 from measures import sqnr_db
 
 from dgh_tf.models.loading import load_model
+from dgh_tf.models.tflite.run import read_graph
 from tflite_export import Runner, to_float_tflite, to_tflite_with_ranges
 from tflite_export.simulation.fake_quant import (
     channel_axes,
@@ -17,7 +18,6 @@ from tflite_export.simulation.fake_quant import (
     quantized_constants,
 )
 from tflite_export.simulation.ranges import collect_ranges
-from tflite_export.simulation.run import read_graph
 
 
 def off_by(tflite, images):

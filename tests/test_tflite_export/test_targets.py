@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.models.tflite.model import Tensor, read_model
 from tflite_export import to_float_tflite, to_tflite
 from tflite_export.conversion import errors
 from tflite_export.targets import edgetpu, memory_plan, report, tflm, vela
-from tflite_export.tflite.model import Tensor, read_model
 
 TYPES = {"INT8": np.int8, "INT32": np.int32, "FLOAT32": np.float32, "INT16": np.int16}
 

@@ -7,13 +7,13 @@ import pytest
 import tiny_models
 from tflite_files import changed
 
+from dgh_tf.models.tflite.model import read_model
+from dgh_tf.models.tflite.spec import OPERATORS, fixed_range
 from tflite_export import check_integer, operator_table, to_float_tflite, to_tflite
 from tflite_export.graph import read_graph
 from tflite_export.simulation.ranges import share_scales
 from tflite_export.tflite.interpreter import LiteRTInterpreter, Runner
-from tflite_export.tflite.model import read_model
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
-from tflite_export.tflite.spec import OPERATORS, fixed_range
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.models.tflite.batch import proven
+from dgh_tf.models.tflite.run import Graph, feeds_of, run
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.algorithms import adaround
 from tflite_export.algorithms.equalization import correct_span
 from tflite_export.calibration.check import few_images
-from tflite_export.simulation.batch import proven
 from tflite_export.simulation.fake_quant import (
     along,
     bits_of_weights,
@@ -31,8 +33,6 @@ from tflite_export.simulation.fake_quant import (
     quantized_constants,
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
-from tflite_export.simulation.run import Graph, feeds_of, run
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 _RATE, _BIAS_RATE = (
     0.2,

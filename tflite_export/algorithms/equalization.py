@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_export.simulation.batch import proven
+from dgh_tf.models.tflite.batch import proven
+from dgh_tf.models.tflite.run import Graph, feeds_of, run
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.simulation.fake_quant import along, fake_quantizer
 from tflite_export.simulation.ranges import Ranges
-from tflite_export.simulation.run import Graph, feeds_of, run
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 _KINDS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 _PASSED = (

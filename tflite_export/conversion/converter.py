@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common import processes
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
 from tflite_export.conversion.freeze import file_names, in_float32, input_shapes, plain, save_frozen
@@ -31,9 +33,7 @@ from tflite_export.tflite.edit import (
     with_own_biases,
     with_ranges,
 )
-from tflite_export.tflite.model import TFLiteModel, read_model
 from tflite_export.tflite.schemes import find_scheme
-from tflite_export.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 

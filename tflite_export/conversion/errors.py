@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from tflite_export.conversion.converter import ConversionError, to_tflite
 from tflite_export.tflite.integer_check import IntegerError, check_integer
-from tflite_export.tflite.model import TFLiteModel, read_model
 from tflite_export.tflite.schemes import find_scheme
 
 _NAMED = re.compile(r"(?:for op: '|tfl\.|CUSTOM:|'tf\.|^\s+)([A-Za-z][A-Za-z0-9_]*)", re.MULTILINE)

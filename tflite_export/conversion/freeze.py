@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.tflite.model import plain
 from tflite_export.calibration.check import Images
-from tflite_export.tflite.model import plain
 
 
 def _distinct(names: Sequence[str]) -> list[str]:

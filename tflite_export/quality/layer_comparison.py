@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import Convergence
+from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, damaged, plain, read_model
+from dgh_tf.models.tflite.spec import HEAD_ACTIVATIONS, SHAPE_ONLY
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import Evidence
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
-from tflite_export.tflite.model import Operator, Tensor, TFLiteModel, damaged, plain, read_model
-from tflite_export.tflite.spec import HEAD_ACTIVATIONS, SHAPE_ONLY
 
 _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
 

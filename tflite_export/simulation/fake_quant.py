@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.simulation.batch import proven
+from dgh_tf.models.tflite.batch import proven
+from dgh_tf.models.tflite.run import Graph, feeds_of, run
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION, spec_of
 from tflite_export.simulation.ranges import Ranges
-from tflite_export.simulation.run import Graph, feeds_of, run
-from tflite_export.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION, spec_of
 
 _SHRINK = np.linspace(
     0.3, 1.0, 71

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.simulation.batch import proven
-from tflite_export.simulation.run import Graph, feeds_of, run
-from tflite_export.tflite.spec import fixed_range, spec_of
+from dgh_tf.models.tflite.batch import proven
+from dgh_tf.models.tflite.run import Graph, feeds_of, run
+from dgh_tf.models.tflite.spec import fixed_range, spec_of
 
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.tflite.interpreter import LiteRTInterpreter
-from tflite_export.tflite.model import TFLiteModel
 
 _SECONDS, _RUNS = 2.0, 101  # at most, for both files together
 

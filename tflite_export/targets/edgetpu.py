@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import Operator, TFLiteModel
+from dgh_tf.models.tflite.model import Operator, TFLiteModel
 
 SOURCE = "https://coral.ai/docs/edgetpu/models-intro/#supported-operations"
 _SOFTMAX_ELEMENTS = 16_000  # Coral's table

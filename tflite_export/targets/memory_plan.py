@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dgh_tf.models.tflite.model import Tensor, TFLiteModel
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.tflite.edit import weights_of
-from tflite_export.tflite.model import Tensor, TFLiteModel
-from tflite_export.tflite.spec import CHANNEL_AXIS
 
 _ALIGNMENT = 16  # bytes: MicroArenaBufferAlignment() of TFLM
 

@@ -11,8 +11,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from tflite_export.targets import cpu, edgetpu, tflm, vela
-from tflite_export.tflite.model import TFLiteModel, read_model
 
 
 def _edgetpu(model: TFLiteModel, **_: Any) -> dict[str, Any]:

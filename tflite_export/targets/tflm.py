@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common import processes
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from tflite_export.targets.memory_plan import (
     bookkeeping_bytes,
     lifetimes,
@@ -27,7 +28,6 @@ from tflite_export.targets.memory_plan import (
 )
 from tflite_export.tflite.edit import weights_of
 from tflite_export.tflite.interpreter import LiteRTInterpreter
-from tflite_export.tflite.model import TFLiteModel, read_model
 
 SOURCE = "tensorflow/tflite-micro, tensorflow/lite/micro/micro_mutable_op_resolver.h"
 OPERATORS = frozenset(

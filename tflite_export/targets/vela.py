@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dgh_tf.common import processes
-from tflite_export.tflite.model import TFLiteModel
+from dgh_tf.models.tflite.model import TFLiteModel
 
 # target -> (system configuration, memory mode), both of the Arm/vela.ini that comes with Vela:
 # clock and memories of a typical chip

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import (
+from dgh_tf.models.tflite.model import (
     Operator,
     Tensor,
     TFLiteModel,
@@ -19,7 +19,7 @@ from tflite_export.tflite.model import (
     pack_int4,
     read_model,
 )
-from tflite_export.tflite.spec import (
+from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
     FOUR_BIT_VERSION,
     HEAD_ACTIVATIONS,

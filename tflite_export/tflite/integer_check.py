@@ -7,7 +7,7 @@ from __future__ import annotations
 import collections
 from typing import Any
 
-from tflite_export.tflite.model import Operator, Tensor, TFLiteModel, read_model
+from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, read_model
 
 FLOATS = frozenset({"FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16", "COMPLEX64", "COMPLEX128"})
 _SHOWN = 20  # float parts in an error

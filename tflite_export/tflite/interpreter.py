@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import TFLiteModel, read_model
+from dgh_tf.models.tflite.model import TFLiteModel, read_model
 
 _KERNELS = {
     "xnnpack": "AUTO",

@@ -135,11 +135,11 @@ def _round(
       TFMOT gives them one scale,
     learned roundings one per output.
     """
+    from dgh_tf.models.tflite.run import read_graph
+    from dgh_tf.models.tflite.spec import CHANNEL_AXIS
     from tflite_export.algorithms.block_reconstruction import learn_rounding
     from tflite_export.conversion.converter import to_float_tflite
     from tflite_export.simulation.fake_quant import along
-    from tflite_export.simulation.run import read_graph
-    from tflite_export.tflite.spec import CHANNEL_AXIS
 
     images = dict(zip(input_shapes(model), arrays, strict=True))
     try:

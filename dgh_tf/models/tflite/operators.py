@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.model import Operator
+from dgh_tf.models.tflite.model import Operator
 
 
 def activate(x: Any, kind: str) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.tflite.spec import OPERATORS, spec_of
+from dgh_tf.models.tflite.spec import OPERATORS, spec_of
 
 _ACTIVATIONS = {1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6", 4: "TANH"}  # ActivationFunctionType
 _NUMPY_TYPES = {

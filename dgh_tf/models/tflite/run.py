@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.simulation.operators import KERNELS, compute
-from tflite_export.tflite.model import Operator, Tensor, TFLiteModel, plain, read_model
+from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, plain, read_model
+from dgh_tf.models.tflite.operators import KERNELS, compute
 
 Observe = Callable[[int, Any], Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tflite_export.simulation.run import Graph, Observe, feeds_of, run
+from dgh_tf.models.tflite.run import Graph, Observe, feeds_of, run
 
 _TRIED = 3  # images that `proven` runs alone and together
 _NOISE = 0.1  # in standard deviations of the images: no two that are tried may be equal
