@@ -119,6 +119,10 @@ class GenerationConfig:
         "cosine (to zero) or plateau (halve when the loss stalls, as the references do).",
         choices=("cosine", "plateau"),
     )
+    use_statistics: bool = _setting(
+        True,
+        "Match the BatchNorm statistics that the model has; off: generate as for a model without.",
+    )
     bn_weight: float = _setting(1.0, "Weight of the BatchNorm statistics loss.", least=0)
     std_weight: float = _setting(
         1.0, "Weight of the standard deviations against the means in that loss.", least=0

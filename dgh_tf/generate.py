@@ -251,9 +251,9 @@ def _said_warnings():
 
 def _announce(generator) -> None:
     kept = "streamed through a file" if generator.streamed else "in memory"
+    console.say(f"evidence: {generator.network.evidence.sentence}")
     console.say(
-        f"{len(generator.network.layers)} BatchNorm layers, {len(generator.sizes)} "
-        f"batches of up to {max(generator.sizes)} images, "
+        f"{len(generator.sizes)} batches of up to {max(generator.sizes)} images, "
         f"{generator.record_bytes / 2**20:.0f} MiB {kept}"
     )
     network = generator.network
@@ -283,7 +283,7 @@ def _generate(
             f"heads {', '.join(generator.head_names)}: stretched one by one, each "
             "with an equal share of the weight"
         )
-    bar = ProgressBar(steps, done=first)
+    bar = ProgressBar(steps, done=first, has_statistics=bool(generator.network.layers))
     pause = _Pause(_CHECKPOINT_SECONDS.value)
 
     def report(progress) -> None:
@@ -338,7 +338,7 @@ def _finish(
     from dgh_tf.report import page as report
 
     gaps = generator.layer_gaps()
-    convergence = judge_convergence(gaps)
+    convergence = judge_convergence(gaps) if generator.network.layers else None
     if folder is None:
         for _ in generator.images():
             pass
@@ -373,11 +373,12 @@ def _finish(
         "final_losses": metrics.last,
         "gap_start": state.gap_start,
         "gap_end": gaps,
-        "convergence": convergence.as_dict(),
+        "convergence": convergence and convergence.as_dict(),
         "seconds": round(seconds, 2),
         "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),
         "channels_first": list(map(bool, generator.network.channels_first)),
+        "evidence": generator.network.evidence.as_dict(),
         "unmatched_layers": generator.network.unmatched,
         "real_images": len(generator.real),
         "identity": identity,
@@ -399,8 +400,10 @@ def _finish(
         )
         metrics.summaries.finish(config.steps, preview=grid, gaps=gaps)
     run_folder.write_manifest(folder, manifest)
-    told = f"{config.num_images} images in {folder} after {seconds:.0f} s, {convergence.summary}; "
-    console.say(f"{told}see report.html. {convergence.advice}".rstrip(". "))
+    reached = convergence.summary if convergence else generator.network.evidence.sentence
+    told = f"{config.num_images} images in {folder} after {seconds:.0f} s, {reached}; "
+    advice = convergence.advice if convergence else ""
+    console.say(f"{told}see report.html. {advice}".rstrip(". "))
 
 
 def _catch_signals(received: list[int]) -> None:

@@ -18,6 +18,7 @@ GENERATED: dict[str, dict[str, Any]] = {
     "per_batch": {"pool_statistics": False},
     "no_augmentation": {"augment": False, "prior_weight": 0.0},
     "no_stretching": {"output_weight": 0.0},
+    "no_statistics": {"use_statistics": False},
 }
 HINTED = {
     f"with_{count}_real": count for count in (1, 4, 8, 32)

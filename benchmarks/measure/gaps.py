@@ -50,7 +50,7 @@ def statistics_gaps(
     The mean over channels of ((mean - running mean) / s)^2 + (std / s - 1)^2 with s^2 = running
     variance + epsilon, the
     form that generation minimizes. 0 means equal; real images in the right units stay near 0,
-    whatever they show.
+    whatever they show. Empty for a model without statistics.
 
     Args:
       network: dgh_tf.network.Network of the model.
@@ -66,6 +66,8 @@ def statistics_gaps(
         for a, first in zip(arrays, network.channels_first, strict=True)
     ]
 
+    if not network.layers:
+        return {}
     sums = _sums_function(network)
     total: dict[int, list] = {}
     for start in range(0, len(arrays[0]), batch_size):

@@ -138,7 +138,7 @@ def _plots(
         names.append(f"ranges-{suffix}.png")
         others = {source: row["ranges"] for source, row in first.items() if source != "real"}
         plots.ranges_scatter(first["real"]["ranges"], others, folder / names[-1])
-    if first:
+    if first and all(row["gaps"] for row in first.values()):
         names.append(f"gaps-{suffix}.png")
         plots.layer_gaps({source: row["gaps"] for source, row in first.items()}, folder / names[-1])
     return names

@@ -181,7 +181,7 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
         **scores,
         **distances(task.reference, outputs),
         **logits_spread(task.network, images),
-        "gap": float(np.mean(list(gaps.values()))),
+        "gap": float(np.mean(list(gaps.values()))) if gaps else None,
         "gaps": gaps,
         "ranges": tensor_ranges(tflite),
         "generation_seconds": None if seconds is None else round(seconds, 2),

@@ -87,7 +87,10 @@ class Generator:
         self.config = config
         self._replicas = Replicas(strategy or make_strategy(config.strategy))
         size = parse_image_size(config.image_size) if config.image_size else None
-        self.network = Network(given_model(model), image_size=size)
+        self.network = Network(
+            given_model(model), image_size=size, use_statistics=config.use_statistics
+        )
+        _require_aim(self.network, config)
         shapes = self.network.input_shapes
         self.real, self.ranges = real_images(
             real_hint,
@@ -99,7 +102,10 @@ class Generator:
         ]
         self.head_names = self.network.head_names(precision=config.precision)
         layers: Layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, shapes)]
-        self.targets = make_targets(layers, [float(image_ops.is_image(shape)) for shape in shapes])
+        alone = not self.network.layers  # then also what is no image needs its natural spread
+        self.targets = make_targets(
+            layers, [float(alone or image_ops.is_image(shape)) for shape in shapes]
+        )
         problem = Problem(
             config=config,
             layers=layers,
@@ -146,7 +152,7 @@ class Generator:
             row = np.zeros((2, len(self.targets.mean)), np.float32)
             self.store.write(place, Record(canvases, zeros, zeros, row))
         totals = self._fill_table(keep=True)
-        first = self._step.first_carry(totals)
+        first = self._step.first_carry(totals, self._start_spreads())
         carry = [np.stack([a.numpy()] * self._replicas.here) for a in first]
         self.state = State(0, (1.0, math.inf, 0), layer_gaps(totals, self.targets), carry)
 
@@ -170,6 +176,21 @@ class Generator:
                 ):
                     self.store.write(place, record.with_row(row.numpy()))
         return totals
+
+    def _start_spreads(self) -> np.ndarray:
+        """Every head's mean spread over the start images, float32 [heads]; zeros where matched
+        statistics will tell it.
+        """
+        spreads = np.zeros(len(self.head_names), np.float32)
+        if self.network.layers:
+            return spreads
+        for turn in range(self.rounds):
+            places = self._places(turn)
+            records = [self.store.read(place) for place in places]
+            canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
+            shares = self._replicas.run(self._step.spread, canvases, self._numbers(places))
+            spreads += self._replicas.total(shares)
+        return spreads
 
     def _places(self, turn: int) -> list[int]:
         """Places in the store of the batches that the replicas here work on together."""
@@ -346,4 +367,14 @@ class Generator:
             f"{where} became non-finite in step {step}, batch {batch}; images and checkpoints are "
             "those before it. Try a smaller learning_rate, precision=float32, or check the model's "
             "weights."
+        )
+
+
+def _require_aim(network: Network, config: GenerationConfig) -> None:
+    """Raises ValueError where a model without statistics is asked for statistics alone."""
+    if not (network.layers or config.output_weight or config.prior_weight):
+        raise ValueError(
+            f"There is nothing to optimize for model {network.model.name!r}: it has "
+            f"{network.evidence.sentence}, and --output_weight and --prior_weight are 0. Give at "
+            "least one of them a weight."
         )

@@ -32,9 +32,11 @@ def generate_images(
 ) -> np.ndarray | dict[str, np.ndarray]:
     """Images whose statistics in `model` are those of its training set (DGH, WACV 2025).
 
+    What statistics the model has are matched. A model without any gets images that follow
+    natural-image priors and stretch its outputs; `Generator.network.evidence` tells which.
+
     Args:
-      model: a trained Keras model with BatchNormalization, which is left unchanged, or the path of
-        one.
+      model: a trained Keras model, which is left unchanged, or the path of one.
       config: the settings in one object; the defaults where None.
       verbose: "auto" or 1 shows Keras' progress bar, 2 one line at the end, 0 nothing.
       report: called with the progress about every two seconds; returning True ends the run early.
@@ -67,8 +69,9 @@ def generate_images(
     )
     generator.start()
     generator.run(report=_shown(report, generator.config.steps, verbose))
-    convergence = judge_convergence(generator.layer_gaps())
-    if convergence.level == "poor":
+    gaps = generator.layer_gaps() if generator.network.layers else {}
+    convergence = judge_convergence(gaps) if gaps else None
+    if convergence and convergence.level == "poor":
         text = f"The images did not converge: {convergence.summary}. {convergence.advice}"
         warnings.warn(text, UserWarning, stacklevel=2)
     images = generator.all_images()

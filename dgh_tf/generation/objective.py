@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dgh_tf.models.heads import Head
     from dgh_tf.models.network import Tapped
 
+PRIOR_LAYERS = 30  # BN layers of a usual network: a model without any is not held to its prior more
+
 
 @dataclasses.dataclass(frozen=True)
 class PseudoStatistics:
@@ -121,11 +123,12 @@ def make_targets(layers: Layers, priors: Sequence[float]) -> Targets:
     """Targets of `layers`, the last of which are the inputs' pseudo-statistics, weighted by
     `priors`.
 
-    Layers count equally whatever their width; an input weighs as much as one BN layer.
+    Layers count equally whatever their width; an input weighs as much as one BN layer, or where
+    there is none, as one of PRIOR_LAYERS.
     """
     real = len(layers) - len(priors)
     lengths = [len(layer.mean) for layer in layers]
-    weights = [1.0 / (real * length) for length in lengths]
+    weights = [1.0 / ((real or PRIOR_LAYERS) * length) for length in lengths]
     bn = [weight if i < real else 0.0 for i, weight in enumerate(weights)]
     prior = [0.0] * real + [p * w for p, w in zip(priors, weights[real:], strict=True)]
     scales = [np.sqrt(layer.variance + layer.epsilon) for layer in layers]

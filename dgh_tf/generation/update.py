@@ -113,20 +113,27 @@ class Step:
         self.sizes, self.replicas = list(sizes), replicas
         self.half = self.config.precision == "float16"
         self.matching_steps = self.config.steps
-        if self.config.output_weight:
+        if not network.layers:
+            self.matching_steps = 0  # the spread of the start images tells how far to stretch
+        elif self.config.output_weight:
             self.matching_steps = max(1, int(MATCHING_SHARE * self.config.steps))
         spreads = [f"spread/{name}" for name in problem.heads]
         self.names = ["loss", "bn", "prior", "gradient", *spreads]
         self.fill = tf.function(self._fill, autograph=False, reduce_retracing=True)
+        self.spread = tf.function(self._spread, autograph=False, reduce_retracing=True)
         self.visit = tf.function(self._visit, autograph=False)
         self.gradient = tf.function(self._gradient, autograph=False)
         self.apply = tf.function(self._apply, autograph=False)
 
-    def first_carry(self, totals) -> Carry:
-        """The carry before the first step. totals: of the start images, float64 [2, channels]."""
+    def first_carry(self, totals, spreads) -> Carry:
+        """The carry before the first step.
+
+        Args: of the start images: totals, float64 [2, channels]; spreads, float32 [heads], 0 where
+          matched statistics will tell them.
+        """
         return Carry(
             totals=tf.constant(totals, tf.float64),
-            spreads=tf.zeros(len(self.problem.heads)),
+            spreads=tf.constant(spreads, tf.float32),
             sums=tf.zeros(len(self.names)),
             count=tf.constant(0.0),
             scale=tf.constant(FIRST_SCALE if self.half else 1.0),
@@ -157,6 +164,12 @@ class Step:
     def _fill(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
         """A batch's row of the table without gradient, for its finished images."""
         return self._share(batch) * self._observe(self.inputs.finish(canvases)).moments
+
+    def _spread(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
+        """A batch's share of every head's mean spread over the finished images, float32 [heads]."""
+        share = tf.cast(tf.constant(self.sizes)[batch], tf.float32) / float(sum(self.sizes))
+        spreads = self._observe(self.inputs.finish(canvases)).spreads
+        return share * tf.stack([tf.reduce_mean(spread) for spread in spreads])
 
     def _gradient(
         self,

@@ -65,6 +65,15 @@ def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange
     )
 
 
+def describe_conventions() -> str:
+    """Every convention with its range, for messages: 'byte (0 to 255), unit (0 to 1), ...'."""
+
+    def words(low: np.ndarray | float, high: np.ndarray | float) -> str:
+        return f"{np.min(low):.4g} to {np.max(high):.4g}"
+
+    return ", ".join(f"{name} ({words(*bounds)})" for name, bounds in CONVENTIONS.items())
+
+
 def parse_input_range(text: str, *, channels: int) -> InputRange:
     """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms."""
     if text in CONVENTIONS:

@@ -7,7 +7,11 @@ from __future__ import annotations
 from typing import Any
 
 from dgh_tf.config import RangeSetting, SizeSetting, parse_image_size, range_text
-from dgh_tf.input_range.conventions import InputRange, parse_input_range
+from dgh_tf.input_range.conventions import (
+    InputRange,
+    describe_conventions,
+    parse_input_range,
+)
 from dgh_tf.input_range.from_statistics import range_from_statistics
 from dgh_tf.models.declared_range import DeclaredRange, declared_ranges
 from dgh_tf.models.given import given_model
@@ -65,6 +69,12 @@ def network_ranges(network: Network, *, text: str = "") -> list[InputRange]:
             f"layer tells the range of {', '.join(unknown)}. Give "
             "input_range=LOW,HIGH for all, or "
             f'input_range="{example}".'
+        )
+    if unknown and not network.layers:
+        raise ValueError(
+            f"The range of input {unknown[0]!r} of model {network.model.name!r} is unknown: no "
+            "Rescaling or Normalization layer tells it, and there are no BatchNorm statistics that "
+            f"could. Give input_range=LOW,HIGH or one of {describe_conventions()}."
         )
     return [range_from_statistics(network)] if unknown else [valid for valid in ranges if valid]
 

@@ -22,14 +22,14 @@ from dgh_tf.models.batchnorm import (
     inference_affine,
     read_batchnorm,
 )
+from dgh_tf.models.evidence import is_initial, tell_evidence
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
 from dgh_tf.models.validation import (
     OTHER_NORMS,
     require_alive,
-    require_batchnorm,
     require_connected,
-    require_trained,
+    require_finite,
 )
 from dgh_tf.ops.moments import normalize
 
@@ -56,15 +56,21 @@ class Network:
       input_names, input_shapes: of every input, shapes without batch, channels last.
       channels_first: for every input whether the model takes it as [channels, height, width]; only
         `own_layout` gives it so.
-      layers: the BatchNorm layers reached by a forward pass, in call order.
+      layers: the BatchNorm layers whose statistics are matched, in call order: those that a
+        forward pass reaches and training has moved. None of them where there are none.
+      evidence: what images of this model rest on.
       unmatched: names of layers that no BN statistics constrain: other normalizations, and layers
         with kernels that no
         BN layer follows.
     """
 
-    def __init__(self, model, *, image_size: tuple[int, int] | None = None):
-        """Raises ValueError where the method cannot work: no BN, untrained or broken statistics,
-        unknown input size.
+    def __init__(
+        self, model, *, image_size: tuple[int, int] | None = None, use_statistics: bool = True
+    ):
+        """Raises ValueError where the method cannot work: broken statistics or weights, outputs
+        that no input changes, unknown input size.
+
+        use_statistics: False treats a model with BN statistics as if it had none.
         """
         self.model = model
         self.input_names, shapes = _inputs(model, image_size)
@@ -73,9 +79,11 @@ class Network:
             (*s[1:], s[0]) if first else s
             for s, first in zip(shapes, self.channels_first, strict=True)
         ]
-        require_batchnorm(model, batchnorm_layers(model))
-        self.layers, self.unmatched, logits = self._survey()
-        require_trained(model, self.layers)
+        norms = batchnorm_layers(model)
+        reached, self.unmatched, logits = self._survey(norms)
+        require_finite(model, reached)
+        self.evidence = tell_evidence(norms, reached, asked=use_statistics)
+        self.layers = [bn for bn in reached if use_statistics and not is_initial(bn)]
         self._affines = [inference_affine(bn) for bn in self.layers]
         require_alive(model, logits, self.input_shapes)
 
@@ -125,11 +133,11 @@ class Network:
         ).get_concrete_function(*specs)
         return names
 
-    def _survey(self) -> tuple[list[BatchNorm], list[str], Callable]:
+    def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable]:
         """The BN layers that a forward pass reaches, the names for `unmatched`, and the traced
         function from inputs to heads' logits.
         """
-        norms, kernels = batchnorm_layers(self.model), kernel_layers(self.model)
+        kernels = kernel_layers(self.model)
         ranks: dict[int, tuple[Any, int]] = {}
         followed: set[int] = set()
 

@@ -18,27 +18,6 @@ OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", 
 _SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
 
 
-def require_batchnorm(model, norms: list) -> None:
-    """Refuses a model without BN layers `norms`, with what it has instead."""
-    if norms:
-        return
-    others = sorted({type(layer).__name__ for layer in model._flatten_layers()} & OTHER_NORMS)
-    reason = (
-        f"It has {', '.join(others)}, which computes its statistics anew for each "
-        "image and keeps none of the training set. "
-        "The method needs a model with BatchNormalization; calibrate this one with real images."
-        if others
-        else (
-            "If BatchNorm was folded into the convolutions, pass the model as it was "
-            "before folding."
-        )
-    )
-    raise ValueError(
-        f"Model {model.name!r} has no BatchNormalization layer, so there are no "
-        f"statistics to match. {reason}"
-    )
-
-
 def require_connected(model, heads: list[Head], inputs: Sequence[tf.Tensor]) -> None:
     """Refuses a model with a traced head that no input leads to."""
     wanted = {x.ref() for x in inputs}
@@ -88,16 +67,10 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
             )
 
 
-def require_trained(model, layers: list[BatchNorm]) -> None:
-    """Refuses running statistics and weights that no training gives: not finite, without variance,
-    or the initial ones.
+def require_finite(model, layers: list[BatchNorm]) -> None:
+    """Refuses running statistics and weights that no training gives: not finite, or without
+    variance.
     """
-    if not layers:
-        raise ValueError(
-            f"No BatchNormalization layer of model {model.name!r} is used in its "
-            "forward pass, so there are no "
-            "statistics to match. Pass the model whose call uses them."
-        )
     for bn in layers:
         if not (np.isfinite(bn.mean).all() and np.isfinite(bn.variance).all()):
             raise ValueError(
@@ -119,9 +92,3 @@ def require_trained(model, layers: list[BatchNorm]) -> None:
                 f"{model.name!r} holds values that are not finite; "
                 "expected numbers. Training diverged; train again or load an earlier checkpoint."
             )
-    if all(not bn.mean.any() and (bn.variance == 1).all() for bn in layers):
-        raise ValueError(
-            f"Every BN layer of model {model.name!r} still has its initial statistics "
-            "(mean 0, variance 1), so it was "
-            "never trained. Load the trained weights first."
-        )

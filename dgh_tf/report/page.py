@@ -163,6 +163,16 @@ def _gap_tone(gap: float) -> str:
     return "good" if gap <= GOOD_GAP else "warn" if gap <= POOR_GAP else "bad"
 
 
+def _evidence(manifest: dict[str, Any]) -> str:
+    """What the images rest on, in words; empty for a folder of a version that did not say."""
+    return str(manifest.get("evidence", {}).get("sentence", ""))
+
+
+def _has_statistics(manifest: dict[str, Any]) -> bool:
+    """Whether there were running statistics to match, so that a gap says something."""
+    return manifest.get("evidence", {}).get("statistics") != "none"
+
+
 def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str, str, str]:
     """Tone, word and sentence of the first screen: of the first integer file, else the images."""
     if proofs:
@@ -172,6 +182,9 @@ def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str,
             return first.estimate.tone, first.estimate.word, first.headline + rest
         return "good", "fully integer", first.headline + rest
     gap, count = _mean_gap(manifest, "gap_end"), _count(manifest)
+    if not _has_statistics(manifest):
+        sentence = f"{text.number(count)} calibration images; {_evidence(manifest)}."
+        return "good", "images ready", f"{sentence} No integer file was made from them yet."
     tone = _gap_tone(gap)
     word = {"good": "images ready", "warn": "gap is high", "bad": "images do not match"}[tone]
     advice = {
@@ -208,13 +221,12 @@ def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, .
             cards.append(
                 Card("targets take it whole", f"{whole} of {len(file.targets)}", tone=tone)
             )
+    if _has_statistics(manifest):
+        known = f"{text.number(start)} at the start; below {GOOD_GAP:g} is good"
+        cards.append(Card("mean gap of statistics", text.number(gap), known, _gap_tone(gap)))
+    else:
+        cards.append(Card("evidence", "no statistics", "image priors and stretched outputs"))
     cards += [
-        Card(
-            "mean gap of statistics",
-            text.number(gap),
-            f"{text.number(start)} at the start; below {GOOD_GAP:g} is good",
-            _gap_tone(gap),
-        ),
         Card(
             "calibration images",
             text.number(_count(manifest)),
@@ -285,14 +297,15 @@ def _charts(manifest: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[ch
                     logarithmic=False,
                 )
             )
-    made.append(
-        charts.gaps(
-            manifest["gap_start"],
-            manifest["gap_end"],
-            caption="How far the images' pooled statistics are from the running statistics, in "
-            "squared standard deviations. Normal: every layer falls; 0 means equal.",
+    if _has_statistics(manifest):
+        made.append(
+            charts.gaps(
+                manifest["gap_start"],
+                manifest["gap_end"],
+                caption="How far the images' pooled statistics are from the running statistics, in "
+                "squared standard deviations. Normal: every layer falls; 0 means equal.",
+            )
         )
-    )
     return tuple(made)
 
 
@@ -326,6 +339,7 @@ def _facts(manifest: dict[str, Any]) -> tuple[Fact, ...]:
         Fact("machine", str(manifest.get("machine", "not stored"))),
         Fact("versions", ", ".join(f"{k} {v}" for k, v in manifest["versions"].items())),
         Fact("seed", str(manifest["seed"])),
+        Fact("evidence", _evidence(manifest) or "not stored"),
         Fact("input range", ranges),
         Fact("augmentation", "; ".join(map(str, manifest["augmentation"]))),
         Fact("output stretching", stretching or "off"),
@@ -339,9 +353,10 @@ def _facts(manifest: dict[str, Any]) -> tuple[Fact, ...]:
 
 
 def _limits(manifest: dict[str, Any], files: tuple[IntegerFile, ...]) -> tuple[str, ...]:
+    aim = "match statistics" if _has_statistics(manifest) else "stretch the model's outputs"
     limits = [
-        "The images match statistics. They need not look like photographs, and accuracy cannot be "
-        "measured on them: they have no labels.",
+        f"The images {aim}. They need not look like photographs, and accuracy cannot be measured "
+        "on them: they have no labels.",
     ]
     if any(file.estimate for file in files):
         limits.append(

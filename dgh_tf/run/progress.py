@@ -63,8 +63,10 @@ class Metrics:
 class ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 
-    def __init__(self, steps: int, *, done: int):
+    def __init__(self, steps: int, *, done: int, has_statistics: bool = True):
+        """done: steps of an earlier process. has_statistics: whether there is a BN gap to show."""
         self._steps, self._shown = steps, 0.0
+        self._figure = ("BN gap", "bn") if has_statistics else ("loss", "loss")
         self._first: tuple[float, int] | None = (
             None  # time and step of the first report: what came before is compilation
         )
@@ -82,7 +84,9 @@ class ProgressBar:
             self._bar.close()
 
     def show(self, progress) -> None:
-        text = f"{progress.rate:.0f} images*steps/s, BN gap {progress.losses['bn']:.4g}"
+        label, name = self._figure
+        figure = f"{label} {progress.losses[name]:.4g}"
+        text = f"{progress.rate:.0f} images*steps/s, {figure}"
         if self._bar:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(progress.step - self._bar.n)
@@ -90,9 +94,7 @@ class ProgressBar:
         now = time.monotonic()
         if self._first is None:
             self._first = now, progress.step
-            console.say(
-                f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}"
-            )
+            console.say(f"step {progress.step}/{self._steps}, compiled; {figure}")
         elif now - self._shown > 10 or progress.step == self._steps:
             self._shown, (began, at) = now, self._first
             left = (now - began) / max(progress.step - at, 1) * (self._steps - progress.step)

@@ -135,8 +135,12 @@ def _files(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _convergence(manifest: Mapping[str, Any]) -> Convergence | None:
-    """Judged anew from the gaps, so that folders of earlier versions are judged, too."""
-    gaps = manifest.get("gap_end")
+    """Judged anew from the gaps, so that folders of earlier versions are judged, too. None where
+    the model has no statistics to reach.
+    """
+    gaps, evidence = manifest.get("gap_end"), manifest.get("evidence") or {}
+    if evidence.get("statistics") == "none":
+        return None
     return judge_convergence({name: float(gap) for name, gap in gaps.items()}) if gaps else None
 
 
