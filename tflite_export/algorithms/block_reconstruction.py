@@ -465,7 +465,7 @@ def reconstruct(
         made = _outside(graph, span)[1]
         wanted = {i: targets[i] for i in made}
         plain = _advance(graph, span, inputs, constants=fixed, observe=observe)
-        errors = [_mean_error(wanted, plain, made)] * 2
+        to_nearest = learned_error = _mean_error(wanted, plain, made)
         if block.weights:
             integers, biases = _solve(
                 graph,
@@ -484,8 +484,8 @@ def reconstruct(
             )
             learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
             after = _advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
-            errors[1] = _mean_error(wanted, after, made)
-            better = errors[1] < errors[0]
+            learned_error = _mean_error(wanted, after, made)
+            better = learned_error < to_nearest
             found.weights.update(
                 {i: (integers[i], nearest[i][1]) if better else nearest[i] for i in integers}
             )
@@ -494,12 +494,12 @@ def reconstruct(
                 fixed.update(learned)
                 plain = after
         inputs = plain
-        found.errors.append((span, *errors))
+        found.errors.append((span, to_nearest, learned_error))
         left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
         if say:
             say(
-                f"block {place + 1}/{len(spans)}: error {errors[0]:.2e} with rounding "
-                f"to nearest, {errors[1]:.2e} learned; "
+                f"block {place + 1}/{len(spans)}: error {to_nearest:.2e} with rounding "
+                f"to nearest, {learned_error:.2e} learned; "
                 f"about {left:.0f} s left"
             )
     return found

@@ -278,13 +278,14 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     for name, each in evidence.items():
         kinds[name] = {"images": len(each.low), "heads": heads(each)}
         found, expected = agreements(each), expected_agreements(each)
-        if found is not None and expected is not None:
-            bounds = (*interval(found), *interval(expected))
+        alike = correlations(each)
+        if found is not None and expected is not None and alike is not None:
+            ends = (*interval(found), *interval(expected))
             kinds[name] |= {
                 "agreement": float(found.mean()),
                 "expected": float(expected.mean()),
-                "interval": [min(bounds), max(bounds)],
-                "correlation": float(correlations(each).mean()),
+                "interval": [min(ends), max(ends)],
+                "correlation": float(alike.mean()),
                 "logits_std": _logits_std(each),
             }
     rows = layers(_pooled(list(evidence.values())))
@@ -341,11 +342,17 @@ def _pooled(parts: list[Evidence]) -> Evidence:
     """All images of several kinds as one; the outputs are the first kind's, since layers do not
     need them.
     """
-    joined = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("low", "high", "signal", "noise", "clipped")
-    }
-    return parts[0]._replace(**joined)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return parts[0]._replace(
+        low=joined("low"),
+        high=joined("high"),
+        signal=joined("signal"),
+        noise=joined("noise"),
+        clipped=joined("clipped"),
+    )
 
 
 def short(tensor: str) -> str:

@@ -159,6 +159,7 @@ def _round(
         for operator in learned:
             index, bias_index = (*operator.inputs, -1)[1:3]
             value, (integers, scales) = graph.tensors[index].value, found.weights[index]
+            assert value is not None  # weights are constants
             alike = kernel.ndim > 1 and kernel.size == value.size
             if alike and np.array_equal(
                 _as_kernel(value, kernel.shape, kind=operator.kind), kernel

@@ -160,7 +160,7 @@ def _calls(model: Any) -> Iterator[tuple[Any, Any, dict[str, Any], list[Any]]]:
                 )
 
 
-def _counterpart(layer: Any) -> type:
+def _counterpart(layer: Any) -> Any:
     """The class of tf_keras for a layer. Raises LegacyError."""
     import tf_keras
 
@@ -190,7 +190,7 @@ def _counterpart(layer: Any) -> type:
     return getattr(tf_keras.layers, kind)
 
 
-def _config(layer: Any, cls: type) -> dict[str, Any]:
+def _config(layer: Any, cls: Any) -> dict[str, Any]:
     """Arguments for the constructor in tf_keras. Raises LegacyError where one that matters has no
     counterpart.
     """
@@ -307,7 +307,7 @@ class _Builder:
             cls = _counterpart(step.layer)
             own = isinstance(step.layer, cls)  # a tf_keras model came in
             config = step.layer.get_config() if own else _config(step.layer, cls)
-            changes = {"use_bias": True} if id(step.layer) in self._folds else {}
+            changes: dict[str, Any] = {"use_bias": True} if id(step.layer) in self._folds else {}
             changes |= {"activation": "linear"} if linear else {}
             config |= {"name": self._unique(step.name), **changes}
             try:
