@@ -55,7 +55,7 @@ def real_images(
         what=f"real_hint={'array' if isinstance(source, np.ndarray) else source}",
         gap=lambda values: first_gap(network.model, network.own_layout([values])),
         preprocess=None,
-        input_range="--input_range",
+        input_range="input_range",
     )
     # Dark pictures look odd, too; other units are those that a plain mapping would bring in place.
     # A few images in wrong units would spoil the statistics of the whole set.
