@@ -243,36 +243,20 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
 def _quantized(
     model: Any, images: Mapping[str, Any], float_tflite: bytes
 ) -> tuple[bytes, dict[str, Any]]:
-    """The integer file and its notes by the algorithm asked for. "best" promises a file wherever
-    minmax gives one.
-    """
-
-    def made(algorithm: str) -> tuple[bytes, dict[str, Any]]:
-        tflite, notes = quantize(
-            model,
-            images,
-            scheme=FLAGS.scheme,
-            algorithm=algorithm,
-            head=FLAGS.head,
-            seed=FLAGS.seed,
-            say=console.say,
-            timeout=FLAGS.timeout,
-            float_tflite=float_tflite,
-        )
-        check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
-        return tflite, notes
-
-    if FLAGS.algorithm != "best":
-        return made(FLAGS.algorithm)
-    try:
-        return made("best")
-    except Exception as error:  # whatever goes wrong in a graph run outside the converter
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-    tflite, notes = made("minmax")
-    return tflite, {
-        **notes,
-        "fallback": f"The best algorithm does not take this model ({why}), so minmax was used.",
-    }
+    """The integer file, proven integer, and its notes by the algorithm asked for."""
+    tflite, notes = quantize(
+        model,
+        images,
+        scheme=FLAGS.scheme,
+        algorithm=FLAGS.algorithm,
+        head=FLAGS.head,
+        seed=FLAGS.seed,
+        say=console.say,
+        timeout=FLAGS.timeout,
+        float_tflite=float_tflite,
+    )
+    check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
+    return tflite, notes
 
 
 def main(argv: list[str]) -> int:
@@ -294,7 +278,7 @@ def main(argv: list[str]) -> int:
         )
     console.say(
         f"converting {model.name} to {FLAGS.scheme} with "
-        f"{len(next(iter(images.values())))} images, algorithm {algorithm}"
+        f"{len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}"
     )
     try:
         tflite, notes = _quantized(model, images, whole)
@@ -310,6 +294,7 @@ def main(argv: list[str]) -> int:
         model_sha256=digest,
     )
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
+    report["candidates"] = notes.get("candidates", {})
     report["targets"] = judge(tflite, targets=targets, float_tflite=float_tflite)
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])

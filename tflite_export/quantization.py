@@ -22,12 +22,15 @@ from tflite_export.conversion.converter import (
 )
 from tflite_export.conversion.freeze import input_shapes, plain
 from tflite_export.tflite.edit import with_own_biases
+from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
 # what measured best of the algorithms that need nothing installed (docs/experiments/algorithms.md)
 _BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
+_PLAIN = "minmax"  # what "best" never falls behind: the converter's own ranges and roundings
 HEADS = ("model", "logits")
+_FALLBACK = "Algorithm {algorithm} does not take this model ({why}), so minmax was used."
 _EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8")
 
 
@@ -236,6 +239,87 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
     return chosen
 
 
+def _count(arrays: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _why(error: Exception) -> str:
+    """An error in one short line; TensorFlow's own texts speak of its internals."""
+    import tensorflow as tf
+
+    if isinstance(error, tf.errors.OpError):
+        return "TensorFlow cannot run a part of it outside the converter"
+    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+
+
+def _best(
+    chosen: str,
+    model: Any,
+    arrays: dict[str, np.ndarray],
+    *,
+    float_tflite: bytes,
+    options: dict[str, Any],
+) -> tuple[str, bytes, dict[str, Any]]:
+    """(algorithm, file, notes): `chosen` if its file surely keeps more of the float model than
+    minmax's on images that neither saw, else minmax. Raises minmax's error where none gives a file.
+
+    The file is then made anew by that algorithm with all images: both trial files lacked the same
+    ones, so the choice stands, and small sets can spare none. Only learned roundings take minutes:
+    there the file that was measured is given, and small sets are compared on themselves.
+    """
+    from tflite_export.quality.candidates import compare, hold_back
+
+    long = chosen == "reconstruction"
+    rest, held = hold_back(arrays, smallest=64 if long else 16)
+    apart = _count(arrays) - _count(rest)
+    starts = {chosen: float_tflite, _PLAIN: model}
+    files, notes, errors = _tried(starts, rest, options)
+    if chosen in errors:
+        why = _why(errors[chosen])
+        tflite, _ = _made(_PLAIN, model, arrays, options)
+        return _PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why)}
+    in_turn = {name: files[name] for name in (_PLAIN, chosen) if name in files}
+    figures = compare(float_tflite, in_turn, held)
+    plain = _PLAIN in figures and not figures[chosen].surely_better_than(figures[_PLAIN])
+    best = _PLAIN if plain else chosen
+    told: dict[str, Any] = {name: each.as_json() for name, each in figures.items()}
+    told |= {name: {"error": _why(error)} for name, error in errors.items()}
+    found = {**notes[best], "candidates": told, "held_back": apart}
+    if options["say"] and len(figures) > 1:
+        shown = ", ".join(f"{name} {each.mean_db:.1f} dB" for name, each in figures.items())
+        on = f"{apart} images held back" if apart else "the calibration images (a small set)"
+        options["say"](f"best is {best}: on {on}, {shown} over quantization noise")
+    if apart and best != "reconstruction":
+        files[best], _ = _made(best, starts[best], arrays, options)
+    return best, files[best], found
+
+
+def _tried(
+    starts: Mapping[str, Any], images: dict[str, np.ndarray], options: dict[str, Any]
+) -> tuple[dict[str, bytes], dict[str, dict[str, Any]], dict[str, Exception]]:
+    """(files, notes, errors) by algorithm, each from its own start: a model or a float file. After
+    an error no other is tried.
+    """
+    files: dict[str, bytes] = {}
+    notes: dict[str, dict[str, Any]] = {}
+    for name, model in starts.items():
+        try:
+            files[name], notes[name] = _made(name, model, images, options)
+        except Exception as error:  # whatever goes wrong in a graph run outside the converter
+            return files, notes, {name: error}
+    return files, notes, {}
+
+
+def _made(
+    name: str, model: Any, images: dict[str, np.ndarray], options: dict[str, Any]
+) -> tuple[bytes, dict[str, Any]]:
+    """The file of one algorithm, proven integer, and its notes."""
+    result = ALGORITHMS[name].function(model, images, **options)
+    tflite, notes = result if isinstance(result, tuple) else (result, {})
+    check_integer(tflite, io_dtype=SCHEMES[options["scheme"]].io_dtype)
+    return tflite, notes
+
+
 def quantize(
     model: Any,
     images: Images,
@@ -264,12 +348,11 @@ def quantize(
       options: of one algorithm alone, such as `steps`.
     Raises:
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
-        cannot run ("best"
-        then falls back to minmax and notes why).
+        cannot run. "best" then falls back to minmax and says why under "fallback" in the notes.
       ConversionError: the converter failed.
     """
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
-    arrays, notes = _arrays(model, images), {}
+    arrays = _arrays(model, images)
     if (
         isinstance(model, bytes)
         and chosen != "ai_edge"
@@ -284,34 +367,32 @@ def quantize(
         from tflite_export.tflite.edit import without_softmax
 
         model = without_softmax(_float(float_tflite or model, arrays, timeout)).data
-    if algorithm == "best" and chosen != "minmax":
-        from dgh_tf.models.tflite.run import read_graph
-
-        model_file = _float(
-            model if isinstance(model, bytes) else float_tflite or model, arrays, timeout
+    options |= {"scheme": scheme, "seed": seed, "say": say, "timeout": timeout}
+    if algorithm == "best" and chosen != _PLAIN:
+        start_file = model if isinstance(model, bytes) else float_tflite or model
+        chosen, tflite, notes = _best(
+            chosen,
+            model,
+            arrays,
+            float_tflite=_float(start_file, arrays, timeout),
+            options=options,
         )
-        try:
-            read_graph(model_file)
-            model = model_file
-        except ValueError as error:
-            chosen, notes = "minmax", {"fallback": str(error)}
-    if chosen == "minmax" and not isinstance(model, bytes):
-        options["float_tflite"] = float_tflite  # the converter starts from the model itself
-    elif float_tflite is not None and chosen != "distillation" and not isinstance(model, bytes):
-        model = float_tflite
-    result = ALGORITHMS[chosen].function(
-        model, arrays, scheme=scheme, seed=seed, say=say, timeout=timeout, **options
-    )
-    tflite, more = result if isinstance(result, tuple) else (result, {})
+    else:
+        start_at = model
+        if float_tflite is not None and chosen not in (_PLAIN, "distillation"):
+            start_at = model if isinstance(model, bytes) else float_tflite
+        if chosen == _PLAIN and not isinstance(model, bytes):
+            options["float_tflite"] = float_tflite  # the converter starts from the model itself
+        result = ALGORITHMS[chosen].function(start_at, arrays, **options)
+        tflite, notes = result if isinstance(result, tuple) else (result, {})
     return Quantized(
         tflite,
         {
             "algorithm": chosen,
             "head": head,
             "seed": seed,
-            "images": len(next(iter(arrays.values()))),
+            "images": _count(arrays),
             "seconds": round(time.perf_counter() - start, 1),
             **notes,
-            **more,
         },
     )

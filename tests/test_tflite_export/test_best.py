@@ -1,0 +1,85 @@
+"""The default algorithm is never worse than the plain converter, and says what it compared."""
+
+import kinds
+import numpy as np
+import pytest
+import tiny_models
+
+from tflite_export import Runner
+from tflite_export.quality.candidates import Figures, hold_back
+from tflite_export.quantization import quantize
+
+MARGIN_DB = 0.3
+
+
+def noise_ratio(want, got):
+    """SQNR in dB around the mean output, in float64."""
+    want, got = np.float64(want), np.float64(got)
+    return 10 * np.log10(np.var(want - want.mean(0)) / np.mean((want - got) ** 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_best_is_never_worse_than_minmax(kind, seed):
+    """On real images of the model's own task that neither file has seen, against Keras."""
+    model, source = kinds.trained(kind, seed=seed)
+    calibration, unseen = (source(n, seed=s)[0] for n, s in ((64, 1 + seed), (192, 50 + seed)))
+    want = np.asarray(model(unseen, training=False))
+    found = {}
+    for name in ("minmax", "best"):
+        made = quantize(model, calibration, algorithm=name)
+        found[name] = noise_ratio(want, Runner(made.tflite).predict(unseen))
+    print(kind, seed, found, made.notes["algorithm"], made.notes.get("candidates"))
+    assert found["best"] >= found["minmax"] - MARGIN_DB
+
+
+def test_the_choice_is_told_with_both_figures():
+    model, said = tiny_models.conv_bn_relu(), []
+    images, unseen = tiny_models.images(32), tiny_models.images(64, seed=5)
+    made = quantize(model, images, say=said.append)
+    figures = made.notes["candidates"]
+    assert set(figures) == {"minmax", "bias_correction"}
+    if made.notes["algorithm"] == "bias_correction":
+        assert figures["bias_correction"]["sqnr_db"] > figures["minmax"]["sqnr_db"]
+    assert made.notes["held_back"] == 8 and made.notes["images"] == 32
+    assert len(said) == 1 and all(f"{n} {figures[n]['sqnr_db']:.1f} dB" in said[0] for n in figures)
+    # the file that is given is that algorithm's own, of all images
+    alone = quantize(model, images, algorithm=made.notes["algorithm"])
+    assert alone.tflite == made.tflite
+    want = np.asarray(model(unseen, training=False))
+    assert noise_ratio(want, Runner(made.tflite).predict(unseen)) > 15
+
+
+def test_images_held_back_calibrate_nothing():
+    numbers = np.arange(64, dtype=np.float32)[:, None]
+    rest, held = (part["x"][:, 0] for part in hold_back({"x": numbers}, smallest=16))
+    assert len(held) == 16 and sorted([*rest, *held]) == list(range(64))
+    few = hold_back({"x": numbers[:8]}, smallest=16)
+    assert all(len(part["x"]) == 8 for part in few)
+
+
+def test_a_difference_that_few_images_show_by_chance_decides_nothing():
+    """By hand: the same mean advantage of 1, steady in one case, one image's alone in the other."""
+    plain = Figures(20.0, 20.0, np.full(8, 3.0))
+    steady, lucky = np.full(8, 2.0), np.array([-5.0, *[3.0] * 7])
+    assert Figures(21.0, 21.0, steady).surely_better_than(plain)
+    assert not Figures(21.0, 21.0, lucky).surely_better_than(plain)
+    assert not plain.surely_better_than(plain)
+
+
+def test_python_falls_back_to_minmax_as_the_command_does(monkeypatch):
+    """Whatever TensorFlow says of a graph run outside the converter stays out of the reason."""
+    from tflite_export.simulation import ranges
+
+    def broken(*given, **options):
+        import tensorflow as tf
+
+        return tf.reshape(tf.zeros(3), (2,))
+
+    # stands for any error of TensorFlow in a graph that only the converter runs
+    monkeypatch.setattr(ranges, "collect_ranges", broken)
+    made = quantize(tiny_models.conv_bn_relu(), tiny_models.images(16))
+    assert made.notes["algorithm"] == "minmax"
+    assert "minmax was used" in made.notes["fallback"]
+    assert "reshape" not in made.notes["fallback"].lower()

@@ -1,0 +1,125 @@
+"""state: integer files of one model compared with it on images that took no part in calibration.
+
+Images that stretch the outputs wide (generated ones) and images that do not (most real ones) suffer
+differently from the same file, so each is also tried at half its contrast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tflite_export.quality.accuracy_estimate import decibels, interval
+from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.interpreter import Runner
+
+_SHARE, _LEAST, _MOST = 4, 4, 32  # one image of 4 is held back, at least 4 and at most 32
+_CONTRAST = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """What a file keeps of the float model's outputs; with several outputs the mean over them.
+
+    Attributes:
+      given_db, soft_db: SQNR in dB around the mean output, of images as given and at half contrast.
+      noise: squared error over the outputs' variance, of each image, the mean of both kinds
+        [images].
+    """
+
+    given_db: float
+    soft_db: float
+    noise: np.ndarray
+
+    def as_json(self) -> dict[str, float]:
+        """The figures for F.json."""
+        return {
+            "sqnr_db": round(self.mean_db, 2),
+            "given_db": round(self.given_db, 2),
+            "soft_db": round(self.soft_db, 2),
+        }
+
+    @property
+    def mean_db(self) -> float:
+        """SQNR in dB, the mean of both kinds of images."""
+        return (self.given_db + self.soft_db) / 2
+
+    def surely_better_than(self, other: Figures) -> bool:
+        """Whether it has less noise on these images, also at the 5 per cent bound over images:
+        few images show a small difference by chance.
+        """
+        return interval(other.noise - self.noise)[0] > 0 and self.mean_db > other.mean_db
+
+
+def hold_back(
+    images: Mapping[str, np.ndarray], *, smallest: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(images to calibrate with, images to compare with), by input name.
+
+    The latter are spread evenly over the set. Of fewer images than `smallest` none is held back,
+    and both are the whole set.
+    """
+    count = len(next(iter(images.values())))
+    if count < smallest:
+        return dict(images), dict(images)
+    held = np.linspace(0, count - 1, min(_MOST, max(_LEAST, count // _SHARE))).astype(int)
+    rest = np.setdiff1d(np.arange(count), held)
+    return (
+        {name: np.asarray(array[rest]) for name, array in images.items()},
+        {name: np.asarray(array[held]) for name, array in images.items()},
+    )
+
+
+def _soft(images: np.ndarray) -> np.ndarray:
+    """The images at half contrast: each channel halfway to its mean in its image."""
+    axes = tuple(range(1, images.ndim - 1))
+    mean = images.mean(axis=axes, keepdims=True)
+    return (mean + _CONTRAST * (images - mean)).astype(np.float32)
+
+
+def _logits(tflite: bytes) -> bytes:
+    try:
+        return without_softmax(tflite).data
+    except ValueError:  # the outputs are the logits
+        return tflite
+
+
+def _outputs(runner: Runner, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = list(runner.outputs)
+    made: Any = runner.predict(images)
+    return made if isinstance(made, dict) else {names[0]: made}
+
+
+def _relative_noise(want: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Mean squared error of each image over the variance of `want` around its mean; [images]."""
+    want, got = np.float64(want), np.float64(got)
+    error = np.square(want - got).reshape(len(want), -1).mean(axis=1)
+    return error / max(float(np.var(want - want.mean(axis=0))), 1e-30)
+
+
+def compare(
+    float_tflite: bytes, files: Mapping[str, bytes], images: Mapping[str, np.ndarray]
+) -> dict[str, Figures]:
+    """What each file keeps of the float model's logits.
+
+    Args:
+      float_tflite: of `to_float_tflite`. files: integer files of it, by algorithm.
+      images: float32 [images, ...] by input name, best ones that calibrated none of the files.
+    """
+    kinds = [dict(images), {name: _soft(array) for name, array in images.items()}]
+    reference = Runner(_logits(float_tflite))
+    wanted = [_outputs(reference, kind) for kind in kinds]
+    found = {}
+    for name, tflite in files.items():
+        runner = Runner(_logits(tflite))
+        noise, ratios = [], []
+        for kind, want in zip(kinds, wanted, strict=True):
+            got = _outputs(runner, kind)
+            heads = [_relative_noise(want[head], got[head]) for head in want]
+            noise.append(np.mean(heads, axis=0))
+            ratios.append(float(np.mean([decibels(np.float64(1), np.mean(h)) for h in heads])))
+        found[name] = Figures(ratios[0], ratios[1], np.mean(noise, axis=0))
+    return found
