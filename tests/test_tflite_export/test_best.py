@@ -1,13 +1,15 @@
 """The default algorithm is never worse than the plain converter, and says what it compared."""
 
+import keras
 import kinds
 import numpy as np
 import pytest
 import tiny_models
 
-from tflite_export import Runner
-from tflite_export.quality.candidates import Figures, hold_back
+from tflite_export import Runner, to_float_tflite
+from tflite_export.quality.candidates import Figures, compare, hold_back
 from tflite_export.quantization import quantize
+from tflite_export.tflite.edit import without_softmax
 
 MARGIN_DB = 0.3
 
@@ -57,6 +59,22 @@ def test_images_held_back_calibrate_nothing():
     assert len(held) == 16 and sorted([*rest, *held]) == list(range(64))
     few = hold_back({"x": numbers[:8]}, smallest=16)
     assert all(len(part["x"]) == 8 for part in few)
+
+
+def test_logits_of_an_integer_file_are_told_in_their_own_scale():
+    """Also behind a reshape, as ImageNet's MobileNet ends. The fault: softmax's scale stayed."""
+    inputs = keras.Input((16, 16, 3), name="image")
+    x = keras.layers.Conv2D(6, 5, 4, activation="relu")(inputs)
+    x = keras.layers.Conv2D(5, 3)(x)
+    logits = tiny_models.settle(keras.Model(inputs, x))
+    outputs = keras.layers.Reshape((5,))(keras.layers.Softmax()(logits(inputs)))
+    model, images = keras.Model(inputs, outputs), tiny_models.images(24)
+    tflite = quantize(model, images, algorithm="minmax").tflite
+    want = np.asarray(logits(images)).reshape(24, 5)
+    got = Runner(without_softmax(tflite).data).predict(images)
+    assert noise_ratio(want, got) > 25
+    found = compare(to_float_tflite(model), {"minmax": tflite}, {"image": images})["minmax"]
+    assert found.given_db == pytest.approx(noise_ratio(want, got), abs=0.05)
 
 
 def test_a_difference_that_few_images_show_by_chance_decides_nothing():

@@ -95,7 +95,7 @@ def _outputs(runner: Runner, images: Mapping[str, np.ndarray]) -> dict[str, np.n
 
 def _relative_noise(want: np.ndarray, got: np.ndarray) -> np.ndarray:
     """Mean squared error of each image over the variance of `want` around its mean; [images]."""
-    want, got = np.float64(want), np.float64(got)
+    want, got = want.astype(np.float64), got.astype(np.float64)
     error = np.square(want - got).reshape(len(want), -1).mean(axis=1)
     return error / max(float(np.var(want - want.mean(axis=0))), 1e-30)
 
@@ -120,6 +120,8 @@ def compare(
             got = _outputs(runner, kind)
             heads = [_relative_noise(want[head], got[head]) for head in want]
             noise.append(np.mean(heads, axis=0))
-            ratios.append(float(np.mean([decibels(np.float64(1), np.mean(h)) for h in heads])))
+            ratios.append(
+                float(np.mean([decibels(np.ones(1), h.mean(keepdims=True)) for h in heads]))
+            )
         found[name] = Figures(ratios[0], ratios[1], np.mean(noise, axis=0))
     return found

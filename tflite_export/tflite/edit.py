@@ -158,8 +158,8 @@ def _behind_heads(model: TFLiteModel) -> dict[int, int]:
 
 
 def without_softmax(tflite: bytes | TFLiteModel) -> TFLiteModel:
-    """The float file without the softmax and sigmoid at its outputs, which become the logits; their
-    names stay.
+    """The file without the softmax and sigmoid at its outputs, which become the logits; their names
+    stay. In an integer file the reshapes behind them take the logits' scale.
 
     Only reshapes may stand between such an operator and the outputs. Raises ValueError where there
     is none.
@@ -172,7 +172,12 @@ def without_softmax(tflite: bytes | TFLiteModel) -> TFLiteModel:
             "logits already. Use --head=model."
         )
     parts = _unpack(model)
-    graph = parts.subgraphs[0]
+    graph, logits = parts.subgraphs[0], set()
+    for operator in model.operators:  # what only reshapes the logits has their scale
+        source = dropped.get(operator.inputs[0], operator.inputs[0]) if operator.inputs else -1
+        if operator.kind in SHAPE_ONLY and (operator.inputs[0] in dropped or source in logits):
+            logits.add(operator.outputs[0])
+            graph.tensors[operator.outputs[0]].quantization = graph.tensors[source].quantization
     graph.operators = [o for o in graph.operators if int(o.outputs[0]) not in dropped]
     # a tensor that nothing makes is an error to some readers
     kept = [i for i in range(len(graph.tensors)) if i not in dropped]
