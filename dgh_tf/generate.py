@@ -57,7 +57,11 @@ _TENSORBOARD = flags.DEFINE_bool(
 _MODEL = flags.DEFINE_string(
     "model",
     "demo",
-    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+    "keras:NAME.",
+)
+_SIGNATURE = flags.DEFINE_string(
+    "signature", "", "Of a .tflite file with several: the key of the one."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder of the run; the same command again goes on with it.", required=True
@@ -96,7 +100,7 @@ def main(argv: list[str]) -> int:
     from dgh_tf.models.loading import model_sha256
 
     worker = worker_number(config.strategy)
-    sha256 = model_sha256(_MODEL.value, weights=_WEIGHTS.value)
+    sha256 = model_sha256(_MODEL.value, weights=_WEIGHTS.value, signature=_SIGNATURE.value)
     with locked_folder(_OUTPUT_DIR.value, flag="output_dir", worker=worker) as folder:
         if None in numbers.values():
             return _automatic(folder, config, sha256, **numbers)
@@ -164,14 +168,16 @@ def _automatic(
 
 
 def _model():
-    return _loaded(_MODEL.value, _WEIGHTS.value, _UNSAFE.value)
+    return _loaded(_MODEL.value, _WEIGHTS.value, _UNSAFE.value, _SIGNATURE.value)
 
 
 @functools.lru_cache(maxsize=1)  # attempts of auto share it
-def _loaded(model: str, weights: str, unsafe: bool):
+def _loaded(model: str, weights: str, unsafe: bool, signature: str):
     from dgh_tf.models.loading import load_model
 
-    return load_model(model, weights=weights, allow_unsafe_deserialization=unsafe)
+    return load_model(
+        model, weights=weights, allow_unsafe_deserialization=unsafe, signature=signature
+    )
 
 
 def _command() -> str:

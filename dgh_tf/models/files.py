@@ -74,6 +74,14 @@ def read_model_file(path: pathlib.Path) -> ModelFile:
         ) from error
 
 
+def is_tflite(path: pathlib.Path) -> bool:
+    """Whether a path leads to a .tflite file, by its content: the mark that all of them have."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"TFL3"
+
+
 class _Refused(Exception):
     """A reason to refuse a file, without the file's name in front."""
 
@@ -91,14 +99,9 @@ def _kind(path: pathlib.Path) -> Kind:
         head = file.read(8)
     hdf5, archive = head == _HDF5_HEAD, head[:4] == _ZIP_HEAD
     if not hdf5 and not archive:
-        hint = (
-            "It is a TFLite model: BatchNorm is folded into its convolutions. "
-            if head[4:] == b"TFL3"
-            else ""
-        )
         raise ValueError(
-            f"{path} is neither a .keras archive nor an HDF5 file. {hint}Pass the Keras "
-            "model as it was trained."
+            f"{path} is neither a .keras archive nor an HDF5 file, nor a .tflite file. Pass the "
+            "Keras model as it was trained, or a float .tflite file."
         )
     ends_as_hdf5 = path.suffix.lower() in (".h5", ".hdf5")
     if (hdf5 and _holds_archive(path)) or (archive and (ends_as_hdf5 or _holds_hdf5(path))):

@@ -13,9 +13,10 @@ import numpy as np
 
 from dgh_tf.common.files import sha256_file
 from dgh_tf.models.allowed import require_allowed, require_bounded
-from dgh_tf.models.files import ModelFile, read_model_file
+from dgh_tf.models.files import ModelFile, is_tflite, read_model_file
 from dgh_tf.models.keras2 import load_keras2
 from dgh_tf.models.limits import require_reasonable_activations, weights_limited
+from dgh_tf.models.tflite_model import load_tflite
 
 DEMO_FOLDER = pathlib.Path(__file__).parents[1] / "demo"
 DEMOS = {"demo": DEMO_FOLDER / "demo.keras", "demo_detector": DEMO_FOLDER / "demo_detector.keras"}
@@ -35,19 +36,20 @@ def model_path(spec: str) -> pathlib.Path:
     if not spec.strip() or not path.exists():
         raise FileNotFoundError(
             f"No model at {str(path)!r}. Give demo, demo_detector, the path of a "
-            ".keras or .h5 file or of a "
+            ".keras, .h5 or float .tflite file or of a "
             "SavedModel folder, or keras:NAME for a model of keras.applications."
         )
     return path
 
 
-def model_sha256(spec: str, *, weights: str = "imagenet") -> str:
-    """Hex sha256 of the model's file (for keras:NAME of its name and weights): what a run is tied
-    to.
+def model_sha256(spec: str, *, weights: str = "imagenet", signature: str = "") -> str:
+    """Hex sha256 of the model's file (for keras:NAME of its name and weights, for a signature asked
+    for of both): what a run is tied to.
     """
     if spec.startswith("keras:"):
         return hashlib.sha256(f"{spec} {weights}".encode()).hexdigest()
-    return sha256_file(model_path(spec))
+    digest = sha256_file(model_path(spec))
+    return hashlib.sha256(f"{digest} {signature}".encode()).hexdigest() if signature else digest
 
 
 def load_model(
@@ -55,17 +57,18 @@ def load_model(
     *,
     weights: str = "imagenet",
     allow_unsafe_deserialization: bool = False,
+    signature: str = "",
 ):
     """Loads a model without compiling it.
 
     Args:
-      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2 |
-        keras:NAME (a function of
-        keras.applications).
+      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2, or to
+        a float .tflite | keras:NAME (a function of keras.applications).
       weights: for keras:NAME only: 'imagenet' (downloads) or 'none' (random, for trials).
       allow_unsafe_deserialization: lets a file bring Python code (Lambda layers). Off unless you
         trust the file.
-    Returns: a Keras 3 model.
+      signature: of a .tflite file with several, the key of the one to take.
+    Returns: a Keras 3 model; of a .tflite file one that computes what the file does.
     Raises: FileNotFoundError; ValueError when the file is not a model or cannot be read safely.
 
     Example:
@@ -76,6 +79,10 @@ def load_model(
     if spec.startswith("keras:"):
         return _application(spec.removeprefix("keras:"), weights)
     path, unsafe = model_path(spec), allow_unsafe_deserialization
+    if is_tflite(path):
+        return load_tflite(path, signature=signature)
+    if signature:
+        raise ValueError(f"--signature={signature} is for .tflite files; {path} is none.")
     file = read_model_file(path)
     if unsafe:
         require_bounded(file.config, path=str(path))

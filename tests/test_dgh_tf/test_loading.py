@@ -276,7 +276,7 @@ def test_files_that_are_no_model_are_refused_with_what_they_are(tmp_path):
     )
     cases = [
         (write(tmp_path / "text.keras", b"no model"), "neither a .keras archive nor an HDF5"),
-        (write(tmp_path / "m.tflite", b"\x1c\0\0\0TFL3" + bytes(64)), "BatchNorm is folded"),
+        (write(tmp_path / "m.tflite", b"\x1c\0\0\0TFL3" + bytes(64)), "damaged TFLite model"),
         (write(tmp_path / "cut.keras", data[: len(data) // 2]), "damaged|Keras could not load"),
         (
             write(tmp_path / "cut.h5", b"\x89HDF\r\n\x1a\n" + bytes(100)),

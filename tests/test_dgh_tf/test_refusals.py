@@ -106,7 +106,7 @@ def folder(tmp_path_factory):
 def test_generate_refuses_what_cannot_work_and_leaves_nothing(folder, tmp_path):
     expected = {name: texts for name, (_, *texts) in models().items()}
     expected |= {
-        "folded.tflite": ["TFLite model", "as it was trained"],
+        "folded.tflite": ["damaged TFLite model", "Convert the model again"],
         "exported": ["keras_metadata.pb", "exported from"],
         "damaged.keras": ["damaged", "again"],
         "absent.keras": ["No model at", "keras:NAME"],
