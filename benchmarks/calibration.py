@@ -27,8 +27,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "model",
     "demo",
-    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+    "keras:NAME.",
 )
+flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
 flags.DEFINE_string(
     "real",
     "demo",
@@ -92,6 +94,7 @@ def main(argv: list[str]) -> int:
         start_worker()
         task = load_task(
             FLAGS.model,
+            signature=FLAGS.signature,
             real=FLAGS.real,
             evaluation=FLAGS.evaluation,
             preprocess=FLAGS.preprocess,

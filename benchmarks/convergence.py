@@ -131,11 +131,11 @@ def quality(task: Any, generator: Any) -> dict[str, float]:
     float model's outputs.
     """
     from benchmarks.measure.evaluation import evaluate
-    from tflite_export import to_tflite
+    from tflite_export.quantization import quantize
 
     gaps = generator.layer_gaps()
     measured = evaluate(
-        to_tflite(task.model, generator.all_images()[0]),
+        quantize(task.model, generator.all_images()[0], algorithm="minmax").tflite,
         task.x,
         reference=task.reference,
         score=task.score,

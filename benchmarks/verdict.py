@@ -28,9 +28,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+        "keras:NAME.",
         required=True,
     )
+    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_string(
         "tflite", None, "The integer .tflite file made from the model.", required=True
     )
@@ -139,7 +141,7 @@ def main(argv: list[str]) -> int:
     from tflite_export.quality.accuracy_estimate import judge
     from tflite_export.quality.layer_comparison import gather, require_same_ends
 
-    model = load_model(values.model)
+    model = load_model(values.model, signature=values.signature)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
     config = GenerationConfig(
         num_images=values.num_images, steps=values.steps, input_range=values.input_range

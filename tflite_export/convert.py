@@ -19,6 +19,7 @@ from absl import flags
 from dgh_tf.common import console
 from dgh_tf.common.files import atomic_path, require_writable
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export.calibration.check import Range
 from tflite_export.calibration.load import Calibration, load_calibration
 from tflite_export.calibration.units import checked_images
@@ -44,8 +45,12 @@ _LONG = (
 
 def _define_flags() -> None:
     flags.DEFINE_string(
-        "model", None, "demo, demo_detector, a .keras/.h5 file, a SavedModel folder or keras:NAME."
+        "model",
+        None,
+        "demo, demo_detector, a .keras/.h5 file, a SavedModel folder, a float .tflite file or "
+        "keras:NAME.",
     )
+    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")
     flags.DEFINE_bool(
         "allow_unsafe_deserialization",
@@ -195,8 +200,9 @@ def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
         model_flag,
         weights=FLAGS.weights,
         allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization,
+        signature=FLAGS.signature,
     )
-    digest = model_sha256(model_flag, weights=FLAGS.weights)
+    digest = model_sha256(model_flag, weights=FLAGS.weights, signature=FLAGS.signature)
     declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
     calibration = load_calibration(
         FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset
@@ -289,7 +295,7 @@ def main(argv: list[str]) -> int:
     report = proof(
         tflite,
         scheme=FLAGS.scheme,
-        float_weight_bytes=4 * model.count_params(),
+        float_weight_bytes=weight_bytes(model),
         calibration=calibration,
         model_sha256=digest,
     )

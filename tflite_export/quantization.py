@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgh_tf.models.tflite.model import read_model
+from dgh_tf.models.tflite_model import float_file
 from tflite_export.calibration.check import Images, check_calibration, few_images
 from tflite_export.conversion.converter import (
     convert_checked,
@@ -336,7 +337,8 @@ def quantize(
     """Makes a full-integer .tflite file from a float model and calibration images.
 
     Args:
-      model: Keras 3 or tf_keras model, or the bytes of a float .tflite file of `to_float_tflite`.
+      model: Keras 3 or tf_keras model, the bytes of a float .tflite file of `to_float_tflite`, or
+        what `load_model` made of a float .tflite file: then the file itself is quantized.
       images: float32 [number, ...input shape] in the model's input units, or a dict by input name.
       scheme: one of SCHEMES. algorithm: one of NAMES.
       head: "logits" leaves out softmax and sigmoid at the end, so the output is what they took,
@@ -352,6 +354,7 @@ def quantize(
       ConversionError: the converter failed.
     """
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
+    model = float_file(model) or model
     arrays = _arrays(model, images)
     if (
         isinstance(model, bytes)
@@ -359,7 +362,8 @@ def quantize(
         and (scheme == "int16x8" or chosen == "distillation")
     ):
         raise ValueError(
-            f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file."
+            f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file. "
+            "Pass the Keras model, or use scheme int8 or w4a8 and another algorithm."
         )
     if chosen == "distillation":
         options["head"] = head

@@ -23,6 +23,7 @@ from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write, sha256_array
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.common.value_range import KnownRange, check_units
+from dgh_tf.models.tflite_model import float_file
 
 COLUMNS = {
     "top1": ("top-1", 3),
@@ -67,6 +68,7 @@ def load_task(
     *,
     real: str,
     evaluation: str,
+    signature: str = "",
     preprocess: str = "none",
     input_range: str = "",
     real_limit: int | None = None,
@@ -83,7 +85,7 @@ def load_task(
     from dgh_tf.input_range.find import network_ranges
     from dgh_tf.models.network import Network
 
-    loaded = load_model(model)
+    loaded = load_model(model, signature=signature)
     if len(loaded.inputs) != 1:
         raise ValueError(
             f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison "
@@ -179,9 +181,11 @@ def fingerprint(task: Task, settings: dict[str, Any]) -> str:
         if task.truth is None
         else [task.truth]
     )
+    file = float_file(task.model)
+    architecture = task.model.to_json() if file is None else hashlib.sha256(file).hexdigest()
     arrays = [task.real, task.x, *truth, *task.model.get_weights()]
     text = json.dumps(
-        [settings, task.model.to_json(), [sha256_array(array) for array in arrays]], sort_keys=True
+        [settings, architecture, [sha256_array(array) for array in arrays]], sort_keys=True
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -149,8 +149,8 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
     )
     from benchmarks.measure.evidence import save_evidence
     from benchmarks.measure.gaps import statistics_gaps
-    from tflite_export import to_tflite
     from tflite_export.quality.layer_comparison import gather
+    from tflite_export.quantization import quantize
 
     began, task = time.perf_counter(), bench.task
     row = {
@@ -164,7 +164,8 @@ def measure(bench: Bench, key: Key) -> dict[str, Any]:
     }
     try:
         images, seconds = bench.images(key.source, key.num_images, key.seed)
-        tflite = to_tflite(task.model, images, scheme=key.scheme)
+        made = quantize(task.model, images, scheme=key.scheme, algorithm="minmax")
+        tflite = made.tflite
     except ValueError as error:
         return {**row, "error": str(error).splitlines()[0]}
     for name, probe in bench.probes.items():

@@ -21,6 +21,7 @@ import numpy as np
 from dgh_tf.common import processes
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION
+from dgh_tf.models.tflite_model import float_file
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
 from tflite_export.conversion.freeze import file_names, in_float32, input_shapes, plain, save_frozen
@@ -125,6 +126,11 @@ def to_tflite(
       ConversionError: the converter failed or crashed.
     """
     find_scheme(scheme)
+    if float_file(model) is not None:
+        raise ValueError(
+            f"Model '{model.name}' is a .tflite file, which TensorFlow's converter does not start "
+            "from. Use quantize(model, images, algorithm='minmax')."
+        )
     if isinstance(images, Mapping):
         images = {plain(name): array for name, array in images.items()}
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
@@ -224,12 +230,16 @@ def to_float_tflite(
     Every operator with weights has a bias of its own there (see `with_own_biases`).
 
     Args:
+      model: Keras 3 or tf_keras model; one that `load_model` made of a .tflite file is that file.
       images: read only for shapes the model does not declare: axes of any size, and subclassed
         models.
     Raises:
       ValueError: such a shape is needed and `images` is None.
       ConversionError: the converter failed or crashed.
     """
+    file = float_file(model)
+    if file is not None:
+        return with_own_biases(file).data
     shapes: dict[str, tuple[Any, ...]] = dict(input_shapes(model, images))
     if images is not None:
         given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
