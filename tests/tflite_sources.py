@@ -106,10 +106,16 @@ def with_metadata(data, *, mean, std):
     graphs = vector([graph])
     b.Finish(table(8, {3: ("u", graphs)}), b"M001")
 
+    return with_entry(data, b"TFLITE_METADATA", bytes(b.Output()))
+
+
+def with_entry(data, name, value):
+    """The file with one more entry of metadata."""
+
     def change(parts):
         buffer, entry = schema.BufferT(), schema.MetadataT()
-        buffer.data = np.frombuffer(bytes(b.Output()), np.uint8)
-        entry.name, entry.buffer = b"TFLITE_METADATA", len(parts.buffers)
+        buffer.data = np.frombuffer(value, np.uint8)
+        entry.name, entry.buffer = name, len(parts.buffers)
         parts.buffers.append(buffer)
         parts.metadata = [*(parts.metadata or []), entry]
 

@@ -254,6 +254,13 @@ def test_an_integer_file_from_a_file_is_that_from_its_model(tmp_path, algorithm)
         assert np.abs(codes_of(wanted, test) - codes_of(found, test)).max() <= 1
 
 
+def test_files_of_litert_torch_become_integer(tmp_path):
+    """Their mark keeps TensorFlow's quantizer from every operator with weights."""
+    data = sources.with_entry(channels_first(), b"keep_stablehlo_constant", b"true")
+    images = np.moveaxis(tiny.images(16), -1, 1)
+    check_integer(quantize(loaded(tmp_path, data), images).tflite, io_dtype="int8")
+
+
 def codes_of(data, images):
     """The integers of the only output, by LiteRT's interpreter."""
     interpreter = Interpreter(model_content=data)

@@ -20,6 +20,7 @@ from dgh_tf.models.tflite.operators import KERNELS
 
 _INTEGER_WEIGHTS = {"INT8", "UINT8", "INT4", "INT16", "INT2", "UINT4"}
 _CONTROL_FLOW = {"IF", "WHILE", "CALL_ONCE", "CALL", "STABLEHLO_WHILE", "STABLEHLO_CASE"}
+_STABLEHLO_MARK = b"keep_stablehlo_constant"
 _ADVICE = "Export the model again as float32, without quantization."
 
 
@@ -44,7 +45,7 @@ def read_float_file(data: bytes, *, signature: str) -> TFLiteModel:
     _require_known(model)
     model = _with_integer_kernels(model)
     _require_batch_of_one(model)
-    return model
+    return _with_readable_constants(model)
 
 
 def float_weight_bytes(model: TFLiteModel) -> int:
@@ -334,6 +335,18 @@ def _with_integer_kernels(model: TFLiteModel) -> TFLiteModel:
         operator.opcodeIndex = len(parts.operatorCodes) - 1
         operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
         operator.builtinOptions = schema.MulOptionsT()
+    return _pack(parts)
+
+
+def _with_readable_constants(model: TFLiteModel) -> TFLiteModel:
+    """The file without the mark of litert-torch that makes TensorFlow's quantizer read constants in
+    a form that it then leaves in float, with every operator that has weights.
+    """
+    parts = _unpack(model)
+    kept = [entry for entry in parts.metadata or [] if entry.name != _STABLEHLO_MARK]
+    if len(kept) == len(parts.metadata or []):
+        return model
+    parts.metadata = kept
     return _pack(parts)
 
 
