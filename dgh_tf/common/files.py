@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import pathlib
 import shutil
+import stat
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 _MOST_UNPACKED, _FREE_BYTES = 100, 16 * 2**20
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
     """Makes a rename inside `folder` survive power loss (POSIX needs the folder itself synced)."""
+    if os.name == "nt":  # Windows opens no folders
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -63,7 +69,49 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     (full disk, no permission).
     """
     with atomic_path(path) as temporary:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        temporary.write_bytes(
+            # a name that is no UTF-8 must not make hours of work fail at their end
+            data.encode(errors="backslashreplace") if isinstance(data, str) else data
+        )
+
+
+def require_regular(path: str | os.PathLike) -> None:
+    """Raises ValueError for a pipe, socket or device, of which reading may never end. A path where
+    nothing is stays for the reader to refuse.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError(f"{path} is no file but a pipe, socket or device. Give a plain file.")
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value in a JSON file. Raises OSError, and ValueError for whatever is no JSON, brackets a
+    thousand deep included.
+    """
+    require_regular(path)
+    try:
+        return json.loads(pathlib.Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def require_space(folder: pathlib.Path, needs: Mapping[str, int], *, advice: str) -> None:
+    """Raises OSError where the disk has no room for what is about to be written.
+
+    Args: needs: bytes by what they are for. advice: what to do, for the message.
+
+    Example: `require_space(folder, {"images": 2**30}, advice="Give another folder.")`
+    """
+    wanted, free = sum(needs.values()), shutil.disk_usage(folder).free
+    if wanted > free:
+        parts = ", ".join(f"{what} {size / 2**20:.1f}" for what, size in needs.items() if size)
+        raise OSError(
+            f"{folder} needs {wanted / 2**20:.1f} MiB ({parts}), but {free / 2**20:.1f} MiB are "
+            f"free. {advice}"
+        )
 
 
 def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
@@ -73,6 +121,11 @@ def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     Args: flag: the option that gave the path, for the message.
     """
     path = pathlib.Path(path)
+    if path.name == "manifest.json" and path.exists():
+        raise FileExistsError(
+            f"--{flag}={path}: {path} tells what the run in that folder is, and would be replaced. "
+            "Give another name."
+        )
     if path.is_dir():
         raise IsADirectoryError(
             f"--{flag}={path}: {path} is a folder. Give the path of a file in it."
@@ -222,28 +275,43 @@ def locked_folder(path: str | os.PathLike, *, flag: str, worker: int = 0) -> Ite
     known = pathlib.Path(path).exists()
     folder = make_folder(path, flag=flag)
     lock = folder / (f".lock-{worker}" if worker else ".lock")
+    held = filelock.FileLock(lock, timeout=0)
     try:
-        with filelock.FileLock(lock, timeout=0):
+        try:
+            held.acquire()
+        except filelock.Timeout:
+            raise ValueError(
+                f"Another process is writing to {folder}. Wait for it, or give another --{flag}."
+            ) from None
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise
+            raise ValueError(
+                f"{lock} cannot be locked: its file system has no locks, so two processes could "
+                f"write there at once. Give an --{flag} on a disk of this machine, and copy the "
+                "folder afterwards."
+            ) from error
+        with held:
             yield folder
-    except filelock.Timeout:
-        raise ValueError(
-            f"Another process is writing to {folder}. Wait for it, or give another --{flag}."
-        ) from None
     except BaseException:
         if not known:
             _remove_unused(folder, lock)
         raise
+    finally:
+        held.release(force=True)
 
 
 def sha256_file(path: str | os.PathLike) -> str:
     """Hex sha256 of a file, or of a folder's files in sorted order with their relative names."""
     path = pathlib.Path(path)
+    require_regular(path)
     if path.is_file():
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
     for item in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{item.relative_to(path)}\n{sha256_file(item)}\n".encode())
+        name = os.fsencode(item.relative_to(path))
+        digest.update(name + f"\n{sha256_file(item)}\n".encode())
     return digest.hexdigest()
 
 

@@ -48,9 +48,10 @@ class _QuietStart(importlib.abc.MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec and not self._verbose():
+        if spec and spec.loader and not self._verbose():
             execute = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: held_stderr()(execute)(module)
+            # a context manager made for each call
+            spec.loader.exec_module = held_stderr()(execute)  # type: ignore[method-assign]
         return spec
 
 

@@ -7,22 +7,31 @@ import dataclasses
 import hashlib
 import json
 import pathlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from dgh_tf import __version__
-from dgh_tf.common.files import atomic_path, atomic_write, sha256_array, sha256_file
+from dgh_tf.common.files import (
+    atomic_path,
+    atomic_write,
+    read_json,
+    require_regular,
+    sha256_array,
+    sha256_file,
+)
 from dgh_tf.config import GenerationConfig
 
 Images = np.ndarray | Mapping[str, np.ndarray]
 
 
 def run_identity(
-    model_sha256: str, config: GenerationConfig, *, replicas: int, real_hint: str | None = None
-) -> dict:
-    """What must be equal for two runs to be the same run: model, every setting, version, number of
-    replicas, real images.
+    model_sha256: str, config: GenerationConfig, *, real_hint: str | None = None
+) -> dict[str, Any]:
+    """What must be equal for two runs to be the same run: model, every setting, version, real
+    images; the number of replicas joins it when it is known.
 
     Raises: FileNotFoundError where there is nothing at `real_hint`.
     """
@@ -33,7 +42,6 @@ def run_identity(
         "model_sha256": model_sha256,
         "config": dataclasses.asdict(config),
         "version": __version__,
-        "replicas": replicas,
         **real,
     }
 
@@ -90,24 +98,155 @@ def write_images(
     }
 
 
-def read_manifest(folder: pathlib.Path) -> dict | None:
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _list_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(kind, value))
+
+
+def _dict_of(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(kind, value.values()))
+
+
+def _is_identity(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("config", {}), dict)
+
+
+def _is_hash(value: Any) -> bool:
+    return _is_text(value) or _dict_of(_is_text)(value)
+
+
+def _is_name(value: Any) -> bool:
+    """Whether this is the name of a file of the folder itself, not a way out of it."""
+    return _is_text(value) and value not in ("", ".", "..") and not set("/\\\0") & set(value)
+
+
+# what readers of a manifest take for granted; the first two must be there
+_ENTRIES: dict[str, Callable[[Any], bool]] = {
+    "identity": _is_identity,
+    "images_sha256": _is_hash,
+    "model": _is_text,
+    "files": lambda value: bool(value) and _dict_of(_is_name)(value),
+    "shapes": _dict_of(_list_of(_is_number)),
+    "input_range": _list_of(lambda value: isinstance(value, dict)),
+    "augmentation": _list_of(_is_text),
+    "lambda": _dict_of(_is_number),
+    "final_losses": _dict_of(_is_number),
+    "gap_start": _dict_of(_is_number),
+    "gap_end": _dict_of(_is_number),
+    "seconds": _is_number,
+    "unmatched_layers": _list_of(_is_text),
+    "real_images": _is_number,
+    "versions": _dict_of(_is_text),
+    "auto": _dict_of(lambda value: True),
+}
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
     """The manifest of a finished run, None where there is none. Raises ValueError for a damaged
-    one.
+    one: an entry of another form than a run writes.
     """
     path = folder / "manifest.json"
     if not path.exists():
         return None
+    advice = "Delete the folder and generate the images again, or give another --output_dir."
     try:
-        manifest = json.loads(path.read_text())
-        manifest["identity"], manifest["images_sha256"]
-        return manifest
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}. {advice}") from error
+    if not isinstance(manifest, dict) or not {"identity", "images_sha256"} <= set(manifest):
+        raise ValueError(f"{path} is damaged: no identity or no images_sha256. {advice}")
+    for name, is_right in _ENTRIES.items():
+        if name in manifest and not is_right(manifest[name]):
+            raise ValueError(f"{path} is damaged: {name} is not what a run writes. {advice}")
+    wanted = manifest["images_sha256"]
+    if isinstance(wanted, dict) and set(manifest.get("files", wanted)) - set(wanted):
+        raise ValueError(f"{path} is damaged: files and images_sha256 name other inputs. {advice}")
+    return manifest
+
+
+def read_metrics(folder: pathlib.Path, *, unfinished: bool = False) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl; [] where there is no such file.
+
+    Args: unfinished: the run may have been killed while it wrote a row: nothing from the first row
+      that is not whole on. Else that raises ValueError.
+    """
+    path = folder / "metrics.jsonl"
+    require_regular(path)
+    rows: list[dict[str, float]] = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _dict_of(_is_number)(row) or not isinstance(row.get("step"), int):
+            if unfinished:
+                return rows
+            raise ValueError(
+                f"{path} is damaged: line {number} is not what a run writes. "
+                "Generate the images again."
+            )
+        rows.append(row)
+    return rows
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(entry, there, now) of every entry in which two identities of runs differ."""
+    first, second = ({**i, **i.get("config", {})} for i in (saved, wanted))
+    keys = sorted((first.keys() | second.keys()) - {"config"})
+    return [(k, first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)]
+
+
+def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path) -> None:
+    """Raises ValueError naming every entry in which two identities of runs differ."""
+    different = [
+        f"{name}: {there!r} there, {now!r} now" for name, there, now in differences(saved, wanted)
+    ]
+    if different:
         raise ValueError(
-            f"{path} is damaged ({error!r}). Delete the folder, or give another --output_dir."
-        ) from error
+            f"{folder} holds a run with other settings ({'; '.join(different)}). "
+            "Give the same settings to go on with it, or another --output_dir."
+        )
 
 
-def finished_manifest(folder: pathlib.Path) -> dict:
+def clean(folder: pathlib.Path, *, worker: int, finished: bool) -> None:
+    """Removes what killed runs left in the folder, which this process must have locked.
+
+    Args:
+      worker: only files of this one. finished: the run is, so that its checkpoints go too.
+    """
+    checkpoints = checkpoint_folder(folder, worker)
+    left = [folder / store_name(worker), *checkpoints.glob(".visit-*")]
+    if not worker:
+        names = ("images*.npy", "preview.png", "report.html", "manifest.json", "metrics.jsonl")
+        # as `atomic_path` and `make_folder` name files until they are whole
+        left += [path for name in (*names, "attempt.json") for path in folder.glob(f".{name}.*")]
+        left += folder.glob(".file.*")
+    for path in left:
+        path.unlink(missing_ok=True)
+    if finished:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        if not worker:
+            shutil.rmtree(folder / "attempts", ignore_errors=True)
+
+
+def checkpoint_folder(folder: pathlib.Path, worker: int) -> pathlib.Path:
+    """Where a process of a run keeps its checkpoints."""
+    return folder / (f"checkpoint-{worker}" if worker else "checkpoint")
+
+
+def store_name(worker: int) -> str:
+    """Name of the file through which a process of a run streams its records."""
+    return f".store-{worker}"
+
+
+def finished_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """The manifest of a finished run. Raises ValueError where there is none, or a damaged one."""
     manifest = read_manifest(folder)
     if manifest is None:
@@ -137,6 +276,7 @@ def load_images(folder: pathlib.Path) -> Images:
     ).items():  # the first versions named no files
         path, sha256 = folder / file, wanted[name] if isinstance(wanted, dict) else wanted
         try:
+            require_regular(path)
             arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(

@@ -5,9 +5,7 @@ each other.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -60,29 +58,6 @@ def exchange(
     return tf.reshape(rows, change.shape), spreads
 
 
-def worker_number(strategy: str) -> int:
-    """Number of this process among the workers of a job, 0 for the chief and for every other
-    strategy. Raises ValueError
-    for a TF_CONFIG that names no workers.
-    """
-    if strategy != "multi_worker":
-        return 0
-    try:
-        config = json.loads(os.environ["TF_CONFIG"])
-        number, kind = int(config["task"]["index"]), config["task"]["type"]
-        if kind != "worker" or not 0 <= number < len(config["cluster"]["worker"]):
-            raise ValueError("its task is none of its workers")
-        return number
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"strategy=multi_worker needs the variable TF_CONFIG ({error!r}). Set "
-            "it on every machine to "
-            '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": '
-            '"worker", "index": 0}}, with '
-            "the machine's own index."
-        ) from error
-
-
 def agreed_number(strategy: tf.distribute.Strategy, numbers: list[int]) -> int | None:
     """The largest of `numbers` that all workers have (at most two each); None where there
     is none.
@@ -108,6 +83,7 @@ def lost_peer(strategy: tf.distribute.Strategy) -> Iterator[None]:
         tf.errors.CancelledError,
         tf.errors.DeadlineExceededError,
         tf.errors.InternalError,
+        tf.errors.UnknownError,
     ) as error:
         if strategy.cluster_resolver is None:
             raise

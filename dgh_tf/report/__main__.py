@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-from typing import Any
 
 from absl import flags
 
 from dgh_tf.common import console
 from dgh_tf.report.page import run_command, write_page
-
-
-def _metrics(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl, none where there is no such file. Raises ValueError."""
-    path = folder / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("a line of metrics.jsonl is no object")
-    return rows
 
 
 def main(argv: list[str]) -> int:
@@ -29,15 +18,13 @@ def main(argv: list[str]) -> int:
 
     del argv
     folder = pathlib.Path(flags.FLAGS.output_dir)
-    manifest = run_folder.read_manifest(folder)
-    if manifest is None:
-        raise ValueError(
-            f"{folder} holds no finished run (no manifest.json). Run python -m "
-            "dgh_tf.generate with this folder."
-        )
+    manifest = run_folder.finished_manifest(folder)
     try:
         page = write_page(
-            folder, manifest=manifest, metrics=_metrics(folder), command=run_command(manifest)
+            folder,
+            manifest=manifest,
+            metrics=run_folder.read_metrics(folder),
+            command=run_command(manifest),
         )
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -7,12 +7,12 @@ verdict), and a layer comparison (benchmarks.layers). All others are passed over
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dgh_tf.common.files import read_json
 from dgh_tf.report import text
 
 _TONES = {"fine": "good", "doubtful": "warn", "do not ship": "bad"}
@@ -138,7 +138,7 @@ def found(folder: pathlib.Path, *, model: str) -> Found:
         if path.name in ("manifest.json", "attempt.json"):
             continue
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path)
             if isinstance(data, dict) and _is_known(data):
                 files.append(_read(path, data, model=model))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

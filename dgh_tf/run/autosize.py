@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.common import run_folder
-from dgh_tf.common.files import atomic_write
+from dgh_tf.common.files import atomic_write, read_json
 from dgh_tf.config import SizeSetting, parse_image_size
 from dgh_tf.models.network import Network
 from dgh_tf.report import page as report
@@ -201,9 +201,16 @@ def trial_folder(folder: pathlib.Path, images: int, steps: int) -> pathlib.Path:
 
 
 def kept(trial: pathlib.Path) -> Attempt | None:
-    """The attempt that `keep` wrote, None where there is none."""
-    path = trial / "attempt.json"
-    return Attempt(**json.loads(path.read_text())) if path.exists() else None
+    """The attempt that `keep` wrote, None where there is none or it is damaged: `keep` measures
+    again what a finished run has.
+    """
+    try:
+        found = Attempt(**read_json(trial / "attempt.json"))
+        range_change(np.array([found.low] * 2, float), np.array([found.high] * 2, float))
+    except (OSError, ValueError, TypeError):
+        return None
+    figures = (found.num_images, found.steps, found.seconds, found.halves)
+    return found if all(isinstance(f, int | float) for f in figures) else None
 
 
 def keep(trial: pathlib.Path, model: Any, *, steps: int, image_size: SizeSetting) -> Attempt:
@@ -215,9 +222,9 @@ def keep(trial: pathlib.Path, model: Any, *, steps: int, image_size: SizeSetting
     )
     found = attempt(
         network,
-        [array[: len(array) - manifest["real_images"]] for array in arrays],
+        [array[: len(array) - manifest.get("real_images", 0)] for array in arrays],
         steps=steps,
-        seconds=manifest["seconds"],
+        seconds=manifest.get("seconds", 0.0),
     )
     atomic_write(trial / "attempt.json", json.dumps(found._asdict()))
     return found
@@ -235,11 +242,11 @@ def adopt(folder: pathlib.Path, choice: Choice, *, command: str) -> None:
         "attempts": sorted(path.name for path in (folder / "attempts").iterdir()),
     }
     for path in trial.iterdir():
-        if path.name not in ("manifest.json", "attempt.json", "report.html"):
+        kept_here = path.name in ("manifest.json", "attempt.json", "report.html")
+        if not kept_here and not path.name.startswith("."):  # a dot: half a file of a killed run
             os.replace(path, folder / path.name)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
     report.write_page(
-        folder, manifest=manifest, metrics=[json.loads(line) for line in lines], command=command
+        folder, manifest=manifest, metrics=run_folder.read_metrics(folder), command=command
     )
     run_folder.write_manifest(folder, manifest)
     shutil.rmtree(folder / "attempts")

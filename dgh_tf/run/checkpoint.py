@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import pathlib
 import warnings
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dgh_tf.common.files import atomic_path, atomic_write, sha256_file
+from dgh_tf.common.files import atomic_path, atomic_write, read_json, sha256_file
+from dgh_tf.common.run_folder import require_same
 from dgh_tf.generation.generator import Generator, State
 from dgh_tf.generation.store import Record
 
@@ -72,6 +74,7 @@ def restore(folder: pathlib.Path, generator: Generator, *, identity: dict, visit
     with open(folder / f"visit-{visits:012d}.bin", "rb") as file:
         head = _head(file)
         require_same(head["identity"], identity, folder.parent)
+        _require_size(file, head, generator)
         carry = [
             np.fromfile(file, np.dtype(kind), math.prod(shape)).reshape(shape)
             for kind, shape in head["carry"]
@@ -91,6 +94,20 @@ def restore(folder: pathlib.Path, generator: Generator, *, identity: dict, visit
     )
 
 
+def _require_size(file: BinaryIO, head: dict[str, Any], generator: Generator) -> None:
+    """Raises ValueError where the checkpoint's arrays are not those of this generator."""
+    carry = sum(_bytes(np.dtype(kind), shape) for kind, shape in head["carry"])
+    places = range(len(generator.batches))
+    records = sum(
+        array.nbytes for place in places for array in generator.store.read(place).arrays()
+    )
+    if os.fstat(file.fileno()).st_size != file.tell() + carry + records:
+        raise ValueError(
+            f"{file.name} has another size than this run's records take. Delete the folder of "
+            "checkpoints, and the same command starts anew."
+        )
+
+
 def require_run(folder: pathlib.Path, *, identity: dict) -> None:
     """Raises ValueError when the newest whole checkpoint is of another run: asked before long work
     begins.
@@ -105,9 +122,12 @@ def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for record in sorted(folder.glob("visit-*.json"), reverse=True):
         path = record.with_suffix(".bin")
         try:
-            if sha256_file(path) != json.loads(record.read_text())["sha256"]:
+            if sha256_file(path) != read_json(record)["sha256"]:
                 raise ValueError("its checksum differs")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with open(path, "rb") as file:
+                if _head(file)["visits"] != int(path.stem.removeprefix("visit-")):
+                    raise ValueError("its name tells other visits than its head")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             warnings.warn(
                 f"Checkpoint {path.name} is damaged ({error}); going back to the one before.",
                 stacklevel=3,
@@ -116,21 +136,38 @@ def _whole(folder: pathlib.Path) -> Iterator[pathlib.Path]:
         yield path
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _head(file: BinaryIO) -> dict[str, Any]:
-    return json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    """The head of a checkpoint. Raises ValueError, KeyError or TypeError for one that `save` did
+    not write, whatever its checksum says.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > os.fstat(file.fileno()).st_size:
+        raise ValueError("its head is longer than the file")
+    try:
+        head = json.loads(file.read(length))
+    except RecursionError as error:
+        raise ValueError("its head is nested too deep") from error
+    scale, best, waited = head["plateau"]
+    fine = (
+        isinstance(head["identity"], dict)
+        and isinstance(head["identity"].get("config", {}), dict)
+        and isinstance(head["visits"], int)
+        and all(map(_is_number, (scale, 0 if best is None else best, waited)))
+        and all(map(_is_number, head["gap_start"].values()))
+    )
+    if not fine:
+        raise ValueError("its head is not what a run writes")
+    values = [_bytes(np.dtype(kind), shape) for kind, shape in head["carry"]]
+    if file.tell() + sum(values) > os.fstat(file.fileno()).st_size:
+        raise ValueError("it is shorter than its head tells")
+    return head
 
 
-def require_same(saved: dict, wanted: dict, folder: pathlib.Path) -> None:
-    """Raises ValueError naming every entry in which two identities of runs differ."""
-    flat_saved, flat_wanted = ({**i, **i.get("config", {})} for i in (saved, wanted))
-    keys = sorted((flat_saved.keys() | flat_wanted.keys()) - {"config"})
-    different = [
-        f"{key}: {flat_saved.get(key)!r} there, {flat_wanted.get(key)!r} now"
-        for key in keys
-        if flat_saved.get(key) != flat_wanted.get(key)
-    ]
-    if different:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(different)}). "
-            "Give the same settings to go on with it, or another --output_dir."
-        )
+def _bytes(kind: np.dtype, shape: list[int]) -> int:
+    if kind.kind not in "fiub" or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError("its head tells of arrays that a run has not")
+    return kind.itemsize * math.prod(shape)

@@ -10,6 +10,8 @@ import sys
 import time
 
 from dgh_tf.common import console
+from dgh_tf.common.files import atomic_write
+from dgh_tf.common.run_folder import read_metrics
 from dgh_tf.run.tensorboard import Summaries
 
 
@@ -27,15 +29,9 @@ class Metrics:
         self.rows: list[dict] = []
         if self._path is None:
             return
-        if self._path.exists():
-            for line in self._path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break  # the run was killed while writing this line
-                if row.get("step", keep_until + 1) <= keep_until:
-                    self.rows.append(row)
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        known = read_metrics(self._path.parent, unfinished=True)
+        self.rows = [row for row in known if row["step"] <= keep_until]
+        atomic_write(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     @property
     def last(self) -> dict[str, float]:
@@ -60,16 +56,40 @@ class Metrics:
             )
 
 
+class TimeLeft:
+    """Lines with the time left for work of known length, none for what is over soon."""
+
+    SECONDS = 10.0  # between lines
+
+    def __init__(self, total: int, *, what: str, done: int = 0):
+        """total: of what is counted, `done` of it before. what: its name, as "images written"."""
+        self._total, self._what, self._first = total, what, done
+        self._began = self._told = time.monotonic()
+
+    def left(self, done: int) -> float:
+        """Seconds that the rest takes at the pace so far."""
+        pace = (time.monotonic() - self._began) / max(done - self._first, 1)
+        return pace * (self._total - done)
+
+    def due(self) -> bool:
+        """Whether it is time for another line; asks for the next one from now on."""
+        if time.monotonic() - self._told < self.SECONDS:
+            return False
+        self._told = time.monotonic()
+        return True
+
+    def tell(self, done: int) -> None:
+        """Says how far the work is, if it is time for that."""
+        if self.due():
+            console.say(f"{done}/{self._total} {self._what}, {self.left(done):.0f} s left")
+
+
 class ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 
-    def __init__(self, steps: int, *, done: int, has_statistics: bool = True):
-        """done: steps of an earlier process. has_statistics: whether there is a BN gap to show."""
-        self._steps, self._shown = steps, 0.0
-        self._figure = ("BN gap", "bn") if has_statistics else ("loss", "loss")
-        self._first: tuple[float, int] | None = (
-            None  # time and step of the first report: what came before is compilation
-        )
+    def __init__(self, steps: int, *, done: int):
+        self._steps = steps
+        self._left: TimeLeft | None = None  # from the first report on: before it was compilation
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -91,11 +111,11 @@ class ProgressBar:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(progress.step - self._bar.n)
             return
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now, progress.step
-            console.say(f"step {progress.step}/{self._steps}, compiled; {figure}")
-        elif now - self._shown > 10 or progress.step == self._steps:
-            self._shown, (began, at) = now, self._first
-            left = (now - began) / max(progress.step - at, 1) * (self._steps - progress.step)
+        if self._left is None:
+            self._left = TimeLeft(self._steps, what="steps", done=progress.step)
+            console.say(
+                f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}"
+            )
+        elif self._left.due() or progress.step == self._steps:
+            left = self._left.left(progress.step)
             console.say(f"step {progress.step}/{self._steps}, {text}, {left:.0f} s left")

@@ -177,12 +177,12 @@ def test_errors_are_one_line_and_verbose_shows_where():
 
 def test_control_characters_of_a_path_do_not_reach_the_terminal():
     """A name can clear the screen, change the title or turn the reading direction."""
-    name = "a\x1b[2J\x07\u202e\udcff\x9b.keras"
+    name = "a\x1b[2J\x07\u202e\x9b.keras"
     done = python("-m", "dgh_tf.generate", f"--model={name}", "--output_dir=never")
     assert done.returncode == 1 and done.stderr.startswith("error: The name of the model")
     assert done.stderr.count("\n") == 1
     assert not set(done.stderr) & set("\x1b\x07\u202e\x9b"), done.stderr
-    assert r"a\x1b[2J\x07\u202e\udcff\x9b.keras" in done.stderr
+    assert r"a\x1b[2J\x07\u202e\x9b.keras" in done.stderr
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])

@@ -47,7 +47,7 @@ class Worker:
                 env={**os.environ, "PYTHONPATH": str(ROOT), "TF_CONFIG": config},
             )
 
-    def wait_for(self, told, *, seconds=60):
+    def wait_for(self, told, *, seconds=240):
         """Until `told()` is true. A process that ends before, or takes longer, is an error with its
         last words.
         """
@@ -58,7 +58,7 @@ class Worker:
             ]
             time.sleep(0.05)
 
-    def finish(self, *, seconds=60):
+    def finish(self, *, seconds=240):
         """(exit code, all that it printed)."""
         try:
             return self.process.wait(seconds), self.log.read_text()
@@ -103,7 +103,7 @@ def model_path(tmp_path_factory):
 
 def test_two_workers_match_the_statistics_as_one_process_does(model_path, tmp_path):
     with job(model_path, tmp_path / "two", steps=60) as workers:
-        ended = [worker.finish(seconds=120) for worker in workers]
+        ended = [worker.finish() for worker in workers]
     assert [code for code, _ in ended] == [0, 0], ended
     subprocess.run(
         [

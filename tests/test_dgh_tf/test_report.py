@@ -265,7 +265,7 @@ def test_a_damaged_file_beside_is_named_and_the_page_written(folder, damage):
 def test_a_damaged_run_is_one_line(folder, file, content):
     (folder / file).write_text(content)
     code, _, err = commands.call("dgh_tf.report", f"--output_dir={folder}")
-    assert code == 1 and err.count("\n") == 1 and "Generate the images again" in err
+    assert code == 1 and err.count("\n") == 1 and "enerate the images again" in err
 
 
 def test_command_of_a_finished_run_names_what_is_not_default():

@@ -1,0 +1,143 @@
+"""cli: what a finished run leaves: images, preview, report, and the manifest that tells of all."""
+
+from __future__ import annotations
+
+import datetime
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from dgh_tf.common import console, machine, run_folder
+from dgh_tf.common.convergence import judge_convergence
+from dgh_tf.generation.generator import Generator
+from dgh_tf.report import page
+from dgh_tf.run.progress import Metrics, TimeLeft
+
+
+def finish(
+    generator: Generator,
+    folder: pathlib.Path | None,
+    *,
+    model: str,
+    identity: Mapping[str, Any],
+    metrics: Metrics,
+    seconds: float,
+    command: str,
+) -> None:
+    """Writes what the run leaves in `folder`, the manifest last.
+
+    Args:
+      folder: None for a worker that only takes part in what all must compute together.
+      model, command: as the user gave them. seconds: that the steps took.
+    """
+    gaps = generator.layer_gaps()
+    convergence = judge_convergence(gaps)
+    if folder is None:
+        for _ in generator.images():
+            pass
+        return
+    count = generator.config.num_images + len(generator.real)
+    written = run_folder.write_images(
+        folder, _told(generator.images(), count), generator.network.input_names, count=count
+    )
+    manifest = {
+        "model": console.printable(model),
+        **written,
+        **_found(generator, metrics),
+        "gap_end": gaps,
+        "convergence": convergence.as_dict(),
+        "seconds": round(seconds, 2),
+        "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+        "machine": machine.describe(),
+        "channels_first": list(map(bool, generator.network.channels_first)),
+        "identity": identity,
+        "model_sha256": identity["model_sha256"],
+        "versions": {
+            "dgh_tf": identity["version"],
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+    }
+    _draw(generator, folder, manifest, metrics, command=command)
+    run_folder.write_manifest(folder, manifest)
+    told = f"{generator.config.num_images} images in {folder} after {seconds:.0f} s, "
+    told += f"{convergence.summary}; see report.html. {convergence.advice}"
+    console.say(told.rstrip(". "))
+
+
+def _told(parts: Iterator[list[np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
+    """The parts as they come, with a line now and then where there are many."""
+    left, done = TimeLeft(count, what="images written"), 0
+    for part in parts:
+        yield part
+        done += len(part[0])
+        left.tell(done)
+
+
+def _found(generator: Generator, metrics: Metrics) -> dict[str, Any]:
+    """The manifest's entries that tell of the settings and of what the steps came to."""
+    config = generator.config
+    spreads = {
+        name.removeprefix("spread/"): value
+        for name, value in metrics.last.items()
+        if name.startswith("spread/")
+    }
+    limits = map(float, generator.spreads() * config.stretch_limit)
+    return {
+        "seed": config.seed,
+        "input_range": [r.as_dict() for r in generator.ranges],
+        "augmentation": [layout.describe() for layout in generator.layouts],
+        "lambda": {name: config.output_weight / value for name, value in spreads.items() if value},
+        "stretched_to": dict(zip(generator.head_names, limits, strict=True)),
+        "final_losses": metrics.last,
+        "gap_start": generator.state.gap_start,
+        "unmatched_layers": generator.network.unmatched,
+        "real_images": len(generator.real),
+    }
+
+
+def _draw(
+    generator: Generator,
+    folder: pathlib.Path,
+    manifest: dict[str, Any],
+    metrics: Metrics,
+    *,
+    command: str,
+) -> None:
+    """Writes the preview, the report and the last of TensorBoard's summaries."""
+    first = np.load(folder / next(iter(manifest["files"].values())), mmap_mode="r")[:64]
+    shown = first.transpose(0, 2, 3, 1) if generator.network.channels_first[0] else first
+    valid = generator.ranges[0]
+    page.write_preview(folder, shown, low=valid.low, high=valid.high)
+    page.write_page(
+        folder, manifest=manifest, metrics=metrics.rows, command=console.printable(command)
+    )
+    if metrics.summaries:
+        grid = page.preview_grid(shown, low=valid.low, high=valid.high)
+        metrics.summaries.finish(generator.config.steps, preview=grid, gaps=manifest["gap_end"])
+
+
+def require_space(generator: Generator, folder: pathlib.Path, *, known: int) -> None:
+    """Raises OSError where the disk has no room for the checkpoints and the images of a run.
+
+    Args: known: bytes of the checkpoints that are there; they make way for later ones.
+    """
+    from dgh_tf.common.files import require_space as require
+    from dgh_tf.run.checkpoint import KEPT
+
+    count = generator.config.num_images + len(generator.real)
+    values = sum(map(np.prod, generator.network.input_shapes))
+    needs = {
+        "checkpoints": max(0, (KEPT + 1) * generator.record_bytes - known),
+        "images": 4 * count * int(values),
+    }
+    require(
+        folder, needs, advice="Free some space, give another --output_dir or fewer --num_images."
+    )

@@ -1,0 +1,28 @@
+"""cli: what the user asked for, beside the settings of the images."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The flags of generate that say where a run's parts come from and how it goes on.
+
+    Attributes:
+      model, weights, allow_unsafe_deserialization: see `loading.load_model`. real_hint: a file or
+        folder of real images, or None.
+      memory_bytes: for records; more are streamed through a file.
+      checkpoint_seconds: between checkpoints. wait_seconds: for other workers.
+      tensorboard: whether to write summaries. command: as the user gave it.
+    """
+
+    model: str
+    weights: str
+    allow_unsafe_deserialization: bool
+    real_hint: str | None
+    memory_bytes: int
+    checkpoint_seconds: float
+    wait_seconds: float
+    tensorboard: bool
+    command: str

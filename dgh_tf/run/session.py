@@ -1,0 +1,234 @@
+"""cli: one run in its folder, from its model to what it leaves. Starts TensorFlow."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import pathlib
+import signal
+import time
+import warnings
+from typing import Any
+
+import tensorflow as tf
+
+from dgh_tf.common import console, run_folder
+from dgh_tf.config import GenerationConfig
+from dgh_tf.generation.distribution import agreed_number, lost_peer, make_strategy
+from dgh_tf.generation.generator import Generator
+from dgh_tf.models.loading import load_model
+from dgh_tf.run import checkpoint
+from dgh_tf.run.finish import finish, require_space
+from dgh_tf.run.meeting import Job
+from dgh_tf.run.progress import Metrics, ProgressBar
+from dgh_tf.run.request import Request
+from dgh_tf.run.signals import StopSignal
+
+
+def load(request: Request) -> Any:
+    """The model that the request names."""
+    return _loaded(request.model, request.weights, request.allow_unsafe_deserialization)
+
+
+@functools.lru_cache(maxsize=1)  # attempts of auto share it
+def _loaded(model: str, weights: str, unsafe: bool) -> Any:
+    return load_model(model, weights=weights, allow_unsafe_deserialization=unsafe)
+
+
+def run(
+    request: Request, folder: pathlib.Path, config: GenerationConfig, identity: dict, job: Job
+) -> None:
+    """Goes from the last checkpoint, or the start, to the end of a run.
+
+    Args:
+      folder: locked, without a finished run. identity: see `run_folder.run_identity`; the number of
+        replicas joins it. job: worker 0 alone writes what the run leaves.
+    Raises: console.Interrupted where a signal stopped it; what `Generator` and files raise.
+    """
+    stop = StopSignal()
+    strategy = _strategy(request, config, job, stop)
+    identity["replicas"] = strategy.num_replicas_in_sync
+    saved = run_folder.checkpoint_folder(folder, job.index)
+    with _said_warnings():
+        checkpoint.require_run(saved, identity=identity)
+    generator = Generator(
+        load(request),
+        config,
+        strategy=strategy,
+        store_file=folder / run_folder.store_name(job.index),
+        memory_bytes=request.memory_bytes,
+        real_hint=request.real_hint,
+    )
+    with contextlib.closing(generator.store), lost_peer(strategy):
+        _announce(generator)
+        known = sum(path.stat().st_size for path in saved.glob("visit-*.bin"))
+        require_space(generator, folder, known=known)
+        with _said_warnings():
+            visits = agreed_number(strategy, checkpoint.available(saved))
+        if visits is None:
+            generator.start()
+        else:
+            checkpoint.restore(saved, generator, identity=identity, visits=visits)
+            console.say(f"going on from step {visits // generator.rounds} of {config.steps}")
+        _steps_and_finish(request, generator, identity, folder, job, stop)
+
+
+def _steps_and_finish(
+    request: Request,
+    generator: Generator,
+    identity: dict,
+    folder: pathlib.Path,
+    job: Job,
+    stop: StopSignal,
+) -> None:
+    """From where the run stands to its end. A signal stops it where it can be gone on with."""
+    began, first = time.time(), generator.state.visits // generator.rounds
+    own = None if job.index else folder
+    metrics = Metrics(own, keep_until=first, tensorboard=request.tensorboard)
+    saved = run_folder.checkpoint_folder(folder, job.index)
+    stop.remember()  # again: with several workers TensorFlow takes SIGTERM for itself
+    pause = _Pause(request.checkpoint_seconds)
+    _generate(generator, identity, metrics, saved, stop, pause, first=first)
+    if len(job.addresses) == 1:  # several finish together
+        stop.raise_at_once()
+    try:
+        finish(
+            generator,
+            own,
+            model=request.model,
+            identity=identity,
+            metrics=metrics,
+            seconds=time.time() - began,
+            command=request.command,
+        )
+    except KeyboardInterrupt as signalled:
+        stop.remember()
+        checkpoint.save(saved, generator, identity=identity)
+        steps = generator.config.steps
+        number = getattr(signalled, "number", signal.SIGINT)
+        raise _interrupted(steps, steps, number) from None
+
+
+def _strategy(
+    request: Request, config: GenerationConfig, job: Job, stop: StopSignal
+) -> tf.distribute.Strategy:
+    """The run's strategy. TensorFlow's own meeting of several workers neither ends by itself nor
+    hears signals: it goes on in a thread, and this one watches.
+    """
+    if len(job.addresses) == 1:
+        strategy = make_strategy(config.strategy)
+        stop.raise_at_once()
+        return strategy
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    made = pool.submit(make_strategy, config.strategy)
+    limit = time.monotonic() + request.wait_seconds
+    while not made.done():
+        stop.remember()  # again and again: TensorFlow takes SIGTERM for itself
+        with contextlib.suppress(concurrent.futures.TimeoutError):
+            made.exception(timeout=0.2)
+        if stop.number is not None:
+            console.leave("stopped", "while the workers met.", 128 + stop.number)
+        if time.monotonic() > limit:
+            text = "a worker ended while all of them met. Start the same command on all again."
+            console.leave("error", text, 1)
+    stop.remember()
+    try:
+        return made.result()
+    except tf.errors.OpError as error:
+        raise ConnectionError(
+            f"TensorFlow cannot connect the workers at {job.names(range(len(job.addresses)))} "
+            f"({error.message.splitlines()[0]}). Look at TF_CONFIG and the network, and start the "
+            "same command on all of them again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _said_warnings():
+    """Warnings of damaged checkpoints as lines for the user."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        console.say(f"warning: {text}")
+
+
+def _announce(generator: Generator) -> None:
+    kept = "streamed through a file" if generator.streamed else "in memory"
+    console.say(
+        f"{len(generator.network.layers)} BatchNorm layers, {len(generator.sizes)} "
+        f"batches of up to {max(generator.sizes)} images, "
+        f"{generator.record_bytes / 2**20:.0f} MiB {kept}"
+    )
+    network = generator.network
+    for name, valid, layout, first in zip(
+        network.input_names,
+        generator.ranges,
+        generator.layouts,
+        network.channels_first,
+        strict=True,
+    ):
+        low, high = (", ".join(f"{v:.4g}" for v in bound) for bound in (valid.low, valid.high))
+        console.say(
+            f"input {name} {layout.shape}{', written with channels first' * first}: "
+            f"range {low} to {high}, from {valid.source}; "
+            f"{layout.describe()}"
+        )
+
+
+def _generate(
+    generator: Generator,
+    identity: dict,
+    metrics: Metrics,
+    saved: pathlib.Path,
+    stop: StopSignal,
+    pause: _Pause,
+    *,
+    first: int,
+) -> None:
+    steps = generator.config.steps
+    if len(generator.head_names) > 1 and generator.config.output_weight:
+        console.say(
+            f"heads {', '.join(generator.head_names)}: stretched one by one, each "
+            "with an equal share of the weight"
+        )
+    bar = ProgressBar(steps, done=first)
+
+    def report(progress) -> None:
+        metrics.add(progress)
+        bar.show(progress)
+        if (progress.save or progress.stop) and progress.step < steps:
+            with pause.measured():
+                checkpoint.save(saved, generator, identity=identity)
+
+    with bar:
+        generator.run(report=report, due=lambda: (pause.over(), stop.number is not None))
+    step = generator.state.visits // generator.rounds
+    if step < steps:  # without a number another worker was stopped
+        raise _interrupted(step, steps, stop.number or signal.SIGTERM)
+
+
+def _interrupted(step: int, steps: int, number: int) -> console.Interrupted:
+    return console.Interrupted(
+        f"saved at step {step} of {steps}; the same command goes on from there.",
+        exit_code=128 + number,
+    )
+
+
+class _Pause:
+    """Time between checkpoints: as asked for, but at least twenty times what the last one took, so
+    that they cost 5% at most.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds, self._next = seconds, time.monotonic() + seconds
+
+    def over(self) -> bool:
+        return time.monotonic() >= self._next
+
+    @contextlib.contextmanager
+    def measured(self):
+        began = time.monotonic()
+        yield
+        took = time.monotonic() - began
+        self._next = began + took + max(self._seconds, 20.0 * took if self._seconds else 0.0)

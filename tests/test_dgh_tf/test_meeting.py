@@ -1,0 +1,192 @@
+"""Workers meet over real sockets: they learn of every difference before any of them starts, say for
+whom they wait, and end by a signal, after a time, or at once where they cannot meet.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from dgh_tf.run.meeting import Job, meet, read_job
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+IDENTITY = {"model_sha256": "ab", "config": {"seed": 1, "steps": 5}, "version": "0.1"}
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def addresses(count):
+    return [("127.0.0.1", port) for port in free_ports(count)]
+
+
+def met(places, identities, *, indices=None, wait=20.0, late=0.0):
+    """What each worker got: None, or its exception. late: seconds before worker 0 comes."""
+
+    def one(number):
+        if number == 0:
+            time.sleep(late)
+        try:
+            job = Job(places, (indices or range(len(places)))[number])
+            meet(job, identities[number], wait_seconds=wait, say=lambda text: None)
+        except (ValueError, OSError) as error:
+            return error
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(len(identities)) as threads:
+        return list(threads.map(one, range(len(identities))))
+
+
+@pytest.mark.parametrize("late", [0.0, 1.0])
+def test_three_equal_workers_meet_whoever_comes_first(late):
+    assert met(addresses(3), [IDENTITY] * 3, late=late) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model_sha256": "cd"}, "model_sha256: 'ab' at worker 0, 'cd' at worker 2"),
+        ({"config": {"seed": 2, "steps": 5}}, "seed: 1 at worker 0, 2 at worker 2"),
+        ({"version": "0.2"}, "version: '0.1' at worker 0, '0.2' at worker 2"),
+        ({"output_dir": "b"}, "output_dir: None at worker 0, 'b' at worker 2"),
+    ],
+)
+def test_all_workers_refuse_and_name_what_differs(changed, words):
+    errors = met(addresses(3), [IDENTITY, IDENTITY, {**IDENTITY, **changed}])
+    assert all(isinstance(error, ValueError) for error in errors)
+    assert all(words in str(error) for error in errors) and len(set(map(str, errors))) == 1
+
+
+def test_an_index_given_twice_is_refused():
+    places = addresses(3)
+    places.append(places[1])  # a fourth process that takes itself for worker 1, on another machine
+    errors = met(places[:3] + addresses(1), [IDENTITY] * 3, indices=[0, 1, 1], wait=5)
+    assert any("two workers have the index 1" in str(error) for error in errors), errors
+    assert all(errors)
+
+
+def test_strangers_that_connect_change_nothing():
+    places = addresses(2)
+    told = threading.Event()
+
+    def stranger(data):
+        while not told.is_set():
+            with contextlib.suppress(OSError), socket.create_connection(places[0], 1) as connection:
+                connection.sendall(data)
+                time.sleep(0.05)
+
+    texts = [b"GET / HTTP/1.1\r\n\r\n", b"[" * 100_000 + b"\n", b"\n", b'{"index": 1}\n', b"\xff\n"]
+    threads = [threading.Thread(target=stranger, args=[text], daemon=True) for text in texts]
+    for thread in threads:
+        thread.start()
+    try:
+        assert met(places, [IDENTITY] * 2, late=0.5, wait=60) == [None, None]
+    finally:
+        told.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_worker_that_never_comes_and_a_port_in_use():
+    places = addresses(2)
+    for index, missing in ((0, 1), (1, 0)):
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=f"worker {missing} at 127.0.0.1:.*did not come"):
+            meet(Job(places, index), IDENTITY, wait_seconds=1.0, say=lambda text: None)
+        assert time.monotonic() - began < 10
+    port = places[0][1]
+    refused = pytest.raises(OSError, match=f"port {port} .*another port")
+    with socket.create_server(("", port)), refused:
+        meet(Job(places, 0), IDENTITY, wait_seconds=1.0, say=lambda text: None)
+
+
+def test_a_host_that_there_is_not_is_named(monkeypatch):
+    places = [("no-such-host.invalid", 4000), *addresses(1)]
+    with pytest.raises(TimeoutError, match="no-such-host.invalid:4000 did not come"):
+        meet(Job(places, 1), IDENTITY, wait_seconds=1.0, say=lambda text: None)
+
+
+def set_cluster(monkeypatch, workers, index=0, **more):
+    config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}, **more}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        ["a:1", "b"],
+        ["a:1", "b:port"],
+        ["a:1", "b:0"],
+        ["a:1", "b:65536"],
+        ["a:1", ":5"],
+        ["a:1", "b\x1b[2J:5"],
+        ["a:1", "b c:5"],
+        ["a:1", "a:1"],
+        ["a:1", 5],
+        ["a:1", None],
+        [],
+        "a:1",
+        None,
+        {"a": 1},
+    ],
+)
+def test_clusters_that_make_no_sense_are_refused(workers, monkeypatch):
+    set_cluster(monkeypatch, workers)
+    with pytest.raises(ValueError, match="needs the variable TF_CONFIG"):
+        read_job("multi_worker")
+
+
+def test_tf_config_as_it_should_be(monkeypatch):
+    set_cluster(monkeypatch, ["host1:2222", "[::1]:2223"], 1)
+    assert read_job("multi_worker") == Job([("host1", 2222), ("::1", 2223)], 1)
+    for text in ("", "{", "[]", "5", "[" * 10_000, '{"cluster": {}, "task": 5}'):
+        monkeypatch.setenv("TF_CONFIG", text)
+        with pytest.raises(ValueError, match="TF_CONFIG"):
+            read_job("multi_worker")
+    monkeypatch.delenv("TF_CONFIG")
+    with pytest.raises(ValueError, match="TF_CONFIG"):
+        read_job("multi_worker")
+    assert read_job("mirrored").index == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_waiting_command_says_so_and_ends_by_a_signal_at_once(number, index, work, tmp_path):
+    hosts = ["{}:{}".format(*place) for place in addresses(2)]
+    config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dgh_tf.generate", f"--model={work}/good.keras"),
+            *(f"--output_dir={tmp_path}/run", "--strategy=multi_worker"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+    )
+    try:
+        line = process.stdout.readline()
+        assert line == f"waiting for 1 worker at {hosts[1 - index]}\n"
+        began = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+        assert time.monotonic() - began < 3 and process.returncode == 128 + number
+        assert err.startswith("stopped: ") and err.count("\n") == 1, err
+        assert not (tmp_path / "run").exists()
+    finally:
+        process.kill()
