@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import io
 import math
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import tensorflow as tf
+
+from dgh_tf.common.files import require_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +176,15 @@ class FileStore:
         self._path = path
         self._shapes = [record_shapes(canvas_shapes, size, channels=channels) for size in sizes]
         self._stride = max(record_bytes(canvas_shapes, size, channels=channels) for size in sizes)
-        path.unlink(missing_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        os.posix_fallocate(self._file, 0, self._stride * len(sizes))
+        size = self._stride * len(sizes)
+        require_space(
+            path.parent,
+            {"the streamed set": size},
+            advice="Free some space, give another --output_dir, fewer --num_images, or a larger "
+            "--memory_mib.",
+        )
+        self._file = _laid_out(path, size)
+        self._turn = threading.Lock()  # the file has one place to read and write at
         fixed = len(set(sizes)) == 1
         self._buffers = [
             [
@@ -229,7 +239,7 @@ class FileStore:
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
-        os.close(self._file)
+        self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _settle(self) -> None:
@@ -239,22 +249,45 @@ class FileStore:
 
     def _read(self, batch: int) -> list[np.ndarray]:
         arrays = [np.empty(shape, np.float32) for shape in self._shapes[batch]]
-        self._pass(os.preadv, batch, arrays)
+        self._pass(self._file.readinto, batch, arrays)
         return arrays
 
     def _write(self, batch: int, arrays: Sequence[np.ndarray]) -> None:
-        self._pass(os.pwritev, batch, [np.ascontiguousarray(a, np.float32) for a in arrays])
+        self._pass(self._file.write, batch, [np.ascontiguousarray(a, np.float32) for a in arrays])
 
-    def _pass(self, call: Callable[..., int], batch: int, arrays: Sequence[np.ndarray]) -> None:
+    def _pass(
+        self, call: Callable[[memoryview], int | None], batch: int, arrays: Sequence[np.ndarray]
+    ) -> None:
         """One call moves 2 GiB at most, and may move less."""
-        place = batch * self._stride
-        for array in arrays:
-            rest = array.reshape(-1).data.cast("B")
-            while rest:
-                moved = call(self._file, [rest], place)
-                if not moved:
-                    raise OSError(
-                        f"{self._path} is shorter than it was laid out. The same "
-                        "command goes on from the last checkpoint."
-                    )
-                rest, place = rest[moved:], place + moved
+        with self._turn:
+            self._file.seek(batch * self._stride)
+            for array in arrays:
+                rest = array.reshape(-1).data.cast("B")
+                while rest:
+                    moved = call(rest)
+                    if not moved:
+                        raise OSError(
+                            f"{self._path} is shorter than it was laid out. The same "
+                            "command goes on from the last checkpoint."
+                        )
+                    rest = rest[moved:]
+
+
+def _laid_out(path: pathlib.Path, size: int) -> io.FileIO:
+    """A new file with room for `size` bytes. Raises OSError, and leaves none, where that is not
+    there.
+    """
+    path.unlink(missing_ok=True)
+    file = open(path, "x+b", buffering=0)  # noqa: SIM115 - closed by the store
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS and Windows: the space was asked for, but not set aside
+            file.truncate(size)
+    except OSError as error:
+        file.close()
+        path.unlink()
+        raise OSError(
+            error.errno, f"{error.strerror}; {size} bytes are needed", str(path)
+        ) from error
+    return file
