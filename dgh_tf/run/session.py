@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import signal
@@ -17,6 +18,7 @@ from dgh_tf.common import console, run_folder
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import agreed_number, lost_peer, make_strategy
 from dgh_tf.generation.generator import Generator
+from dgh_tf.generation.update import Progress
 from dgh_tf.models.loading import load_model
 from dgh_tf.run import checkpoint
 from dgh_tf.run.finish import finish, require_space
@@ -71,43 +73,60 @@ def run(
         else:
             checkpoint.restore(saved, generator, identity=identity, visits=visits)
             console.say(f"going on from step {visits // generator.rounds} of {config.steps}")
-        _steps_and_finish(request, generator, identity, folder, job, stop)
+        _steps_and_finish(_Run(request, generator, identity, folder, job), stop)
 
 
-def _steps_and_finish(
-    request: Request,
-    generator: Generator,
-    identity: dict,
-    folder: pathlib.Path,
-    job: Job,
-    stop: StopSignal,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run that has begun, in its folder."""
+
+    request: Request
+    generator: Generator
+    identity: dict
+    folder: pathlib.Path
+    job: Job
+
+    @property
+    def step(self) -> int:
+        """Whole steps that are done."""
+        return self.generator.state.visits // self.generator.rounds
+
+    def save(self) -> None:
+        """Writes a checkpoint."""
+        saved = run_folder.checkpoint_folder(self.folder, self.job.index)
+        checkpoint.save(saved, self.generator, identity=self.identity)
+
+    def interrupted(self, number: int) -> console.Interrupted:
+        """What a signal of this number ends the saved run with."""
+        steps = self.generator.config.steps
+        return console.Interrupted(
+            f"saved at step {self.step} of {steps}; the same command goes on from there.",
+            exit_code=128 + number,
+        )
+
+
+def _steps_and_finish(run: _Run, stop: StopSignal) -> None:
     """From where the run stands to its end. A signal stops it where it can be gone on with."""
-    began, first = time.time(), generator.state.visits // generator.rounds
-    own = None if job.index else folder
-    metrics = Metrics(own, keep_until=first, tensorboard=request.tensorboard)
-    saved = run_folder.checkpoint_folder(folder, job.index)
+    began, own = time.time(), None if run.job.index else run.folder
+    metrics = Metrics(own, keep_until=run.step, tensorboard=run.request.tensorboard)
     stop.remember()  # again: with several workers TensorFlow takes SIGTERM for itself
-    pause = _Pause(request.checkpoint_seconds)
-    _generate(generator, identity, metrics, saved, stop, pause, first=first)
-    if len(job.addresses) == 1:  # several finish together
+    _generate(run, metrics, stop)
+    if len(run.job.addresses) == 1:  # several finish together
         stop.raise_at_once()
     try:
         finish(
-            generator,
+            run.generator,
             own,
-            model=request.model,
-            identity=identity,
+            model=run.request.model,
+            identity=run.identity,
             metrics=metrics,
             seconds=time.time() - began,
-            command=request.command,
+            command=run.request.command,
         )
     except KeyboardInterrupt as signalled:
         stop.remember()
-        checkpoint.save(saved, generator, identity=identity)
-        steps = generator.config.steps
-        number = getattr(signalled, "number", signal.SIGINT)
-        raise _interrupted(steps, steps, number) from None
+        run.save()
+        raise run.interrupted(getattr(signalled, "number", signal.SIGINT)) from None
 
 
 def _strategy(
@@ -176,43 +195,28 @@ def _announce(generator: Generator) -> None:
         )
 
 
-def _generate(
-    generator: Generator,
-    identity: dict,
-    metrics: Metrics,
-    saved: pathlib.Path,
-    stop: StopSignal,
-    pause: _Pause,
-    *,
-    first: int,
-) -> None:
+def _generate(run: _Run, metrics: Metrics, stop: StopSignal) -> None:
+    """The steps, with checkpoints. Raises console.Interrupted where a signal came."""
+    generator = run.generator
     steps = generator.config.steps
     if len(generator.head_names) > 1 and generator.config.output_weight:
         console.say(
             f"heads {', '.join(generator.head_names)}: stretched one by one, each "
             "with an equal share of the weight"
         )
-    bar = ProgressBar(steps, done=first)
+    bar, pause = ProgressBar(steps, done=run.step), _Pause(run.request.checkpoint_seconds)
 
-    def report(progress) -> None:
+    def report(progress: Progress) -> None:
         metrics.add(progress)
         bar.show(progress)
         if (progress.save or progress.stop) and progress.step < steps:
             with pause.measured():
-                checkpoint.save(saved, generator, identity=identity)
+                run.save()
 
     with bar:
         generator.run(report=report, due=lambda: (pause.over(), stop.number is not None))
-    step = generator.state.visits // generator.rounds
-    if step < steps:  # without a number another worker was stopped
-        raise _interrupted(step, steps, stop.number or signal.SIGTERM)
-
-
-def _interrupted(step: int, steps: int, number: int) -> console.Interrupted:
-    return console.Interrupted(
-        f"saved at step {step} of {steps}; the same command goes on from there.",
-        exit_code=128 + number,
-    )
+    if run.step < steps:  # without a number another worker was stopped
+        raise run.interrupted(stop.number or signal.SIGTERM)
 
 
 class _Pause:
