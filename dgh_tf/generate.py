@@ -39,8 +39,10 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "model",
         "demo",
-        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+        "keras:NAME.",
     )
+    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_string(
         "output_dir",
         None,
@@ -100,7 +102,7 @@ def main(argv: list[str]) -> int:
     job = read_job(config.strategy)
     from dgh_tf.models.loading import model_sha256
 
-    sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights)
+    sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
     with locked_folder(FLAGS.output_dir, flag="output_dir", worker=job.index) as folder:
         if None in numbers.values():
             return _automatic(folder, config, sha256, **numbers)
@@ -172,6 +174,7 @@ def _request() -> Request:
     return Request(
         model=FLAGS.model,
         weights=FLAGS.weights,
+        signature=FLAGS.signature,
         allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization,
         real_hint=FLAGS.real_hint,
         memory_bytes=FLAGS.memory_mib * 2**20,

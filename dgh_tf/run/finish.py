@@ -36,7 +36,7 @@ def finish(
       model, command: as the user gave them. seconds: that the steps took.
     """
     gaps = generator.layer_gaps()
-    convergence = judge_convergence(gaps)
+    convergence = judge_convergence(gaps) if generator.network.layers else None
     if folder is None:
         for _ in generator.images():
             pass
@@ -50,7 +50,7 @@ def finish(
         **written,
         **_found(generator, metrics),
         "gap_end": gaps,
-        "convergence": convergence.as_dict(),
+        "convergence": convergence and convergence.as_dict(),
         "seconds": round(seconds, 2),
         "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
         "machine": machine.describe(),
@@ -68,7 +68,8 @@ def finish(
     _draw(generator, folder, manifest, metrics, command=command)
     run_folder.write_manifest(folder, manifest)
     told = f"{generator.config.num_images} images in {folder} after {seconds:.0f} s, "
-    told += f"{convergence.summary}; see report.html. {convergence.advice}"
+    told += convergence.summary if convergence else generator.network.evidence.sentence
+    told += f"; see report.html. {convergence.advice if convergence else ''}"
     console.say(told.rstrip(". "))
 
 
@@ -98,6 +99,7 @@ def _found(generator: Generator, metrics: Metrics) -> dict[str, Any]:
         "stretched_to": dict(zip(generator.head_names, limits, strict=True)),
         "final_losses": metrics.last,
         "gap_start": generator.state.gap_start,
+        "evidence": generator.network.evidence.as_dict(),
         "unmatched_layers": generator.network.unmatched,
         "real_images": len(generator.real),
     }

@@ -87,8 +87,10 @@ class TimeLeft:
 class ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 
-    def __init__(self, steps: int, *, done: int):
+    def __init__(self, steps: int, *, done: int, has_statistics: bool = True):
+        """done: steps of an earlier process. has_statistics: whether there is a BN gap to show."""
         self._steps = steps
+        self._figure = ("BN gap", "bn") if has_statistics else ("loss", "loss")
         self._left: TimeLeft | None = None  # from the first report on: before it was compilation
         self._bar = None
         if sys.stderr.isatty():
@@ -113,9 +115,7 @@ class ProgressBar:
             return
         if self._left is None:
             self._left = TimeLeft(self._steps, what="steps", done=progress.step)
-            console.say(
-                f"step {progress.step}/{self._steps}, compiled; BN gap {progress.losses['bn']:.4g}"
-            )
+            console.say(f"step {progress.step}/{self._steps}, compiled; {figure}")
         elif self._left.due() or progress.step == self._steps:
             left = self._left.left(progress.step)
             console.say(f"step {progress.step}/{self._steps}, {text}, {left:.0f} s left")

@@ -10,8 +10,8 @@ class Request:
     """The flags of generate that say where a run's parts come from and how it goes on.
 
     Attributes:
-      model, weights, allow_unsafe_deserialization: see `loading.load_model`. real_hint: a file or
-        folder of real images, or None.
+      model, weights, signature, allow_unsafe_deserialization: see `loading.load_model`.
+      real_hint: a file or folder of real images, or None.
       memory_bytes: for records; more are streamed through a file.
       checkpoint_seconds: between checkpoints. wait_seconds: for other workers.
       tensorboard: whether to write summaries. command: as the user gave it.
@@ -19,6 +19,7 @@ class Request:
 
     model: str
     weights: str
+    signature: str
     allow_unsafe_deserialization: bool
     real_hint: str | None
     memory_bytes: int

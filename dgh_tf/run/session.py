@@ -30,12 +30,16 @@ from dgh_tf.run.signals import StopSignal
 
 def load(request: Request) -> Any:
     """The model that the request names."""
-    return _loaded(request.model, request.weights, request.allow_unsafe_deserialization)
+    return _loaded(
+        request.model, request.weights, request.allow_unsafe_deserialization, request.signature
+    )
 
 
 @functools.lru_cache(maxsize=1)  # attempts of auto share it
-def _loaded(model: str, weights: str, unsafe: bool) -> Any:
-    return load_model(model, weights=weights, allow_unsafe_deserialization=unsafe)
+def _loaded(model: str, weights: str, unsafe: bool, signature: str) -> Any:
+    return load_model(
+        model, weights=weights, allow_unsafe_deserialization=unsafe, signature=signature
+    )
 
 
 def run(
@@ -174,9 +178,9 @@ def _said_warnings():
 
 def _announce(generator: Generator) -> None:
     kept = "streamed through a file" if generator.streamed else "in memory"
+    console.say(f"evidence: {generator.network.evidence.sentence}")
     console.say(
-        f"{len(generator.network.layers)} BatchNorm layers, {len(generator.sizes)} "
-        f"batches of up to {max(generator.sizes)} images, "
+        f"{len(generator.sizes)} batches of up to {max(generator.sizes)} images, "
         f"{generator.record_bytes / 2**20:.0f} MiB {kept}"
     )
     network = generator.network
@@ -204,7 +208,8 @@ def _generate(run: _Run, metrics: Metrics, stop: StopSignal) -> None:
             f"heads {', '.join(generator.head_names)}: stretched one by one, each "
             "with an equal share of the weight"
         )
-    bar, pause = ProgressBar(steps, done=run.step), _Pause(run.request.checkpoint_seconds)
+    bar = ProgressBar(steps, done=run.step, has_statistics=bool(generator.network.layers))
+    pause = _Pause(run.request.checkpoint_seconds)
 
     def report(progress: Progress) -> None:
         metrics.add(progress)

@@ -179,7 +179,7 @@ def test_control_characters_of_a_path_do_not_reach_the_terminal():
     """A name can clear the screen, change the title or turn the reading direction."""
     name = "a\x1b[2J\x07\u202e\x9b.keras"
     done = python("-m", "dgh_tf.generate", f"--model={name}", "--output_dir=never")
-    assert done.returncode == 1 and done.stderr.startswith("error: The name of the model")
+    assert done.returncode == 1 and done.stderr.startswith("error: No model at")
     assert done.stderr.count("\n") == 1
     assert not set(done.stderr) & set("\x1b\x07\u202e\x9b"), done.stderr
     assert r"a\x1b[2J\x07\u202e\x9b.keras" in done.stderr

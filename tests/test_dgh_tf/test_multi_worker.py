@@ -151,7 +151,7 @@ def test_a_killed_worker_ends_the_other_and_both_go_on_from_their_last_common_ch
         for (
             worker
         ) in again:  # they have met, and do not run yet: TensorFlow must not swallow the signal
-            worker.wait_for(lambda log=worker.log: "BatchNorm layers" in log.read_text())
+            worker.wait_for(lambda log=worker.log: "batches of up to" in log.read_text())
         for worker in again:
             worker.process.send_signal(signal.SIGTERM)
         ended = [worker.finish() for worker in again]

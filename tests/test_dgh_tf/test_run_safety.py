@@ -173,7 +173,7 @@ def test_ctrl_c_while_a_large_set_starts_ends_within_seconds(model_path, tmp_pat
         text=True,
         cwd=ROOT,
     )
-    while "BatchNorm layers" not in process.stdout.readline():
+    while "batches of up to" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(1)
     began = time.monotonic()
