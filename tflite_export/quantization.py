@@ -16,12 +16,13 @@ import numpy as np
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
 from tflite_export.calibration.check import Images, check_calibration, few_images
+from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.converter import (
     convert_checked,
     to_float_tflite,
     to_tflite_with_ranges,
 )
-from tflite_export.conversion.freeze import input_shapes, plain
+from tflite_export.conversion.freeze import collected, input_shapes, plain
 from tflite_export.tflite.edit import with_own_biases
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
@@ -57,16 +58,15 @@ def _arrays(model: Any, images: Images) -> dict[str, np.ndarray]:
     """The images by input name, checked. A float .tflite file is asked for its inputs as a model
     is.
     """
-    if isinstance(images, Mapping):
-        images = {plain(name): array for name, array in images.items()}
     if not isinstance(model, bytes):
+        images = collected(model, images)
         return check_calibration(images, input_shapes=input_shapes(model, images))
     file = read_model(model)
     shapes = {
         name: file.tensors[i].shape[1:]
         for name, i in zip(file.input_names, file.inputs, strict=True)
     }
-    return check_calibration(images, input_shapes=shapes)
+    return check_calibration(as_images(images, shapes=shapes, name=plain), input_shapes=shapes)
 
 
 def _float(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
@@ -250,6 +250,8 @@ def _why(error: Exception) -> str:
 
     if isinstance(error, tf.errors.OpError):
         return "TensorFlow cannot run a part of it outside the converter"
+    if not isinstance(error, ValueError):
+        return f"it ends in {type(error).__name__}"
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
@@ -340,6 +342,8 @@ def quantize(
       model: Keras 3 or tf_keras model, the bytes of a float .tflite file of `to_float_tflite`, or
         what `load_model` made of a float .tflite file: then the file itself is quantized.
       images: float32 [number, ...input shape] in the model's input units, or a dict by input name.
+        A list of images, a tf.data.Dataset, a generator or a representative_dataset function will
+        do as well.
       scheme: one of SCHEMES. algorithm: one of NAMES.
       head: "logits" leaves out softmax and sigmoid at the end, so the output is what they took,
         with a scale of its own.

@@ -39,6 +39,17 @@ def test_squares_become_products(layer):
     assert check_integer(quantize(model, IMAGES, algorithm="minmax").tflite, io_dtype="int8")
 
 
+def test_biases_are_corrected_where_an_operator_reads_one_tensor_twice():
+    """The fault: a KeyError over x * x."""
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = L.Conv2D(8, 3, activation="relu")(inputs)
+    x = L.GlobalAveragePooling2D()(L.Multiply()([x, x]))
+    model = tiny_models.settle(keras.Model(inputs, L.Dense(4)(x)))
+    made = quantize(model, IMAGES, algorithm="bias_correction").tflite
+    want = np.asarray(model(IMAGES, training=False))
+    assert np.abs(Runner(made).predict(IMAGES) - want).max() < 0.05 * np.abs(want).max()
+
+
 @pytest.mark.parametrize(
     "layer, scheme, advised",
     [

@@ -263,7 +263,7 @@ def correct_span(
             range(position, position + 1),
             _bias(graph, position),
         )
-        inputs = [i for i in operator.inputs if i in plain]
+        inputs = {i for i in operator.inputs if i in plain}  # x * x reads one twice
         if operator.kind in _KINDS and bias >= 0:
             want, got = (
                 _outputs(graph, one, values, used, fused_activations=False)

@@ -24,7 +24,14 @@ from dgh_tf.models.tflite.spec import CHANNEL_AXIS, FOUR_BIT_VERSION
 from dgh_tf.models.tflite_model import float_file
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion import server
-from tflite_export.conversion.freeze import file_names, in_float32, input_shapes, plain, save_frozen
+from tflite_export.conversion.freeze import (
+    collected,
+    file_names,
+    in_float32,
+    input_shapes,
+    plain,
+    save_frozen,
+)
 from tflite_export.tflite.edit import (
     float_weights,
     in_order,
@@ -110,7 +117,8 @@ def to_tflite(
       model: Keras 3 or tf_keras model; functional, sequential or subclassed, any number of float
         inputs and outputs.
       images: calibration images [number, ...input shape] in the model's input units, or a dict by
-        input name.
+        input name. A list of images, a tf.data.Dataset, a generator or a representative_dataset
+        function will do as well.
       scheme: "int8" (int8 weights and activations), "int16x8" (int8 weights, int16 activations) or
         "w4a8" (packed INT4
         weights of convolutions, depthwise and dense layers, rounded to nearest with scales of least
@@ -123,6 +131,7 @@ def to_tflite(
       name the second gets a number. Inputs and outputs stand in the model's order.
     Raises:
       ValueError: unknown scheme or bad calibration images (see `check_calibration`).
+      TypeError: something that holds no images.
       ConversionError: the converter failed or crashed.
     """
     find_scheme(scheme)
@@ -131,8 +140,7 @@ def to_tflite(
             f"Model '{model.name}' is a .tflite file, which TensorFlow's converter does not start "
             "from. Use quantize(model, images, algorithm='minmax')."
         )
-    if isinstance(images, Mapping):
-        images = {plain(name): array for name, array in images.items()}
+    images = collected(model, images)
     arrays = check_calibration(images, input_shapes=input_shapes(model, images))
     return convert_checked(model, arrays, scheme=scheme, timeout=timeout)
 
@@ -240,6 +248,7 @@ def to_float_tflite(
     file = float_file(model)
     if file is not None:
         return with_own_biases(file).data
+    images = None if images is None else collected(model, images)
     shapes: dict[str, tuple[Any, ...]] = dict(input_shapes(model, images))
     if images is not None:
         given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}

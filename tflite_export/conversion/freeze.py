@@ -19,6 +19,7 @@ import numpy as np
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite.model import plain
 from tflite_export.calibration.check import Images
+from tflite_export.calibration.collect import as_images
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -89,6 +90,15 @@ def input_shapes(model: Any, images: Images | None = None) -> dict[str, tuple[in
         )
     arrays = images if isinstance(images, Mapping) else {"input": images}
     return {name: tuple(np.shape(array)[1:]) for name, array in arrays.items()}
+
+
+def collected(model: Any, source: Any) -> Images:
+    """Calibration images from any form that `as_images` takes, under the file's input names.
+
+    Raises TypeError or ValueError for what holds no images.
+    """
+    shapes = input_shapes(model) if _is_functional(model) else None
+    return as_images(source, shapes=shapes, name=plain)
 
 
 def _require_floats(model: Any) -> None:
