@@ -98,6 +98,21 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def read_npy(path: str | os.PathLike) -> np.ndarray:
+    """The array in a .npy file, memory-mapped. Raises ValueError for whatever is no such file: a
+    broken header provokes any kind of error.
+    """
+    require_regular(path)
+    try:
+        with np.errstate(over="ignore"):  # of a header's shape; what follows is refused
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive")
+        return array
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as an array of numbers ({error}).") from error
+
+
 def require_space(folder: pathlib.Path, needs: Mapping[str, int], *, advice: str) -> None:
     """Raises OSError where the disk has no room for what is about to be written.
 

@@ -18,6 +18,7 @@ from dgh_tf.common.files import (
     atomic_path,
     atomic_write,
     read_json,
+    read_npy,
     require_regular,
     sha256_array,
     sha256_file,
@@ -276,12 +277,9 @@ def load_images(folder: pathlib.Path) -> Images:
     ).items():  # the first versions named no files
         path, sha256 = folder / file, wanted[name] if isinstance(wanted, dict) else wanted
         try:
-            require_regular(path)
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}). Delete the folder and generate again."
-            ) from error
+            arrays[name] = read_npy(path)
+        except ValueError as error:
+            raise ValueError(f"{error} Delete the folder and generate again.") from error
         if sha256_array(arrays[name]) != sha256:
             raise ValueError(
                 f"{path} is not what its manifest describes: the sha256 differs. "

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import GOOD_GAP, POOR_GAP
-from dgh_tf.common.files import atomic_write
+from dgh_tf.common.files import atomic_write, read_npy
 from dgh_tf.config import GenerationConfig
 from dgh_tf.report import charts, integer_files, pictures, text
 from dgh_tf.report.integer_files import Fact, IntegerFile
@@ -257,7 +257,7 @@ def _images(
         path = folder / pathlib.PurePath(file).name
         if not path.is_file():
             return (), (), f"{path.name} is not in this folder, so there are no pictures of it."
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = read_npy(path)
         images = np.moveaxis(images, 1, -1) if moved else images
         low, high = (np.asarray(entry[end], np.float64) for end in ("low", "high"))
         low, high = (bound if bound.size > 1 else bound.reshape(()) for bound in (low, high))

@@ -49,8 +49,8 @@ def test_conversion_finds_them_under_the_names_in_the_file(tmp_path):
     expected = finished(tmp_path, NAMES[:2])
     loaded = load_calibration(tmp_path)
     np.testing.assert_array_equal(loaded.images["left_image_1"], expected["left image.1"])
-    np.testing.assert_array_equal(loaded.images["r_ght"], expected["räght"])
-    assert loaded.value_range == {"left_image_1": ([0.0], [1.0]), "r_ght": ([0.0], [2.0])}
+    np.testing.assert_array_equal(loaded.images["räght"], expected["räght"])
+    assert loaded.value_range == {"left_image_1": ([0.0], [1.0]), "räght": ([0.0], [2.0])}
 
 
 def test_a_changed_file_and_one_outside_the_folder_are_refused(tmp_path):

@@ -159,6 +159,19 @@ def test_a_manifest_cannot_name_files_of_other_folders(tmp_path):
         run_folder.load_images(folder)
 
 
+@pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"PK\x05\x06" + bytes(18), b"\x80\x04", None])
+def test_images_that_no_run_wrote_are_one_line(data, model_path, tmp_path):
+    assert generate(model_path, tmp_path / "run")[0] == 0
+    path = tmp_path / "run" / "images.npy"
+    path.unlink()
+    if data is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(data)
+    code, _, err = generate(model_path, tmp_path / "run")
+    assert code == 1 and err.count("\n") == 1 and "generate again" in err, err
+
+
 @pytest.mark.slow
 def test_ctrl_c_while_a_large_set_starts_ends_within_seconds(model_path, tmp_path):
     """20000 start images take minutes; nothing was done that could be gone on with."""
