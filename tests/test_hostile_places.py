@@ -281,22 +281,24 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
     """Both new files are whole on disk before the first old one is replaced: a proof never stands
     beside another file.
     """
-    from tflite_export.convert import write_pair
+    from tflite_export.convert import write_set
 
-    write_pair(full_disk / "out.tflite", b"the old file", full_disk / "out.json", "the old proof")
-    for room in (0, 6, 12):  # KiB: nothing fits; the smaller fits; the larger fits, but not both
-        (full_disk / "filler").write_bytes(bytes((64 - 8 - room) * 1024))
+    names = ("out.tflite", "out.json", "out_model.h")
+    write_set({full_disk / name: f"the old {name}".encode() for name in names})
+    for room in (0, 6, 12):  # KiB: nothing fits; the smallest fits; the first fits, but not all
+        (full_disk / "filler").write_bytes(bytes((64 - 12 - room) * 1024))
+        proof = bytes(9000 if room == 12 else 1)
         with pytest.raises(OSError, match="No space left.*out"):
-            write_pair(
-                full_disk / "out.tflite",
-                bytes(9000),
-                full_disk / "out.json",
-                "x" * 9000 if room == 12 else "x",
+            write_set(
+                {
+                    full_disk / "out.tflite": bytes(9000),
+                    full_disk / "out.json": proof,
+                    full_disk / "out_model.h": proof,
+                }
             )
-        assert (full_disk / "out.tflite").read_bytes() == b"the old file" and (
-            full_disk / "out.json"
-        ).read_text() == "the old proof"
-        assert {path.name for path in full_disk.iterdir()} == {"out.tflite", "out.json", "filler"}
+        for name in names:
+            assert (full_disk / name).read_text() == f"the old {name}"
+        assert {path.name for path in full_disk.iterdir()} == {*names, "filler"}
 
 
 def test_an_array_on_a_full_disk_names_its_file(full_disk):

@@ -7,6 +7,7 @@ never clashes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -27,9 +28,24 @@ from tflite_export.conversion.converter import ConversionError, to_float_tflite,
 from tflite_export.conversion.errors import check_operators, explained
 from tflite_export.conversion.freeze import input_shapes
 from tflite_export.conversion.server import start_worker
+from tflite_export.firmware.companions import (
+    Companions,
+    left_over,
+    make_companions,
+    possible_names,
+)
 from tflite_export.quality.layer_comparison import calibration_verdict
 from tflite_export.quantization import HEADS, NAMES, check_algorithm, quantize
-from tflite_export.targets.report import TARGETS, check_targets, judge, require_full_mapping
+from tflite_export.targets.advice import layer_names
+from tflite_export.targets.report import (
+    TARGETS,
+    check_targets,
+    judge,
+    remarks,
+    require_full_mapping,
+    table,
+)
+from tflite_export.targets.vela import CONFIGURATIONS, System, find_system
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.integer_check import IntegerError, check_integer
 from tflite_export.tflite.schemes import SCHEMES
@@ -89,6 +105,12 @@ def _define_flags() -> None:
         False,
         "Fail, and write nothing, when a target leaves an operator to a slower processor.",
     )
+    for name, text in (
+        ("vela_config", "A .ini file of Vela's that describes your chip; unset: Vela's own."),
+        ("vela_system", "Ethos-U: the section System_Config.NAME to compile for."),
+        ("vela_memory", "Ethos-U: the section Memory_Mode.NAME to compile for."),
+    ):
+        flags.DEFINE_string(name, None, text)
     flags.DEFINE_list(
         "input_range", None, "low,high of the model's input units; overrides the manifest's."
     )
@@ -170,13 +192,13 @@ def proof(
     }
 
 
-def write_pair(path: pathlib.Path, tflite: bytes, proof_path: pathlib.Path, text: str) -> None:
-    """Writes both files, whole, before either takes its place, so that a full disk leaves the old
-    pair. Raises OSError.
+def write_set(files: Mapping[pathlib.Path, bytes]) -> None:
+    """Writes all files, whole, before any takes its place, so that a full disk leaves the old
+    ones. Raises OSError.
     """
-    with atomic_path(path) as new, atomic_path(proof_path) as new_proof:
-        new.write_bytes(tflite)
-        new_proof.write_text(text)
+    with contextlib.ExitStack() as stack:
+        for path, data in files.items():
+            stack.enter_context(atomic_path(path)).write_bytes(data)
 
 
 def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
@@ -226,6 +248,10 @@ def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
     return model, digest, calibration, images
 
 
+def _vela_system() -> System | None:
+    return find_system(config=FLAGS.vela_config, system=FLAGS.vela_system, memory=FLAGS.vela_memory)
+
+
 def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     """Everything that can be refused before TensorFlow starts; returns the files to write, the
     algorithm and the targets.
@@ -233,6 +259,13 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     path, proof_path = _output_paths(FLAGS.output)
     algorithm = check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
+    if _vela_system() and not set(targets) & set(CONFIGURATIONS):
+        raise ValueError(
+            "--vela_system and --vela_memory describe the chip around an Ethos-U, but --target "
+            "names none. Name one, or drop the flags."
+        )
+    for name in possible_names(path.stem, targets):
+        require_writable(path.with_name(name), flag="output")
     if FLAGS.require_full_mapping and not targets:
         raise ValueError(
             "--require_full_mapping asks a target, but --target is none. Name the "
@@ -301,7 +334,14 @@ def main(argv: list[str]) -> int:
     )
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
     report["candidates"] = notes.get("candidates", {})
-    report["targets"] = judge(tflite, targets=targets, float_tflite=float_tflite)
+    judged = judge(
+        tflite,
+        targets=targets,
+        float_tflite=float_tflite,
+        layers=layer_names(model),
+        system=_vela_system(),
+    )
+    report["targets"] = judged.verdicts
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])
     if FLAGS.verdict:
@@ -314,12 +354,35 @@ def main(argv: list[str]) -> int:
                 same_inside=notes["algorithm"] != "equalization",
                 convergence=calibration.convergence,
             )
-    write_pair(path, tflite, proof_path, json.dumps(report, indent=1) + "\n")
-    console.say(_summary(path, report))
-    told = [notes.get("fallback"), *(each["summary"] for each in report["targets"].values())]
+    with held_stderr():
+        beside = make_companions(path.stem, tflite, images, judged)
+    report |= beside.described()
+    write_set(
+        {
+            path: tflite,
+            proof_path: (json.dumps(report, indent=1) + "\n").encode(),
+            **{path.with_name(name): data for name, data in beside.files.items()},
+        }
+    )
+    _tell(path, report, beside)
+    return 0
+
+
+def _tell(path: pathlib.Path, report: dict[str, Any], beside: Companions) -> None:
+    """The file, one table of the targets, then what is to be said of each."""
+    targets = report["targets"]
+    told = [_summary(path, report)]
+    if targets:
+        told += table(targets, files=beside.flash)
+        told.append(f"beside it: {', '.join(beside.files)}")
+    told += [
+        f"warning: {name} is of an earlier conversion, not of this file."
+        for name in left_over(path, beside.files)
+    ]
+    told += [report["algorithm_notes"].get("fallback")]
+    told += [text for name, verdict in targets.items() for text in remarks(name, verdict)]
     for text in filter(None, [*told, report.get("verdict", {}).get("sentence")]):
         console.say(text)
-    return 0
 
 
 if __name__ == "__main__":

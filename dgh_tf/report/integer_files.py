@@ -54,6 +54,7 @@ class LeftOut:
     operator: str
     layer: str
     why: str
+    do: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +307,12 @@ def _target(name: str, data: dict[str, Any]) -> Target:
             if not isinstance(value, dict | list)
         ),
         left_out=tuple(
-            LeftOut(text.operator(row["operator"]), text.layer_name(row["tensor"]), str(row["why"]))
+            LeftOut(
+                text.operator(row["operator"]),
+                str(row.get("layer") or text.layer_name(row["tensor"])),
+                str(row["why"]),
+                str(row.get("do") or ""),  # files of earlier versions do not say
+            )
             for row in data["fallback"]
         ),
     )

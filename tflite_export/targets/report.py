@@ -1,37 +1,49 @@
 """state: what each target says of an integer .tflite file: Ethos-U (Vela), Edge TPU (rules), TFLM,
 and this machine's CPU.
 
-To add a target: a function of the file that returns what `judge` describes, and a line in
-TARGETS (docs/guide/targets.md).
+To add a target: a function of the file that returns an Answer with what `judge` describes, and a
+line in TARGETS (docs/guide/targets.md).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
-from tflite_export.targets import cpu, edgetpu, tflm, vela
+from tflite_export.targets import advice, cpu, edgetpu, tflm, vela
+from tflite_export.targets.answer import Answer
 
 
-def _edgetpu(model: TFLiteModel, **_: Any) -> dict[str, Any]:
-    return edgetpu.report(model)
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """What targets say of a file: verdicts by target (see `judge`), and the files that their
+    compilers made, by what follows F in their names.
+    """
+
+    verdicts: dict[str, dict[str, Any]]
+    files: dict[str, bytes]
 
 
-def _tflm(model: TFLiteModel, **_: Any) -> dict[str, Any]:
-    return tflm.report(model)
+def _edgetpu(model: TFLiteModel, **_: Any) -> Answer:
+    return Answer(edgetpu.report(model))
 
 
-def _cpu(model: TFLiteModel, *, float_model: TFLiteModel) -> dict[str, Any]:
-    return cpu.report(model, float_model=float_model)
+def _tflm(model: TFLiteModel, **_: Any) -> Answer:
+    return Answer(tflm.report(model))
 
 
-def _vela(model: TFLiteModel, *, target: str, **_: Any) -> dict[str, Any]:
-    return vela.compile_for(model, target=target)
+def _cpu(model: TFLiteModel, *, float_model: TFLiteModel, **_: Any) -> Answer:
+    return Answer(cpu.report(model, float_model=float_model))
 
 
-TARGETS: dict[str, Callable[..., dict[str, Any]]] = {
+def _vela(model: TFLiteModel, *, target: str, system: vela.System | None, **_: Any) -> Answer:
+    return vela.compile_for(model, target=target, system=system)
+
+
+TARGETS: dict[str, Callable[..., Answer]] = {
     **{name: functools.partial(_vela, target=name) for name in vela.CONFIGURATIONS},
     "edgetpu": _edgetpu,
     "tflm": _tflm,
@@ -72,28 +84,89 @@ def check_targets(names: Sequence[str], *, scheme: str = "int8") -> list[str]:
 
 
 def judge(
-    tflite: bytes | TFLiteModel, *, targets: Sequence[str], float_tflite: bytes | TFLiteModel
-) -> dict[str, dict[str, Any]]:
+    tflite: bytes | TFLiteModel,
+    *,
+    targets: Sequence[str],
+    float_tflite: bytes | TFLiteModel,
+    layers: Sequence[str] = (),
+    system: vela.System | None = None,
+) -> Judged:
     """Every target's verdict on an integer file.
 
     Args:
       tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in
-        float32, which cpu compares with.
+        float32, which cpu compares with. layers: names of the Keras model's layers
+        (advice.layer_names). system: the chip around an Ethos-U; None takes a typical one.
     Returns:
       By target {"how" (what was done, by which tool or source), "fully_mapped" (no operator is left
-      to a slower processor, or lacks
-      a kernel), "operators_mapped", "operators_cpu" (numbers), "fallback" (rows {"operator",
-      "tensor", "why"} of the latter), "notes"
-      (sentences), "figures" (the target's own, units in their names), "summary" (one line)}.
+      to a slower processor, or lacks a kernel), "operators_mapped", "operators_cpu" (numbers),
+      "fallback" (rows {"operator", "tensor", "why", "layer", "do"} of the latter), "notes"
+      (sentences), "figures" (the target's own, units in their names), "summary" (one line)}; and
+      the files that the targets' compilers made.
     Raises:
       ValueError: a target's tool is missing, failed or crashed.
     """
     model, float_model = read_model(tflite), read_model(float_tflite)
-    found = {name: TARGETS[name](model, float_model=float_model) for name in targets}
-    return {name: {**verdict, "summary": summary(name, verdict)} for name, verdict in found.items()}
+    verdicts: dict[str, dict[str, Any]] = {}
+    files: dict[str, bytes] = {}
+    for name in targets:
+        answer = TARGETS[name](model, float_model=float_model, system=system)
+        rows = advice.advised(answer.verdict, layers=layers, target=name)
+        verdict = {**answer.verdict, "fallback": rows}
+        verdicts[name] = {**verdict, "summary": summary(name, verdict)}
+        files |= answer.files
+    return Judged(verdicts, files)
 
 
-def summary(name: str, verdict: dict[str, Any]) -> str:
+def _speed(figures: Mapping[str, Any]) -> str:
+    if figures.get("inferences_per_second") is not None:
+        return f"{figures['cycles']:,} cycles, {figures['inferences_per_second']:g}/s"
+    if figures.get("latency_ms") is not None:
+        return f"{figures['latency_ms']:g} ms (float {figures['float_latency_ms']:g})"
+    return "-"
+
+
+def _memory(figures: Mapping[str, Any]) -> str:
+    if figures.get("sram_kib") is not None:
+        return f"{figures['sram_kib']:g} KiB SRAM"
+    if figures.get("arena_bytes") is not None:
+        return f"{figures['arena_bytes'] / 1024:.0f} KiB arena"
+    if figures.get("arena_estimate_bytes") is not None:
+        return f"about {figures['arena_estimate_bytes'] / 1024:.0f} KiB arena"
+    return "-"
+
+
+def table(verdicts: Mapping[str, Mapping[str, Any]], *, files: Mapping[str, str]) -> list[str]:
+    """Lines of a table: target, operators mapped, speed, memory, file to flash.
+
+    Args: files: name of the file to flash, by target.
+    """
+    rows = [("target", "mapped", "speed", "memory", "file")]
+    for name, verdict in verdicts.items():
+        count = verdict["operators_mapped"] + verdict["operators_cpu"]
+        figures = verdict["figures"]
+        mapped = f"{verdict['operators_mapped']} of {count}"
+        rows.append((name, mapped, _speed(figures), _memory(figures), files[name]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def remarks(name: str, verdict: Mapping[str, Any]) -> list[str]:
+    """Lines below the table: the first operator that a target does not take and what to do, and
+    the target's notes.
+    """
+    found = [
+        f"{name}: {len(verdict['fallback'])} not mapped, first {row['operator']} ({row['why']}). "
+        f"{row['do']}"
+        for row in verdict["fallback"][:1]
+    ]
+    return found + [f"{name}: {note}" for note in verdict["notes"]]
+
+
+def summary(name: str, verdict: Mapping[str, Any]) -> str:
     """One line: how many operators the target takes, its main figures, and the first that it does
     not take.
     """

@@ -4,7 +4,9 @@ files.
 
 from __future__ import annotations
 
+import configparser
 import csv
+import dataclasses
 import importlib.metadata
 import importlib.util
 import math
@@ -16,14 +18,33 @@ from typing import Any
 
 from dgh_tf.common import processes
 from dgh_tf.models.tflite.model import TFLiteModel
+from tflite_export.targets.answer import Answer
 
-# target -> (system configuration, memory mode), both of the Arm/vela.ini that comes with Vela:
-# clock and memories of a typical chip
+ARM = "Arm/vela.ini"  # comes with Vela
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """The chip around an Ethos-U: clock and memories, as Vela's .ini files describe them.
+
+    Attributes:
+      system, memory: names of sections, without System_Config. and Memory_Mode.
+      config: the file that holds them: ARM, or a path.
+    """
+
+    system: str
+    memory: str
+    config: str = ARM
+
+
+_U55 = System("Ethos_U55_High_End_Embedded", "Shared_Sram")
+_U65 = System("Ethos_U65_High_End", "Dedicated_Sram")
+_U85 = System("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_512KB")
+# every accelerator that Vela knows, in a typical chip of its family
 CONFIGURATIONS = {
-    "ethos-u55-128": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
-    "ethos-u55-256": ("Ethos_U55_High_End_Embedded", "Shared_Sram"),
-    "ethos-u65-256": ("Ethos_U65_High_End", "Dedicated_Sram"),
-    "ethos-u85-256": ("Ethos_U85_SYS_DRAM_Mid", "Dedicated_Sram_512KB"),
+    **{f"ethos-u55-{macs}": _U55 for macs in (32, 64, 128, 256)},
+    **{f"ethos-u65-{macs}": _U65 for macs in (256, 512)},
+    **{f"ethos-u85-{macs}": _U85 for macs in (128, 256, 512, 1024, 2048)},
 }
 _MEMORIES = ("sram", "dram", "on_chip_flash", "off_chip_flash")
 _WARNING = re.compile(
@@ -44,6 +65,57 @@ def check_installed() -> None:
             "The Ethos-U targets need Arm's compiler Vela, which is not installed. "
             'Run pip install "dgh-tf[vela]".'
         )
+
+
+def _sections(path: pathlib.Path, kind: str) -> list[str]:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, configparser.Error) as error:
+        raise ValueError(
+            f"--vela_config={path} cannot be read as a Vela configuration "
+            f"({' '.join(str(error).split())}). Start from the vela.ini that comes with Vela."
+        ) from error
+    return [each.removeprefix(kind) for each in parser.sections() if each.startswith(kind)]
+
+
+def find_system(
+    *, config: str | None = None, system: str | None = None, memory: str | None = None
+) -> System | None:
+    """The user's own chip; None where nothing is given. Cheap: call it before long work.
+
+    Args: config: path of an .ini file; None takes the one that comes with Vela. system, memory:
+      names of its sections System_Config.NAME and Memory_Mode.NAME.
+    Raises: ValueError for one without the other, and for a file or a section that is not there.
+
+    Example: `find_system(system="Ethos_U55_Deep_Embedded", memory="Shared_Sram")`
+    """
+    if config is None and system is None and memory is None:
+        return None
+    check_installed()
+    if system is None or memory is None:
+        raise ValueError(
+            "--vela_system and --vela_memory name a chip together, and --vela_config needs both. "
+            "Give both."
+        )
+    if config is None:
+        spec = importlib.util.find_spec("ethosu.vela")
+        assert spec is not None and spec.origin is not None  # it is installed
+        path = pathlib.Path(spec.origin).parents[1] / "config_files" / ARM
+    else:
+        path = pathlib.Path(config).resolve()
+    wanted = (
+        ("System_Config.", system, "vela_system"),
+        ("Memory_Mode.", memory, "vela_memory"),
+    )
+    for kind, name, flag in wanted:
+        names = _sections(path, kind)
+        if name not in names:
+            raise ValueError(
+                f"--{flag}={name} is no section [{kind}{name}] of {path.name}; expected one of "
+                f"{', '.join(names) or 'none, it has no such section'}."
+            )
+    return System(system, memory, ARM if config is None else str(path))
 
 
 def _why(text: str) -> dict[str, str]:
@@ -125,30 +197,29 @@ def _crash(done: processes.Ended, four_bit: bool) -> ValueError:
     )
 
 
-def compile_for(model: TFLiteModel, *, target: str) -> dict[str, Any]:
+def compile_for(model: TFLiteModel, *, target: str, system: System | None = None) -> Answer:
     """Compiles an integer file for one Ethos-U and reports Vela's figures.
 
     Args:
-      model: the file. target: a key of CONFIGURATIONS.
+      model: the file. target: a key of CONFIGURATIONS. system: the chip; None takes a typical one.
     Returns:
-      {"how", "fully_mapped", "operators_mapped", "operators_cpu", "fallback", "notes", "figures"}:
-      see report.judge. Figures are Vela's
-      estimates for the system and memory mode named in "how": cycles, MHz, KiB per memory,
-      inferences per second.
+      The verdict (see report.judge), whose figures are Vela's estimates for the system and memory
+      mode named in "how": cycles, MHz, KiB per memory, inferences per second. Files: the compiled
+      .tflite file, if the NPU takes any operator, and Vela's summary .csv.
     Raises:
       ValueError: Vela is missing, crashed or failed.
     """
     check_installed()
-    system, memory = CONFIGURATIONS[target]
+    chip = system or CONFIGURATIONS[target]
     operators = [o for graph in model.subgraphs for o in graph.operators]
     kinds = {tensor.name: o.kind for o in operators for tensor in o.output_tensors}
     with processes.temporary_folder() as folder:
         (folder / "model.tflite").write_bytes(model.data)
         options = {
             "--accelerator-config": target,
-            "--config": "Arm/vela.ini",
-            "--system-config": system,
-            "--memory-mode": memory,
+            "--config": chip.config,
+            "--system-config": chip.system,
+            "--memory-mode": chip.memory,
             "--output-dir": str(folder),
         }
         try:
@@ -171,10 +242,13 @@ def compile_for(model: TFLiteModel, *, target: str) -> dict[str, Any]:
             raise _crash(done, any(t is not None and t.dtype == "INT4" for t in tensors))
         on_npu, on_cpu, rows = read_log(done.stdout + done.stderr, kinds=kinds)
         figures = _figures(summaries[0])
-    return {
+        files = {f".{target}.csv": summaries[0].read_bytes()}
+        if on_npu:
+            files[f".{target}.tflite"] = (folder / "model_vela.tflite").read_bytes()
+    verdict = {
         "how": (
-            f"compiled by Vela {importlib.metadata.version('ethos-u-vela')}, {system}, "
-            f"{memory}; figures are its estimates"
+            f"compiled by Vela {importlib.metadata.version('ethos-u-vela')}, {chip.system}, "
+            f"{chip.memory} of {pathlib.Path(chip.config).name}; figures are its estimates"
         ),
         "fully_mapped": on_cpu == 0,
         "operators_mapped": max(len(operators) - on_cpu, 0),
@@ -186,3 +260,4 @@ def compile_for(model: TFLiteModel, *, target: str) -> dict[str, Any]:
             "npu_operators": on_npu,
         },  # Vela's own, after it took the graph apart
     }
+    return Answer(verdict, files)
