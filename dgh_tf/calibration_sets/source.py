@@ -57,14 +57,8 @@ def load(folder: pathlib.Path, *, names: Sequence[str] = ()) -> Source:
         raise FileNotFoundError(
             f"--images={folder}: there is no such folder. Make it with python -m dgh_tf.generate."
         )
-    manifest = run_folder.read_manifest(folder)
-    if manifest is None:
-        raise ValueError(
-            f"--images={folder} holds no finished run (no manifest.json). Run python -m "
-            "dgh_tf.generate with this folder."
-        )
+    manifest = run_folder.finished_manifest(folder)
     try:
-        _require_own_files(manifest)
         loaded = run_folder.load_images(folder)
         arrays = list(loaded.values()) if isinstance(loaded, Mapping) else [loaded]
         known = list(manifest.get("files") or {"input": "images.npy"})
@@ -75,13 +69,6 @@ def load(folder: pathlib.Path, *, names: Sequence[str] = ()) -> Source:
             f"{folder / 'manifest.json'} does not describe the images that a run writes "
             f"({type(error).__name__}: {error}). {_DAMAGED}"
         ) from error
-
-
-def _require_own_files(manifest: dict[str, Any]) -> None:
-    """Raises LookupError for a file outside the folder: a manifest names its own alone."""
-    for file in manifest.get("files", {}).values():
-        if pathlib.PurePath(file).name != file:
-            raise LookupError(f"{file!r} is no file of this folder")
 
 
 def _chosen(known: list[str], names: Sequence[str]) -> list[str]:
@@ -95,6 +82,14 @@ def _chosen(known: list[str], names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _bounds(valid: dict[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        low, high = (np.asarray(valid[end], np.float64).reshape(-1) for end in ("low", "high"))
+    except ValueError as error:
+        raise LookupError(f"the input range of {name} holds no numbers") from error
+    return low, high
+
+
 def _inputs(manifest: dict[str, Any], arrays: list[np.ndarray], names: list[str]) -> list[Input]:
     ranges = manifest["input_range"]
     first = manifest.get("channels_first") or [False] * len(names)
@@ -102,7 +97,7 @@ def _inputs(manifest: dict[str, Any], arrays: list[np.ndarray], names: list[str]
         raise LookupError("the numbers of files, ranges and layouts differ")
     found = []
     for name, images, valid, is_first in zip(names, arrays, ranges, first, strict=True):
-        low, high = (np.asarray(valid[end], np.float64).reshape(-1) for end in ("low", "high"))
+        low, high = _bounds(valid, name)
         if low.shape != high.shape or not np.all(np.isfinite([low, high])) or np.any(low >= high):
             raise LookupError(f"the input range of {name} is not low < high")
         if images.dtype != np.float32 or images.ndim < 2 or len(images) != len(arrays[0]):

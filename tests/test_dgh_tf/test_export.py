@@ -279,15 +279,16 @@ def changed(tmp_path, **parts):
     ("parts", "options", "said"),
     [
         ({}, ["--input_names=a,b"], "expected 1 different names, for image"),
-        ({"files": {"image": "../run/images.npy"}}, [], "is no file of this folder"),
+        ({"files": {"image": "../run/images.npy"}}, [], "files is not what a run writes"),
         ({"files": {"image": "gone.npy"}}, [], "cannot be read"),
-        ({"files": []}, [], "does not describe"),
+        ({"files": []}, [], "files is not what a run writes"),
         ({"input_range": []}, [], "the numbers of files, ranges and layouts differ"),
         ({"input_range": [{"low": [1.0], "high": [1.0]}]}, [], "not low < high"),
         ({"input_range": [{"low": [0.0], "high": [float("nan")]}]}, [], "not low < high"),
-        ({"input_range": ["wide"]}, [], "does not describe"),
+        ({"input_range": ["wide"]}, [], "input_range is not what a run writes"),
+        ({"input_range": [{"low": "wide"}]}, [], "does not describe"),
         ({"images_sha256": "0" * 64}, [], "the sha256 differs"),
-        ({"identity": "x"}, [], "does not describe"),
+        ({"identity": "x"}, [], "identity is not what a run writes"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_one_line(tmp_path, pictures, parts, options, said):
