@@ -20,6 +20,8 @@ class Entry:
     """One model of the list: what benchmarks.calibration takes as flags, and what to expect of it.
 
     mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
+    stated_range: input range as the model's makers state it, for the source no_statistics, which
+      finds none.
     num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images,
       schemes, held_out: the
     entry's own, instead of the command's.
@@ -32,6 +34,7 @@ class Entry:
     task: str
     preprocess: str = "none"
     input_range: str = ""
+    stated_range: str = ""
     steps: int = 100
     batch_size: int = 32
     num_evaluation: int = 0

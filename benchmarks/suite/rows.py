@@ -70,8 +70,7 @@ class Bench:
             seed=seed,
             steps=self.entry.steps,
             batch_size=self.entry.batch_size,
-            input_range=self.entry.input_range,
-            **changes,
+            **{"input_range": self.entry.input_range, **changes},
         )
 
     def images(self, source: str, num_images: int, seed: int) -> tuple[np.ndarray, float | None]:
@@ -80,13 +79,16 @@ class Bench:
         """
         from benchmarks.data.sources import GENERATED, HINTED, calibration_images
 
+        stated = source == "no_statistics" and self.entry.stated_range
+        known = {"input_range": self.entry.stated_range} if stated else {}
+
         def make():
             return calibration_images(
                 source,
                 model=self.task.model,
                 real=self.task.real,
                 bounds=self.task.bounds,
-                config=self.config(num_images, seed),
+                config=self.config(num_images, seed, **known),
             )
 
         return (
