@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import pathlib
-import tempfile
 import warnings
 
 import numpy as np
 
+from dgh_tf.common.processes import temporary_folder
 from dgh_tf.models.allowed import FUNCTION_LAYERS, MODELS
 from dgh_tf.models.files import Kind, ModelFile
 from dgh_tf.models.keras2_functions import as_function_layer, function_layer
@@ -64,8 +64,8 @@ def load_keras2(file: ModelFile, *, unsafe: bool):
         )
     if not unsafe:
         require_reasonable_activations(reference)
-    with tempfile.TemporaryDirectory() as folder:
-        rewritten = pathlib.Path(folder) / "model.h5"
+    with temporary_folder() as folder:
+        rewritten = folder / "model.h5"
         try:
             with (
                 warnings.catch_warnings()
