@@ -25,8 +25,9 @@ FORBIDDEN = {"os.system", "subprocess.Popen", "os.exec", "marshal.loads", "socke
 WATCH: dict[str, list] = {}
 
 
-def _audit(event: str, arguments: tuple) -> None:
-    seen = WATCH.get("seen")
+def _audit(event: str, arguments: tuple, watch: dict[str, list] = WATCH) -> None:
+    # `watch` is bound here: as the process ends, the module loses its names before its hooks
+    seen = watch.get("seen")
     if seen is None:
         return
     imported_stranger = event == "import" and str(arguments[0]) == hostile.MODULE
