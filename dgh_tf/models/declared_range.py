@@ -62,7 +62,7 @@ def declared_ranges(
     told = tflite_model.scalings(model)
     if told is not None:
         pairs = zip(told, shapes, strict=True)
-        return [scaling and _from_scaling(scaling, shape) for scaling, shape in pairs]
+        return [_from_scaling(scaling, shape) if scaling else None for scaling, shape in pairs]
     scalings = [
         layer
         for layer in model._flatten_layers()

@@ -129,10 +129,12 @@ def _layer_class():
 
 def _channels_first(graph: Graph) -> bool:
     """Whether an input's first reader moves its channels to the end, as files from PyTorch do."""
-    return any(
-        operator.kind == "TRANSPOSE"
-        and operator.inputs[0] in graph.inputs
-        and np.array_equal(operator.input_tensors[1].value, (0, 2, 3, 1))
+    orders = [
+        operator.input_tensors[1]
         for operator in graph.operators
-        if operator.input_tensors[-1] is not None
+        if operator.kind == "TRANSPOSE" and operator.inputs[0] in graph.inputs
+    ]
+    return any(
+        order is not None and order.value is not None and np.array_equal(order.value, (0, 2, 3, 1))
+        for order in orders
     )

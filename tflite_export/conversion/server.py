@@ -79,6 +79,7 @@ def _forget() -> None:
 
 def _answer(process: subprocess.Popen[bytes], timeout: float | None) -> int | None:
     """The exit code that the server tells, None when it ended instead. Raises TimeoutError."""
+    assert process.stdout is not None  # a pipe was asked for
     line, limit, poll = b"", time.monotonic() + (timeout or 0), select.poll()
     poll.register(process.stdout, select.POLLIN)
     while not line.endswith(b"\n"):
@@ -103,6 +104,7 @@ def run(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
     with _lock:
         process = _ready()
         try:
+            assert process.stdin is not None  # a pipe was asked for
             process.stdin.write(json.dumps(str(folder.resolve())).encode() + b"\n")
             code = _answer(process, timeout)
         except BrokenPipeError:
@@ -112,7 +114,9 @@ def run(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:
             raise
         # read without moving the place where the server goes on writing
         text = os.pread(_log.fileno(), 1 << 20, 0) + stderr.read_bytes()
-        return stop() if code is None else code, text.decode(errors="replace")
+        if code is None:
+            code = stop() or 1  # it ended by itself, and not well
+        return code, text.decode(errors="replace")
 
 
 def _run_cold(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]:

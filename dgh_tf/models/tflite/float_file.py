@@ -232,6 +232,7 @@ def _with_float32_constants(model: TFLiteModel) -> TFLiteModel:
     graph = parts.subgraphs[0]
     for place, source in halves.items():
         made = graph.tensors[graph.operators[place].outputs[0]]
+        assert source is not None  # _is_half_constant
         _fill(parts, made, np.asarray(source.value, np.float32))
     graph.operators = [o for place, o in enumerate(graph.operators) if place not in halves]
     return _pack(_without_unread(parts))
@@ -357,7 +358,7 @@ def _scalar(parts: Any, name: bytes, value: float) -> int:
     tensor = schema.TensorT()
     tensor.name, tensor.shape = name, np.zeros(0, np.int32)
     tensor.type = schema.TensorType.FLOAT32
-    _fill(parts, tensor, np.float32(value))
+    _fill(parts, tensor, np.asarray(value, np.float32))
     parts.subgraphs[0].tensors.append(tensor)
     return len(parts.subgraphs[0].tensors) - 1
 

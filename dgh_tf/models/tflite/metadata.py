@@ -47,7 +47,9 @@ def input_scalings(model: TFLiteModel) -> list[InputScaling | None]:
 
 def _first_scaling(model: TFLiteModel, index: int) -> InputScaling | None:
     """The products, sums and quotients with constants that an input alone goes through first."""
-    scale, offset, names = np.float64(1.0), np.float64(0.0), []
+    scale: Any = np.float64(1.0)
+    offset: Any = np.float64(0.0)
+    names: list[str] = []
     while True:
         readers = [o for o in model.operators if index in o.inputs]
         if len(readers) != 1 or readers[0].options.get("activation", "NONE") != "NONE":
