@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dgh_tf.generation.images import generate_images
     from dgh_tf.input_range.find import find_input_range
     from dgh_tf.models.loading import load_model
+    from dgh_tf.report.again import write_report
+    from dgh_tf.run.to_folder import generate_to
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,16 +26,20 @@ __all__ = [
     "Generator",
     "find_input_range",
     "generate_images",
+    "generate_to",
     "load_model",
     "representative_dataset",
+    "write_report",
 ]
 _HOMES = {
     "GenerationConfig": "config",
     "Generator": "generation.generator",
     "find_input_range": "input_range.find",
     "generate_images": "generation.images",
+    "generate_to": "run.to_folder",
     "load_model": "models.loading",
     "representative_dataset": "common.run_folder",
+    "write_report": "report.again",
 }
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import os
 import pathlib
 import shlex
 import sys
@@ -15,7 +13,8 @@ from dgh_tf.common import console, run_folder
 from dgh_tf.common.files import locked_folder
 from dgh_tf.config import GenerationConfig
 from dgh_tf.run import tensorboard
-from dgh_tf.run.meeting import Job, meet, read_job
+from dgh_tf.run.begin import begin
+from dgh_tf.run.meeting import Job, read_job
 from dgh_tf.run.request import Request
 
 FLAGS = flags.FLAGS
@@ -186,41 +185,8 @@ def _request() -> Request:
 
 
 def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, job: Job) -> int:
-    """One run in its locked folder. Workers meet before they start TensorFlow."""
-    request = _request()
-    identity = run_folder.run_identity(sha256, config, real_hint=request.real_hint)
-    if _is_finished(folder, config, identity, job):
-        return 0
-    run_folder.clean(folder, worker=job.index, finished=False)
-    shared = {
-        **identity,
-        "output_dir": os.path.normpath(FLAGS.output_dir),
-        "tensorflow": importlib.metadata.version("tensorflow"),
-        "keras": importlib.metadata.version("keras"),
-        "workers": job.names(range(len(job.addresses))),
-    }
-    meet(job, shared, wait_seconds=request.wait_seconds, say=console.say)
-    from dgh_tf.run import session
-
-    session.run(request, folder, config, identity, job)
-    run_folder.clean(folder, worker=job.index, finished=True)
+    begin(_request(), folder, config, sha256, job=job, output_dir=FLAGS.output_dir)
     return 0
-
-
-def _is_finished(folder: pathlib.Path, config: GenerationConfig, identity: dict, job: Job) -> bool:
-    """Whether the folder holds this run, whole; says so. Raises ValueError for another run."""
-    manifest = run_folder.read_manifest(folder)
-    if manifest is None:
-        return False
-    # of a finished run the number of replicas is no longer asked
-    replicas = {"replicas": manifest["identity"].get("replicas")}
-    run_folder.require_same(manifest["identity"], {**identity, **replicas}, folder)
-    run_folder.load_images(folder)
-    run_folder.clean(folder, worker=job.index, finished=True)
-    console.say(
-        f"{folder} is finished: {config.num_images} images, sha256 {manifest['images_sha256']}."
-    )
-    return True
 
 
 if __name__ == "__main__":

@@ -89,3 +89,20 @@ def test_examples_run_from_top_to_bottom(tmp_path, monkeypatch):
     for part in parts:
         exec(compile(part, str(page), "exec"), names)
     assert (tmp_path / "model.tflite").stat().st_size > 10_000
+
+
+def test_the_readme_runs(tmp_path, monkeypatch):
+    """The README's Python, word for word but for a smaller set of images and fewer steps."""
+    import dgh_tf
+
+    monkeypatch.chdir(tmp_path)
+    (text,) = snippets(ROOT / "README.md")
+    assert text.count("num_images=64") == 1
+    small = dgh_tf.GenerationConfig(num_images=8, steps=6, input_range=(-1, 1))
+    text = text.replace("num_images=64", "num_images=8, steps=6, input_range=(-1, 1)")
+    assert text.count('scheme="int8"') == 1
+    text = text.replace('scheme="int8"', 'scheme="int8", config=small')
+    names = {"small": small}
+    exec(compile(text, "README.md", "exec"), names)
+    assert (tmp_path / "model.tflite").read_bytes() == names["quantized"].tflite
+    assert (tmp_path / "model.json").exists()

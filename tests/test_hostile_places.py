@@ -281,7 +281,7 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
     """Both new files are whole on disk before the first old one is replaced: a proof never stands
     beside another file.
     """
-    from tflite_export.convert import write_set
+    from tflite_export.proof import write_set
 
     names = ("out.tflite", "out.json", "out_model.h")
     write_set({full_disk / name: f"the old {name}".encode() for name in names})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         to_tflite,
         to_tflite_with_ranges,
     )
+    from tflite_export.quantized import QuantizedModel, quantize
     from tflite_export.simulation.ranges import collect_ranges
     from tflite_export.tflite.integer_check import IntegerError, check_integer, operator_table
     from tflite_export.tflite.interpreter import Runner
@@ -27,12 +28,14 @@ __all__ = [
     "Calibration",
     "ConversionError",
     "IntegerError",
+    "QuantizedModel",
     "Runner",
     "check_calibration",
     "check_integer",
     "collect_ranges",
     "load_calibration",
     "operator_table",
+    "quantize",
     "representative_dataset",
     "to_float_tflite",
     "to_tflite",
@@ -42,12 +45,14 @@ _HOMES = {
     "Calibration": "calibration.load",
     "ConversionError": "conversion.converter",
     "IntegerError": "tflite.integer_check",
+    "QuantizedModel": "quantized",
     "Runner": "tflite.interpreter",
     "check_calibration": "calibration.check",
     "check_integer": "tflite.integer_check",
     "collect_ranges": "simulation.ranges",
     "load_calibration": "calibration.load",
     "operator_table": "tflite.integer_check",
+    "quantize": "quantized",
     "representative_dataset": "calibration.check",
     "to_float_tflite": "conversion.converter",
     "to_tflite": "conversion.converter",

@@ -1,5 +1,5 @@
-"""cli: python -m tflite_export.convert: a Keras model and calibration images become a full-integer
-.tflite file.
+"""cli: python -m tflite_export.convert: a Keras model becomes a full-integer .tflite file, with
+given calibration images or with generated ones.
 
 Flags are defined only when this runs as a command, so that importing it beside another command
 never clashes.
@@ -7,21 +7,25 @@ never clashes.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import dataclasses
 import json
 import math
 import pathlib
+import shlex
+import sys
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+import dgh_tf
 from dgh_tf.common import console
-from dgh_tf.common.files import atomic_path, require_writable
+from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite_model import weight_bytes
-from tflite_export.calibration.check import Range
+from tflite_export import convert_flags
+from tflite_export.calibration.check import Images, Range
 from tflite_export.calibration.load import Calibration, load_calibration
 from tflite_export.calibration.units import checked_images
 from tflite_export.conversion.converter import ConversionError, to_float_tflite, to_tflite
@@ -34,11 +38,13 @@ from tflite_export.firmware.companions import (
     make_companions,
     possible_names,
 )
+from tflite_export.images import Generated, generate_into
+from tflite_export.proof import output_paths, proof, summary, write_set
+from tflite_export.quality.held_out import UNKNOWN, Estimate, estimate
 from tflite_export.quality.layer_comparison import calibration_verdict
-from tflite_export.quantization import HEADS, NAMES, check_algorithm, quantize
+from tflite_export.quantization import check_algorithm, quantize
 from tflite_export.targets.advice import layer_names
 from tflite_export.targets.report import (
-    TARGETS,
     check_targets,
     judge,
     remarks,
@@ -53,6 +59,8 @@ from tflite_export.tflite.schemes import SCHEMES
 __all__ = ["to_float_tflite", "to_tflite"]
 
 FLAGS = flags.FLAGS
+_BEGAN = time.monotonic()
+_BELOW = 3  # exit code: the file is whole, but --fail_below asks for more
 _LONG = (
     "reconstruction",
     "distillation",
@@ -60,73 +68,9 @@ _LONG = (
 
 
 def _define_flags() -> None:
-    flags.DEFINE_string(
-        "model",
-        None,
-        "demo, demo_detector, a .keras/.h5 file, a SavedModel folder, a float .tflite file or "
-        "keras:NAME.",
-    )
-    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
-    flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")
-    flags.DEFINE_bool(
-        "allow_unsafe_deserialization",
-        False,
-        "Run Python code that the model file brings (Lambda layers).",
-    )
-    flags.DEFINE_string("calibration", None, "A generate folder, .npy, .npz or folder of images.")
-    flags.DEFINE_string(
-        "output", None, "The .tflite file to write; the proof goes beside it as .json."
-    )
-    flags.DEFINE_enum(
-        "scheme",
-        "int8",
-        list(SCHEMES),
-        "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.",
-    )
-    flags.DEFINE_enum(
-        "algorithm",
-        "best",
-        list(NAMES),
-        "How images become integers (docs/guide/algorithms.md). best: what measured best for the "
-        "scheme; minmax where the model does not allow it. minmax: the converter's own.",
-    )
-    flags.DEFINE_enum(
-        "head",
-        "model",
-        list(HEADS),
-        "model: the outputs as they are. logits: without a softmax or sigmoid at the end.",
-    )
-    flags.DEFINE_integer("seed", 0, "Of what the algorithm draws at random.", lower_bound=0)
-    flags.DEFINE_list(
-        "target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}."
-    )
-    flags.DEFINE_bool(
-        "require_full_mapping",
-        False,
-        "Fail, and write nothing, when a target leaves an operator to a slower processor.",
-    )
-    for name, text in (
-        ("vela_config", "A .ini file of Vela's that describes your chip; unset: Vela's own."),
-        ("vela_system", "Ethos-U: the section System_Config.NAME to compile for."),
-        ("vela_memory", "Ethos-U: the section Memory_Mode.NAME to compile for."),
-    ):
-        flags.DEFINE_string(name, None, text)
-    flags.DEFINE_list(
-        "input_range", None, "low,high of the model's input units; overrides the manifest's."
-    )
-    flags.DEFINE_list(
-        "preprocess",
-        ["1", "0"],
-        "SCALE,OFFSET for image files and arrays: input = stored value * SCALE + OFFSET. Images "
-        "that dgh_tf.generate made are in the model's units and stay as they are.",
-    )
-    flags.DEFINE_bool(
-        "verdict", True, "Tell in F.json what the calibration images say of the file."
-    )
-    flags.DEFINE_float(
-        "timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0
-    )
-    flags.mark_flags_as_required(["model", "calibration", "output"])
+    """The flags, shown by --help as this command's own."""
+    convert_flags.define_flags()
+    flags.adopt_module_key_flags(convert_flags)
 
 
 def _pair(values: list[str], name: str) -> tuple[float, float]:
@@ -147,105 +91,97 @@ def _given_preprocess() -> str:
     return "--preprocess" + (f"={','.join(FLAGS.preprocess)}" if given else "")
 
 
-def _output_paths(text: str) -> tuple[pathlib.Path, pathlib.Path]:
-    path = pathlib.Path(text)
-    if path.suffix != ".tflite":
-        raise ValueError(
-            f"--output={text} does not end in .tflite. The proof goes beside it as "
-            ".json; give F.tflite."
-        )
-    return require_writable(path, flag="output"), require_writable(
-        path.with_suffix(".json"), flag="output"
-    )
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """A conversion's model, the sha256 of its file, and its checked images by input name.
 
-
-def proof(
-    tflite: bytes,
-    *,
-    scheme: str,
-    float_weight_bytes: int,
-    calibration: Calibration,
-    model_sha256: str,
-) -> dict[str, Any]:
-    """What F.json holds. Raises IntegerError when the file is not fully integer.
-
-    Args:
-      float_weight_bytes: size of the model's weights as float32, for comparison.
+    Attributes: held_out: images by kind that judge the file; none where calibration was given.
     """
-    import tensorflow as tf
 
-    images = calibration.images
-    arrays = images if isinstance(images, Mapping) else {"images": images}
-    return {
-        "scheme": scheme,
-        **check_integer(tflite, io_dtype=SCHEMES[scheme].io_dtype),
-        "float_weight_bytes": float_weight_bytes,
-        "sha256": {
-            "model": model_sha256,
-            "calibration": calibration.sha256,
-            "tflite": hashlib.sha256(tflite).hexdigest(),
-        },
-        "calibration": {
-            name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()
-        },
-        "versions": {"tensorflow": tf.__version__},
-    }
+    model: Any
+    sha256: str
+    calibration: Calibration
+    images: dict[str, Any]
+    held_out: Mapping[str, Images]
 
 
-def write_set(files: Mapping[pathlib.Path, bytes]) -> None:
-    """Writes all files, whole, before any takes its place, so that a full disk leaves the old
-    ones. Raises OSError.
-    """
-    with contextlib.ExitStack() as stack:
-        for path, data in files.items():
-            stack.enter_context(atomic_path(path)).write_bytes(data)
-
-
-def _summary(path: pathlib.Path, report: dict[str, Any]) -> str:
-    ends = {e["dtype"].lower() for e in report["inputs"] + report["outputs"]}
-    return (
-        f"{path}: {sum(report['operators'].values())} operators, all integer; "
-        f"{'/'.join(sorted(ends))} in and out; "
-        f"{report['bytes'] / 1024:.0f} KiB (the float32 weights alone take "
-        f"{report['float_weight_bytes'] / 1024:.0f}); "
-        f"proof in {path.with_suffix('.json').name}"
-    )
-
-
-def _load(model_flag: str) -> tuple[Any, str, Calibration, dict[str, Any]]:
-    """The model, its sha256, the calibration data and its checked images by input name."""
+def _load() -> _Source:
     from dgh_tf.models.loading import load_model, model_sha256
 
-    scale, offset = _pair(FLAGS.preprocess, "preprocess")
-    limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
     model = load_model(
-        model_flag,
+        FLAGS.model,
         weights=FLAGS.weights,
         allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization,
         signature=FLAGS.signature,
     )
-    digest = model_sha256(model_flag, weights=FLAGS.weights, signature=FLAGS.signature)
-    declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
-    calibration = load_calibration(
-        FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset
-    )
-    if calibration.model_sha256 not in (None, digest):
-        raise ValueError(
-            f"The images in {FLAGS.calibration} were generated for another model (sha256 "
-            f"{calibration.model_sha256[:12]}, this one is {digest[:12]}). Generate "
-            "images for this model."
-        )
+    sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
+    limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
+    if FLAGS.calibration is None:
+        made = _generated(model)
+        calibration, held_out, what = made.calibration, made.held_out, str(_images_dir())
+    else:
+        calibration, held_out = _given(model, sha256), {}
+        what = f"--calibration={FLAGS.calibration}"
     images, warnings = checked_images(
         model,
         calibration.images,
         value_range=limits or calibration.value_range,
-        what=f"--calibration={FLAGS.calibration}",
+        what=what,
         preprocess=_given_preprocess(),
         input_range="--input_range",
     )
     for text in warnings:
         console.say(f"warning: {text}")
-    return model, digest, calibration, images
+    return _Source(model, sha256, calibration, images, held_out)
+
+
+def _given(model: Any, sha256: str) -> Calibration:
+    """What --calibration names. Raises ValueError for images of another model."""
+    scale, offset = _pair(FLAGS.preprocess, "preprocess")
+    declared = list(input_shapes(model).values()) if getattr(model, "inputs", None) else [None]
+    calibration = load_calibration(
+        FLAGS.calibration, image_shape=declared[0], scale=scale, offset=offset
+    )
+    if calibration.model_sha256 not in (None, sha256):
+        raise ValueError(
+            f"The images in {FLAGS.calibration} were generated for another model (sha256 "
+            f"{calibration.model_sha256[:12]}, this one is {sha256[:12]}). Generate "
+            "images for this model."
+        )
+    return calibration
+
+
+def _images_dir() -> pathlib.Path:
+    """Where generated images go."""
+    output = pathlib.Path(FLAGS.output)
+    return pathlib.Path(FLAGS.images_dir or output.with_name(f"{output.stem}_images"))
+
+
+def _generated(model: Any) -> Generated:
+    """The images that dgh_tf makes of the model, with the command's settings."""
+    config = dgh_tf.GenerationConfig(
+        num_images=FLAGS.num_images,
+        steps=FLAGS.steps,
+        seed=FLAGS.seed,
+        input_range=",".join(FLAGS.input_range or []),
+    )
+    return generate_into(
+        _images_dir(),
+        config,
+        model=FLAGS.model,
+        loaded=model,
+        weights=FLAGS.weights,
+        signature=FLAGS.signature,
+        flag="images_dir",
+        command=_command(),
+    )
+
+
+def _command(**changes: str) -> str:
+    """The command as it was given, some flags changed."""
+    kept = [text for text in sys.argv[1:] if text.lstrip("-").split("=")[0] not in changes]
+    more = [f"--{name}={value}" for name, value in changes.items()]
+    return shlex.join(["python", "-m", "tflite_export.convert", *kept, *more])
 
 
 def _vela_system() -> System | None:
@@ -256,7 +192,7 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     """Everything that can be refused before TensorFlow starts; returns the files to write, the
     algorithm and the targets.
     """
-    path, proof_path = _output_paths(FLAGS.output)
+    path, proof_path = output_paths(FLAGS.output)
     algorithm = check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
     if _vela_system() and not set(targets) & set(CONFIGURATIONS):
@@ -274,9 +210,29 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     _pair(FLAGS.preprocess, "preprocess")
     if FLAGS.input_range:
         _pair(FLAGS.input_range, "input_range")
+    if FLAGS.calibration is None:
+        if FLAGS.fail_below is not None and not FLAGS.verdict:
+            raise ValueError("--fail_below needs the verdict; leave --noverdict out.")
+    else:
+        _check_given()
+    return path, proof_path, algorithm, targets
+
+
+def _check_given() -> None:
+    """Refuses flags that do nothing beside --calibration, and what is not there."""
+    idle = [name for name in ("images_dir", "num_images", "steps") if FLAGS[name].present]
+    if idle:
+        raise ValueError(
+            f"--{idle[0]} is for images that this command generates, but --calibration="
+            f"{FLAGS.calibration} gives some. Leave one of the two out."
+        )
+    if FLAGS.fail_below is not None:
+        raise ValueError(
+            "--fail_below judges the file on images that took no part in its calibration, which "
+            "are made without --calibration only. Leave one of the two out."
+        )
     if not pathlib.Path(FLAGS.calibration).exists():
         load_calibration(FLAGS.calibration)  # raises
-    return path, proof_path, algorithm, targets
 
 
 def _quantized(
@@ -298,27 +254,116 @@ def _quantized(
     return tflite, notes
 
 
-def main(argv: list[str]) -> int:
-    """Checks everything cheap first, converts, proves, asks the targets, and only then writes."""
-    del argv
-    path, proof_path, algorithm, targets = _check_flags()
-    start_worker()
-    model, digest, calibration, images = _load(FLAGS.model)
+def _judged(
+    source: _Source, float_tflite: bytes, tflite: bytes, *, same_inside: bool
+) -> tuple[dict[str, Any], Estimate | None]:
+    """The verdict for F.json, and the estimate on held-out images where there are some."""
+    if not source.held_out:
+        given = calibration_verdict(
+            float_tflite,
+            tflite,
+            source.images,
+            generated=source.calibration.model_sha256 is not None,
+            same_inside=same_inside,
+            convergence=source.calibration.convergence,
+        )
+        return given, None
     try:
-        float_tflite = to_float_tflite(model, images=images, timeout=FLAGS.timeout)
+        found = estimate(
+            float_tflite,
+            tflite,
+            source.held_out,
+            same_inside=same_inside,
+            convergence=source.calibration.convergence,
+        )
+    except ValueError as error:  # control flow, say
+        if FLAGS.fail_below is not None:
+            raise
+        why = f"No verdict: {str(error).splitlines()[0]}"
+        return {"level": UNKNOWN, "sentence": why, "reasons": [], "held_out": True}, None
+    return found.verdict, found
+
+
+def _too_low(found: Estimate | None) -> str | None:
+    """Why --fail_below fails the command. Raises ValueError where nothing can be predicted."""
+    if FLAGS.fail_below is None or found is None:
+        return None
+    if found.agreement is None or found.level == UNKNOWN:
+        raise ValueError(
+            "--fail_below asks for the predicted agreement of classes, but there is none for this "
+            f"file. {found} Leave the flag out. No file was written."
+        )
+    if found.agreement >= FLAGS.fail_below:
+        return None
+    return (
+        f"the predicted agreement is {found.agreement:.3f}, below --fail_below={FLAGS.fail_below:g}"
+        f" ({found.low:.3f} to {found.high:.3f} is possible)."
+    )
+
+
+def _tell(path: pathlib.Path, report: dict[str, Any], beside: Companions) -> None:
+    """The file, one table of the targets, what is to be said of each, and what comes next."""
+    targets = report["targets"]
+    told = [f"{summary(str(path), report)}; proof in {path.with_suffix('.json').name}"]
+    if targets:
+        told += table(targets, files=beside.flash)
+        told.append(f"beside it: {', '.join(beside.files)}")
+    told += [
+        f"warning: {name} is of an earlier conversion, not of this file."
+        for name in left_over(path, beside.files)
+    ]
+    told += [report["algorithm_notes"].get("fallback")]
+    told += [text for name, verdict in targets.items() for text in remarks(name, verdict)]
+    for text in filter(None, [*told, report.get("verdict", {}).get("sentence")]):
+        console.say(text)
+    if FLAGS.calibration is None:
+        console.say(
+            f"{time.monotonic() - _BEGAN:.0f} s in all; images and report.html in "
+            f"{_images_dir()}. Next: {_next(report)}"
+        )
+
+
+def _next(report: dict[str, Any]) -> str:
+    """The command to give next: the other scheme for a doubtful file, targets for a fine one."""
+    level, images = report.get("verdict", {}).get("level"), str(_images_dir())
+    if level in ("doubtful", "do not ship") and FLAGS.scheme != "int16x8":
+        output = pathlib.Path(FLAGS.output)
+        other = str(output.with_name(f"{output.stem}_int16x8.tflite"))
+        return _command(scheme="int16x8", output=other, images_dir=images)
+    if not report["targets"]:
+        return _command(target="edgetpu,tflm,cpu" if FLAGS.scheme == "int8" else "tflm,cpu")
+    return f"python -m dgh_tf.report --output_dir={shlex.quote(images)} after more conversions"
+
+
+def _float_file(model: Any, images: Mapping[str, Any]) -> bytes:
+    try:
+        return to_float_tflite(model, images=images, timeout=FLAGS.timeout)
     except ConversionError as error:
         raise explained(error, float_tflite=None, scheme=FLAGS.scheme) from error
-    whole = float_tflite
+
+
+def main(argv: list[str]) -> int:
+    """Checks everything cheap first, converts, proves, asks the targets, and only then writes.
+
+    Returns: 3 where the file is written but --fail_below asks for more.
+    """
+    del argv
+    path, proof_path, algorithm, targets = _check_flags()
+    console.say(f"loading {FLAGS.model}")
+    start_worker()
+    source = _load()
+    model, images = source.model, source.images
+    console.say(
+        f"converting {model.name} to {FLAGS.scheme} with "
+        f"{len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}"
+    )
+    whole = float_tflite = _float_file(model, images)
     if FLAGS.head == "logits":
         float_tflite = without_softmax(float_tflite).data
     if algorithm in _LONG:
         check_operators(
             model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout
         )
-    console.say(
-        f"converting {model.name} to {FLAGS.scheme} with "
-        f"{len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}"
-    )
     try:
         tflite, notes = _quantized(model, images, whole)
     except (ConversionError, IntegerError) as error:
@@ -329,8 +374,9 @@ def main(argv: list[str]) -> int:
         tflite,
         scheme=FLAGS.scheme,
         float_weight_bytes=weight_bytes(model),
-        calibration=calibration,
-        model_sha256=digest,
+        images=source.calibration.images,
+        calibration_sha256=source.calibration.sha256,
+        model_sha256=source.sha256,
     )
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
     report["candidates"] = notes.get("candidates", {})
@@ -344,19 +390,22 @@ def main(argv: list[str]) -> int:
     report["targets"] = judged.verdicts
     if FLAGS.require_full_mapping:
         require_full_mapping(report["targets"])
+    failure = None
     if FLAGS.verdict:
+        console.say("checking")
+        same_inside = notes["algorithm"] != "equalization"
         with held_stderr():  # LiteRT announces its delegate
-            report["verdict"] = calibration_verdict(
-                float_tflite,
-                tflite,
-                images,
-                generated=calibration.model_sha256 is not None,
-                same_inside=notes["algorithm"] != "equalization",
-                convergence=calibration.convergence,
+            report["verdict"], found = _judged(
+                source, float_tflite, tflite, same_inside=same_inside
             )
+        failure = _too_low(found)
+        if found:
+            report["estimate"] = found.as_json()
     with held_stderr():
         beside = make_companions(path.stem, tflite, images, judged)
     report |= beside.described()
+    if FLAGS.calibration is None:
+        report |= {"images_folder": _images_dir().resolve().name, "command": _command()}
     write_set(
         {
             path: tflite,
@@ -364,25 +413,10 @@ def main(argv: list[str]) -> int:
             **{path.with_name(name): data for name, data in beside.files.items()},
         }
     )
+    if FLAGS.calibration is None:
+        dgh_tf.write_report(_images_dir())
     _tell(path, report, beside)
-    return 0
-
-
-def _tell(path: pathlib.Path, report: dict[str, Any], beside: Companions) -> None:
-    """The file, one table of the targets, then what is to be said of each."""
-    targets = report["targets"]
-    told = [_summary(path, report)]
-    if targets:
-        told += table(targets, files=beside.flash)
-        told.append(f"beside it: {', '.join(beside.files)}")
-    told += [
-        f"warning: {name} is of an earlier conversion, not of this file."
-        for name in left_over(path, beside.files)
-    ]
-    told += [report["algorithm_notes"].get("fallback")]
-    told += [text for name, verdict in targets.items() for text in remarks(name, verdict)]
-    for text in filter(None, [*told, report.get("verdict", {}).get("sentence")]):
-        console.say(text)
+    return console.fail(failure, code=_BELOW) if failure else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from absl import app, flags, logging
 
 from dgh_tf.common.quiet import quiet_tensorflow
 
-_VERBOSE = flags.DEFINE_bool("verbose", False, "Show the traceback behind an error.")
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
 
 
@@ -79,6 +78,13 @@ def _report(kind: str, text: str, code: int) -> int:
     return code
 
 
+def fail(text: str, *, code: int) -> int:
+    """One line on stderr for a result that is whole but not what was asked for; returns the exit
+    code.
+    """
+    return _report("failed", text, code)
+
+
 def leave(kind: str, text: str, code: int) -> NoReturn:
     """Ends the process at once, with one line: where a thread of a library would keep it."""
     _report(kind, text, code)
@@ -132,7 +138,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         text = _explained(error)
         if text is None:
             raise
-        if _VERBOSE.value:
+        if flags.FLAGS.verbose:
             print(printable(traceback.format_exc()), file=sys.stderr)
         return _report("error", text, 1)
 
@@ -141,6 +147,8 @@ def _parsed(argv: list[str]) -> list[str]:
     """The arguments that are no flags. A flag that cannot be read ends the process with one line,
     not with the whole usage.
     """
+    if "verbose" not in flags.FLAGS:  # of commands alone: a program may have a flag of that name
+        flags.DEFINE_bool("verbose", False, "Show the traceback behind an error.")
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -192,7 +200,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs an absl command. What users can cause becomes one line on stderr and exit code 1."""
     _open_closed_streams()
     catch_terminations()
-    quiet_tensorflow(lambda: flags.FLAGS.is_parsed() and _VERBOSE.value)
+    quiet_tensorflow(lambda: flags.FLAGS.is_parsed() and flags.FLAGS.verbose)
     logging.set_verbosity(logging.WARNING)  # TensorFlow tells of every file of a SavedModel
     python_logging.getLogger("tensorflow").setLevel(
         python_logging.ERROR

@@ -204,16 +204,23 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tup
     return [(k, first.get(k), second.get(k)) for k in keys if first.get(k) != second.get(k)]
 
 
+class OtherRunError(ValueError):
+    """A folder holds another run than the one asked for. text: what differs, without advice."""
+
+    def __init__(self, text: str):
+        super().__init__(
+            f"{text} Give the same settings to go on with it, or another --output_dir."
+        )
+        self.text = text
+
+
 def require_same(saved: Mapping[str, Any], wanted: Mapping[str, Any], folder: pathlib.Path) -> None:
-    """Raises ValueError naming every entry in which two identities of runs differ."""
+    """Raises OtherRunError naming every entry in which two identities of runs differ."""
     different = [
         f"{name}: {there!r} there, {now!r} now" for name, there, now in differences(saved, wanted)
     ]
     if different:
-        raise ValueError(
-            f"{folder} holds a run with other settings ({'; '.join(different)}). "
-            "Give the same settings to go on with it, or another --output_dir."
-        )
+        raise OtherRunError(f"{folder} holds a run with other settings ({'; '.join(different)}).")
 
 
 def clean(folder: pathlib.Path, *, worker: int, finished: bool) -> None:

@@ -6,6 +6,7 @@ verdict), and a layer comparison (benchmarks.layers). All others are passed over
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -133,8 +134,11 @@ class Found:
 
 
 def found(folder: pathlib.Path, *, model: str) -> Found:
-    """The integer files of a folder, by name. model: as the generate command names it."""
-    files, damaged = [], []
+    """The integer files of a folder, and those beside it that its images were made for, by name.
+
+    model: as the generate command names it.
+    """
+    files, damaged = _made_beside(folder, model=model), []
     for path in sorted(folder.glob("*.json")):
         if path.name in ("manifest.json", "attempt.json"):
             continue
@@ -149,6 +153,20 @@ def found(folder: pathlib.Path, *, model: str) -> Found:
                 f"({type(error).__name__}: {why[:200]})"
             )
     return Found(tuple(files), tuple(damaged))
+
+
+def _made_beside(folder: pathlib.Path, *, model: str) -> list[IntegerFile]:
+    """What convert wrote next to the folder, which it made for its images. Others may keep anything
+    there, so what cannot be read is passed over.
+    """
+    files = []
+    for path in sorted(folder.resolve().parent.glob("*.json")):
+        if path.with_suffix(".tflite").is_file():
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                data = read_json(path)
+                if data.get("images_folder") == folder.resolve().name:
+                    files.append(_read(path, data, model=model))
+    return files
 
 
 def _is_known(data: dict[str, Any]) -> bool:
@@ -394,6 +412,8 @@ def _compared(rows: list[dict[str, Any]]) -> Compared:
 
 def _command(path: pathlib.Path, data: dict[str, Any], *, model: str) -> str:
     """The convert command that makes the file again. F.json stores all that decides its bytes."""
+    if data.get("images_folder"):  # the images were made by the same command
+        return str(data["command"])
     notes = data.get("algorithm_notes") or {}
     options = {
         "model": model,

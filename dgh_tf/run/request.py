@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Request:
       memory_bytes: for records; more are streamed through a file.
       checkpoint_seconds: between checkpoints. wait_seconds: for other workers.
       tensorboard: whether to write summaries. command: as the user gave it.
+      loaded: the model, where it is loaded already.
     """
 
     model: str
@@ -27,3 +29,4 @@ class Request:
     wait_seconds: float
     tensorboard: bool
     command: str
+    loaded: Any = None

@@ -30,6 +30,8 @@ from dgh_tf.run.signals import StopSignal
 
 def load(request: Request) -> Any:
     """The model that the request names."""
+    if request.loaded is not None:
+        return request.loaded
     return _loaded(
         request.model, request.weights, request.allow_unsafe_deserialization, request.signature
     )
@@ -58,8 +60,10 @@ def run(
     saved = run_folder.checkpoint_folder(folder, job.index)
     with _said_warnings():
         checkpoint.require_run(saved, identity=identity)
+    model = load(request)
+    console.say("finding the input range")
     generator = Generator(
-        load(request),
+        model,
         config,
         strategy=strategy,
         store_file=folder / run_folder.store_name(job.index),
@@ -218,6 +222,7 @@ def _generate(run: _Run, metrics: Metrics, stop: StopSignal) -> None:
             with pause.measured():
                 run.save()
 
+    console.say("tracing")
     with bar:
         generator.run(report=report, due=lambda: (pause.over(), stop.number is not None))
     if run.step < steps:  # without a number another worker was stopped

@@ -11,7 +11,6 @@ import time
 import commands
 import numpy as np
 import pytest
-from absl import flags
 
 
 def python(*arguments):
@@ -168,10 +167,7 @@ def test_errors_are_one_line_and_verbose_shows_where():
         and done.stderr.startswith("error: No model at 'absent.keras'.")
         and done.stderr.count("\n") == 1
     )
-    try:
-        assert "Traceback" in commands.call(*arguments[1:], "--verbose")[2]
-    finally:
-        flags.FLAGS["verbose"].unparse()
+    assert "Traceback" in commands.call(*arguments[1:], "--verbose")[2]
     assert not os.path.exists("never")
 
 

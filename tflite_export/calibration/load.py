@@ -43,7 +43,8 @@ class Calibration:
     convergence: Convergence | None = None
 
 
-def _digest(images: Images) -> str:
+def digest(images: Images) -> str:
+    """Hex sha256 over names, shapes, dtypes and values of images."""
     arrays = images if isinstance(images, Mapping) else {"": images}
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -217,7 +218,7 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
     if several and isinstance(limits, dict):
         limits = {plain(name): valid for name, valid in limits.items()}
     return Calibration(
-        images, limits, _digest(images), manifest.get("model_sha256"), _convergence(manifest)
+        images, limits, digest(images), manifest.get("model_sha256"), _convergence(manifest)
     )
 
 
@@ -295,7 +296,7 @@ def load_calibration(
         )
     if not path.is_dir() and (scale, offset) != (1.0, 0.0):
         images = _mapped(path, images, scale, offset)
-    return Calibration(images, None, _digest(images))
+    return Calibration(images, None, digest(images))
 
 
 def _mapped(path: pathlib.Path, images: Images, scale: float, offset: float) -> np.ndarray:

@@ -1,0 +1,111 @@
+"""cli: the flags of python -m tflite_export.convert."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from tflite_export.quantization import HEADS, NAMES
+from tflite_export.targets.report import TARGETS
+from tflite_export.tflite.schemes import SCHEMES
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "model",
+        None,
+        "demo, demo_detector, a .keras/.h5 file, a SavedModel folder, a float .tflite file or "
+        "keras:NAME.",
+    )
+    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
+    flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")
+    flags.DEFINE_bool(
+        "allow_unsafe_deserialization",
+        False,
+        "Run Python code that the model file brings (Lambda layers).",
+    )
+    flags.DEFINE_string(
+        "calibration",
+        None,
+        "A generate folder, .npy, .npz or folder of images. Without it images are generated.",
+    )
+    flags.DEFINE_string(
+        "images_dir",
+        None,
+        "Without --calibration: folder of the generated images, which serves every scheme and "
+        "target of the same model. F_images for --output=F.tflite.",
+    )
+    flags.DEFINE_integer(
+        "num_images", 64, "Without --calibration: images that calibrate.", lower_bound=2
+    )
+    flags.DEFINE_integer(
+        "steps", 100, "Without --calibration: optimizer steps of every image.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "fail_below",
+        None,
+        "Without --calibration: exit code 3 when the predicted agreement is below this share, "
+        "0 to 1. The file is written.",
+        lower_bound=0.0,
+        upper_bound=1.0,
+    )
+    flags.DEFINE_string(
+        "output", None, "The .tflite file to write; the proof goes beside it as .json."
+    )
+    flags.DEFINE_enum(
+        "scheme",
+        "int8",
+        list(SCHEMES),
+        "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.",
+    )
+    flags.DEFINE_enum(
+        "algorithm",
+        "best",
+        list(NAMES),
+        "How images become integers (docs/guide/algorithms.md). best: what measured best for the "
+        "scheme; minmax where the model does not allow it. minmax: the converter's own.",
+    )
+    flags.DEFINE_enum(
+        "head",
+        "model",
+        list(HEADS),
+        "model: the outputs as they are. logits: without a softmax or sigmoid at the end.",
+    )
+    flags.DEFINE_integer(
+        "seed", 0, "Of what the algorithm and the generation of images draw.", lower_bound=0
+    )
+    _define_targets_and_units()
+    flags.mark_flags_as_required(["model", "output"])
+
+
+def _define_targets_and_units() -> None:
+    flags.DEFINE_list(
+        "target", ["none"], f"Targets to check the file for, by comma: {', '.join(TARGETS)}."
+    )
+    flags.DEFINE_bool(
+        "require_full_mapping",
+        False,
+        "Fail, and write nothing, when a target leaves an operator to a slower processor.",
+    )
+    for name, text in (
+        ("vela_config", "A .ini file of Vela's that describes your chip; unset: Vela's own."),
+        ("vela_system", "Ethos-U: the section System_Config.NAME to compile for."),
+        ("vela_memory", "Ethos-U: the section Memory_Mode.NAME to compile for."),
+    ):
+        flags.DEFINE_string(name, None, text)
+    flags.DEFINE_list(
+        "input_range",
+        None,
+        "LOW,HIGH of the model's input units; overrides what is found or the manifest says.",
+    )
+    flags.DEFINE_list(
+        "preprocess",
+        ["1", "0"],
+        "SCALE,OFFSET for image files and arrays: input = stored value * SCALE + OFFSET. Images "
+        "that dgh_tf.generate made are in the model's units and stay as they are.",
+    )
+    flags.DEFINE_bool(
+        "verdict", True, "Tell in F.json what the calibration images say of the file."
+    )
+    flags.DEFINE_float(
+        "timeout", None, "Seconds after which the converter is stopped.", lower_bound=0.0
+    )

@@ -1,0 +1,83 @@
+"""state: what stands beside an integer file: F.json, the proof that F.tflite is fully integer."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from dgh_tf.common.files import atomic_path, require_writable
+from tflite_export.calibration.check import Images
+from tflite_export.tflite.integer_check import check_integer
+from tflite_export.tflite.schemes import SCHEMES
+
+
+def proof(
+    tflite: bytes,
+    *,
+    scheme: str,
+    float_weight_bytes: int,
+    images: Images,
+    calibration_sha256: str,
+    model_sha256: str | None,
+) -> dict[str, Any]:
+    """What F.json holds. Raises IntegerError when the file is not fully integer.
+
+    Args:
+      float_weight_bytes: size of the model's weights as float32, for comparison.
+      images: that calibrated the file. calibration_sha256: of them. model_sha256: of the model's
+        file, None for a model that came as an object.
+    """
+    arrays = images if isinstance(images, Mapping) else {"images": images}
+    return {
+        "scheme": scheme,
+        **check_integer(tflite, io_dtype=SCHEMES[scheme].io_dtype),
+        "float_weight_bytes": float_weight_bytes,
+        "sha256": {
+            "model": model_sha256,
+            "calibration": calibration_sha256,
+            "tflite": hashlib.sha256(tflite).hexdigest(),
+        },
+        "calibration": {
+            name: {"shape": list(a.shape), "dtype": str(a.dtype)} for name, a in arrays.items()
+        },
+        "versions": {"tensorflow": importlib.metadata.version("tensorflow")},
+    }
+
+
+def output_paths(text: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """The .tflite file to write and its .json file. Raises ValueError for another ending, OSError
+    where they cannot be written.
+    """
+    path = pathlib.Path(text)
+    if path.suffix != ".tflite":
+        raise ValueError(
+            f"output={text} does not end in .tflite. The proof goes beside it as "
+            ".json; give F.tflite."
+        )
+    return require_writable(path, flag="output"), require_writable(
+        path.with_suffix(".json"), flag="output"
+    )
+
+
+def write_set(files: Mapping[pathlib.Path, bytes]) -> None:
+    """Writes all files, whole, before any takes its place, so that a full disk leaves the old
+    ones. Raises OSError.
+    """
+    with contextlib.ExitStack() as stack:
+        for path, data in files.items():
+            stack.enter_context(atomic_path(path)).write_bytes(data)
+
+
+def summary(name: str, report: Mapping[str, Any]) -> str:
+    """One line on an integer file: its operators, ends and size."""
+    ends = {e["dtype"].lower() for e in report["inputs"] + report["outputs"]}
+    return (
+        f"{name}: {sum(report['operators'].values())} operators, all integer; "
+        f"{'/'.join(sorted(ends))} in and out; "
+        f"{report['bytes'] / 1024:.0f} KiB (the float32 weights alone take "
+        f"{report['float_weight_bytes'] / 1024:.0f})"
+    )

@@ -1,0 +1,139 @@
+"""state: an integer file judged on images that took no part in its calibration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dgh_tf.common.convergence import Convergence
+from dgh_tf.models.tflite.model import TFLiteModel
+from tflite_export.calibration.check import Images
+from tflite_export.quality.accuracy_estimate import judge, sentence
+from tflite_export.quality.layer_comparison import gather
+
+UNKNOWN = "unknown"  # level of a file that the images cannot judge
+_MOST = 16  # images of each kind judge a file, as in benchmarks.verdict
+_SHARE = 4  # fewer for small sets: one for so many that calibrate, but two at least
+_SOME_WORST = 3  # layers that the text names
+
+
+def held_out_count(num_images: int) -> int:
+    """How many images of each kind judge a file that `num_images` calibrate."""
+    return min(_MOST, max(2, num_images // _SHARE))
+
+
+def hold_out(images: Images, count: int) -> tuple[Images, Images]:
+    """(images that calibrate, images that judge): `count` of them, spread evenly over the set, take
+    no part in calibration.
+
+    Raises: ValueError where no image is left to calibrate with, or none is asked for.
+
+    Example:
+      >>> rest, held = hold_out(np.arange(5.0), 2)
+      >>> rest.tolist(), held.tolist()
+      ([1.0, 2.0, 3.0], [0.0, 4.0])
+    """
+    arrays = images if isinstance(images, Mapping) else {"": images}
+    total = min(map(len, arrays.values()))
+    if not 1 <= count < total:
+        raise ValueError(
+            f"held_out={count}: expected at least 1 and fewer than the {total} images, since the "
+            "others calibrate the file."
+        )
+    held = np.linspace(0, total - 1, count).round().astype(int)
+    rest = np.setdiff1d(np.arange(total), held)
+    if not isinstance(images, Mapping):
+        return np.asarray(images[rest]), np.asarray(images[held])
+    return (
+        {name: np.asarray(array[rest]) for name, array in images.items()},
+        {name: np.asarray(array[held]) for name, array in images.items()},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What an integer file should keep of its float model on real inputs.
+
+    Attributes:
+      agreement: predicted share of inputs that get the float model's class, 0..1. low, high: its
+        band. All three are None for a model without classes.
+      level: "fine", "doubtful", "do not ship" or "unknown".
+      sqnr_db: signal over quantization noise of the worst output.
+      images: how many judged. verdict: all figures (see `accuracy_estimate.judge`).
+    """
+
+    agreement: float | None
+    low: float | None
+    high: float | None
+    level: str
+    sqnr_db: float
+    images: int
+    verdict: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures for F.json."""
+        return {
+            "agreement": self.agreement,
+            "low": self.low,
+            "high": self.high,
+            "level": self.level,
+            "sqnr_db": self.sqnr_db,
+            "images": self.images,
+        }
+
+    def __str__(self) -> str:
+        """One sentence, and the layers that lose most."""
+        lines = [self.verdict["sentence"]]
+        lines += [
+            f"  {row['operator']} {row['tensor'].split(';')[-1][-40:]}: {row['sqnr_db']:.1f} dB, "
+            f"{row['clipped']:.1%} of its values cut off"
+            for row in self.verdict["layers"][:_SOME_WORST]
+        ]
+        return "\n".join(lines)
+
+
+def estimate(
+    float_tflite: bytes | TFLiteModel,
+    tflite: bytes | TFLiteModel,
+    images: Mapping[str, Images],
+    *,
+    same_inside: bool,
+    convergence: Convergence | None = None,
+) -> Estimate:
+    """Judges an integer file on held-out images.
+
+    Args:
+      float_tflite: the same model in float32, with the same outputs.
+      images: by kind, none of which calibrated the file: float32 [images, ...] in the model's input
+        units, or a dict by input name. Generated ones come in two kinds, with stretched outputs and
+        without: real inputs lie between them (docs/experiments/verdict.md).
+      same_inside: whether tensors between the layers hold what the float model's hold; see
+        `calibration_verdict`.
+      convergence: of the images that calibrate, where they were generated. Where it is poor the
+        level is "unknown": such images judge no better than noise.
+    Raises: ValueError: the two files are not of one model, or their tensors cannot be followed.
+    """
+    evidence = {kind: gather(float_tflite, tflite, each) for kind, each in images.items()}
+    result = judge(evidence, held_out=True)
+    if not same_inside:
+        result |= {"reasons": [], "layers": []}
+        result["sentence"] = sentence(result, [])
+    if convergence is not None and convergence.level == "poor":
+        result["level"] = UNKNOWN
+        result["sentence"] = (
+            f"Not judged: the generated images did not converge, {convergence.summary}. "
+            f"{convergence.advice}"
+        )
+    low, high = result["band"] or (None, None)
+    return Estimate(
+        agreement=result["predicted_agreement"],
+        low=low,
+        high=high,
+        level=result["level"],
+        sqnr_db=result["worst_head_sqnr_db"],
+        images=sum(len(each.low) for each in evidence.values()),
+        verdict=result,
+    )

@@ -1,0 +1,247 @@
+"""keras: quantization in one call, and what one does with its result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import dgh_tf
+from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.tflite_model import weight_bytes
+from tflite_export.calibration.check import Images
+from tflite_export.calibration.load import digest
+from tflite_export.calibration.units import checked_images
+from tflite_export.conversion.converter import to_float_tflite
+from tflite_export.conversion.freeze import collected
+from tflite_export.images import (
+    STRETCHED,
+    UNSTRETCHED,
+    generate,
+    generate_to_judge,
+)
+from tflite_export.proof import output_paths, proof, summary, write_set
+from tflite_export.quality.held_out import Estimate, estimate
+from tflite_export.quantization import check_algorithm
+from tflite_export.quantization import quantize as quantize_with
+from tflite_export.targets import report as targets
+from tflite_export.tflite.edit import without_softmax
+
+_VERBOSE = ("auto", 0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetReports:
+    """What each target says of a file, by its name: see `targets.report.judge`."""
+
+    reports: Mapping[str, dict[str, Any]]
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        return self.reports[name]
+
+    def __str__(self) -> str:
+        return "\n".join(report["summary"] for report in self.reports.values())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizedModel:
+    """A full-integer .tflite file in memory, made by `quantize`.
+
+    Attributes:
+      tflite: the file's bytes. notes: how it was made (JSON types): algorithm, seed, images, ...
+      float_tflite: bytes of the same model in float32, with the same outputs.
+      scheme: of SCHEMES. model: the Keras model.
+      images: by input name, that calibrated the file. held_out: generated ones that did not, None
+        where the images were given.
+      config: settings of generated images.
+      proof: operators, dtypes, inputs and outputs of the file, as F.json holds them.
+    """
+
+    tflite: bytes
+    notes: dict[str, Any]
+    float_tflite: bytes
+    scheme: str
+    model: Any
+    images: Mapping[str, np.ndarray]
+    held_out: Images | None
+    config: dgh_tf.GenerationConfig
+    proof: dict[str, Any]
+    _told: dict[str, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    def __repr__(self) -> str:
+        return f"QuantizedModel({self.summary()})"
+
+    def summary(self) -> str:
+        """One line: operators, dtypes of the ends, size, algorithm."""
+        name = f"{self.model.name}, {self.scheme} by {self.notes['algorithm']}"
+        return summary(name, self.proof)
+
+    def estimate(self, images: Images | None = None, *, verbose: int | str = "auto") -> Estimate:
+        """Predicts, without real data, how often the file gives the float model's class.
+
+        It judges on generated images that did not calibrate the file. What `quantize` did not
+        make already is generated on the first call; a further call costs nothing.
+
+        Args:
+          images: to judge on instead, float32 [images, ...] in the model's input units or a dict by
+            input name; none may have calibrated the file.
+          verbose: as for `dgh_tf.generate_images`.
+        Raises: ValueError: images of other shapes, or a model whose tensors cannot be followed.
+
+        Example:
+          >>> quantized.estimate().agreement
+        """
+        if images is not None:
+            return self._judged({"given": images})
+        if "estimate" not in self._told:
+            unstretched = generate_to_judge(
+                self.model, self.config, verbose=verbose, stretched=False
+            )
+            stretched = self.held_out
+            if stretched is None:
+                stretched = generate_to_judge(
+                    self.model, self.config, verbose=verbose, stretched=True
+                )
+            self._told["estimate"] = self._judged({STRETCHED: stretched, UNSTRETCHED: unstretched})
+        return self._told["estimate"]
+
+    def _judged(self, kinds: Mapping[str, Images]) -> Estimate:
+        with held_stderr():  # LiteRT announces its delegate
+            return estimate(
+                self.float_tflite,
+                self.tflite,
+                kinds,
+                same_inside=self.notes["algorithm"] != "equalization",
+            )
+
+    def check_targets(self, *names: str) -> TargetReports:
+        """Asks each target's own tools what they make of the file.
+
+        Args: names: such as "ethos-u55-128", "edgetpu", "tflm", "cpu" (docs/guide/targets.md).
+        Raises: ValueError: an unknown target, one without its tool, or one that cannot take the
+          scheme.
+
+        Example:
+          >>> print(quantized.check_targets("tflm"))
+        """
+        chosen = targets.check_targets(names, scheme=self.scheme)
+        found = targets.judge(self.tflite, targets=chosen, float_tflite=self.float_tflite).verdicts
+        self._told.setdefault("targets", {}).update(found)
+        return TargetReports(found)
+
+    def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Writes F.tflite, and F.json with the proof and what was estimated and checked by now.
+
+        Both are written whole or not at all. Returns: the path of the .tflite file.
+        Raises: ValueError for another ending than .tflite; OSError.
+        """
+        file, proof_file = output_paths(pathlib.Path(path))
+        report = {**self.proof, "algorithm": self.notes["algorithm"], "algorithm_notes": self.notes}
+        report["targets"] = self._told.get("targets", {})
+        if "estimate" in self._told:
+            found: Estimate = self._told["estimate"]
+            report |= {"estimate": found.as_json(), "verdict": found.verdict}
+        text = json.dumps(report, indent=1) + "\n"
+        write_set({file: self.tflite, proof_file: text.encode()})
+        return file
+
+
+def _one_or_all(images: Mapping[str, np.ndarray]) -> Images:
+    return images if len(images) > 1 else next(iter(images.values()))
+
+
+def quantize(
+    model: Any,
+    images: Images | None = None,
+    *,
+    scheme: str = "int8",
+    algorithm: str = "best",
+    head: str = "model",
+    seed: int = 0,
+    config: dgh_tf.GenerationConfig | None = None,
+    verbose: int | str = "auto",
+    timeout: float | None = None,
+    **options: Any,
+) -> QuantizedModel:
+    """Turns a float model into a full-integer .tflite file, as the command convert does.
+
+    Args:
+      model: a trained Keras model, which is left unchanged, or the path of one.
+      images: that calibrate the file: float32 [number, ...input shape] in the model's input units,
+        or a dict by input name. Left out, they are generated from the model.
+      scheme: "int8", "int16x8" or "w4a8". algorithm: "best" or one of quantization.NAMES.
+      head: "logits" leaves out a softmax or sigmoid at the end.
+      seed: of what the algorithm draws. config: settings of generated images, which have a seed of
+        their own.
+      verbose: progress; "auto" or 1 as Keras shows it, 0 is silent.
+      timeout: seconds of each conversion. options: of one algorithm alone, such as steps=300.
+    Raises:
+      ValueError: unknown names, bad images, or a model that cannot be quantized like this.
+      TypeError: no model. ConversionError: the converter failed. IntegerError: something stayed
+        float.
+
+    Example:
+      >>> quantized = quantize("demo", config=dgh_tf.GenerationConfig(num_images=8, steps=6))
+      >>> quantized.save("demo.tflite")
+    """
+    from dgh_tf.models.given import given_model
+    from dgh_tf.models.loading import model_sha256
+
+    if isinstance(verbose, bool) or verbose not in _VERBOSE:
+        raise ValueError(f"verbose={verbose!r}: expected 'auto', 0, 1 or 2.")
+    check_algorithm(algorithm, scheme=scheme, head=head)
+    named = isinstance(model, str | os.PathLike)
+    sha256 = model_sha256(os.fspath(model)) if named else None
+    keras_model, settings = given_model(model), config or dgh_tf.GenerationConfig()
+    held_out = None
+    if images is None:
+        images, held_out = generate(keras_model, settings, verbose=verbose)
+    arrays, doubts = checked_images(
+        keras_model,
+        collected(keras_model, images),
+        value_range=None,
+        what="images",
+        preprocess=None,
+        input_range=None,
+    )
+    for text in doubts:
+        warnings.warn(text, UserWarning, stacklevel=2)
+    float_tflite = whole = to_float_tflite(keras_model, images=arrays, timeout=timeout)
+    if head == "logits":
+        float_tflite = without_softmax(float_tflite).data
+    made = quantize_with(
+        keras_model,
+        arrays,
+        scheme=scheme,
+        algorithm=algorithm,
+        head=head,
+        seed=seed,
+        say=None,
+        timeout=timeout,
+        float_tflite=whole,
+        **options,
+    )
+    return QuantizedModel(
+        tflite=made.tflite,
+        notes=made.notes,
+        float_tflite=float_tflite,
+        scheme=scheme,
+        model=keras_model,
+        images=arrays,
+        held_out=held_out,
+        config=settings,
+        proof=proof(
+            made.tflite,
+            scheme=scheme,
+            float_weight_bytes=weight_bytes(keras_model),
+            images=arrays,
+            calibration_sha256=digest(_one_or_all(arrays)),
+            model_sha256=sha256,
+        ),
+    )
