@@ -1,4 +1,4 @@
-"""cli: real against generated against noise as calibration data, several seeds: python -m
+"""Real against generated against noise as calibration data, several seeds: python -m
 benchmarks.calibration.
 """
 

@@ -1,4 +1,4 @@
-"""cli: quality against optimizer steps, for the defaults and for the references' recipe: python -m
+"""Quality against optimizer steps, for the defaults and for the references' recipe: python -m
 benchmarks.convergence.
 """
 
@@ -21,9 +21,8 @@ from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, atomic_write, locked_folder
 
 # The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in
-# canvas units), halved on
-# plateaus, from white noise, outputs stretched without an end. The others differ from ours in one
-# thing each.
+# canvas units), halved on plateaus, from white noise, outputs stretched without an end. The others
+# differ from ours in one thing each.
 RECIPES: dict[str, dict[str, Any]] = {
     "ours": {},
     "reference": {
@@ -85,8 +84,7 @@ def curve(
     """One row of one seed for each number of steps (ascending), as soon as it is measured.
 
     A cosine ends where its run ends, so each length is a run of its own; a plateau schedule does
-    not know its length: one run
-    is looked at on its way.
+    not know its length: one run is looked at on its way.
     """
     from dgh_tf import GenerationConfig
     from dgh_tf.generation.generator import Generator

@@ -1,4 +1,4 @@
-"""cli: does a run survive kills and damage? python -m benchmarks.kills --trials=20 --damages=100.
+"""Does a run survive kills and damage? python -m benchmarks.kills --trials=20 --damages=100.
 
 Kills: tiny runs (in memory, streamed, two workers) get SIGKILL at random moments until they are
 finished. The images' sha256 and the folder's list of files must be those of a run without kills.

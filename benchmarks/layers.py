@@ -1,4 +1,4 @@
-"""cli: the error of every layer under several calibrations side by side, worst layers first: python
+"""The error of every layer under several calibrations side by side, worst layers first: python
 -m benchmarks.layers.
 """
 

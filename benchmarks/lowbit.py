@@ -1,4 +1,4 @@
-"""cli: simulated low bits: how far generated images carry where 8 bits tell nothing apart: python
+"""Simulated low bits: how far generated images carry where 8 bits tell nothing apart: python
 -m benchmarks.lowbit.
 """
 
@@ -244,8 +244,8 @@ def measure_missing(
 
 def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
     """A markdown table of `field`: a line per setting, a column per source (mean ± deviation over
-    seeds), and the mean of
-    generated minus real, in points (hundredths) of scores and in dB of an SQNR.
+    seeds), and the mean of generated minus real, in points (hundredths) of scores and in dB of an
+    SQNR.
     """
     groups: dict[Setting, dict[str, list[float]]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""cli: how close generated images come to training images, against how close unseen real ones do:
+"""How close generated images come to training images, against how close unseen real ones do:
 python -m benchmarks.privacy.
 """
 
@@ -89,8 +89,8 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
       training: float [N, H, W, C] or any shape (then without shifts). others: kind -> the same;
         "unseen" is the measure.
     Returns: {"space", "kind", "images", "nearest", "p5", "median", "closer_than_unseen"}: the least
-      distance, its 5 per
-      cent quantile, its median, and the share of images closer than the closest unseen one.
+      distance, its 5 per cent quantile, its median, and the share of images closer than the closest
+      unseen one.
     """
     rows = []
     spaces = {"pixels": lambda kind: nearest(normalized(others[kind]), normalized(training))}

@@ -1,10 +1,9 @@
-"""cli: do this tree and another commit give the same bytes on this machine? python -m
+"""Do this tree and another commit give the same bytes on this machine? python -m
 benchmarks.same_results --base=COMMIT.
 
 Three small generations and three small conversions run in each; sha256 of every images.npy and
-.tflite is compared.
-Bytes differ between processors, so that stored hashes prove nothing: both sides are run here, one
-after the other.
+.tflite is compared. Bytes differ between processors, so that stored hashes prove nothing: both
+sides are run here, one after the other.
 """
 
 from __future__ import annotations

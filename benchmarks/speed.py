@@ -1,4 +1,4 @@
-"""cli: python -m benchmarks.speed: the generation loop's rate against the machine's limit, in one
+"""python -m benchmarks.speed: the generation loop's rate against the machine's limit, in one
 process.
 """
 
@@ -79,8 +79,7 @@ def measure(
     turn.
 
     Returns: image_steps_per_second, limit_image_steps_per_second, efficiency (median of the pairs'
-      ratios), their
-      lists, trace_seconds and peak_rss_mib of the process.
+      ratios), their lists, trace_seconds and peak_rss_mib of the process.
     """
     import tensorflow as tf
 

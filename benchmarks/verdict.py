@@ -1,6 +1,4 @@
-"""cli: what an integer file will cost on real data, told without any: python -m
-benchmarks.verdict.
-"""
+"""What an integer file will cost on real data, told without any: python -m benchmarks.verdict."""
 
 from __future__ import annotations
 
@@ -67,11 +65,10 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
 
     Args:
       network: dgh_tf.network.Network. images: to be checked. unstretched: images of the same model
-        with matched
-        statistics and outputs as they come.
+        with matched statistics and outputs as they come.
     Returns: sentences. Images far from the running statistics (noise, wrong units) and images that
-      leave the outputs no
-      wider than unstretched ones do are found; nothing here tells good images from better ones.
+      leave the outputs no wider than unstretched ones do are found; nothing here tells good images
+      from better ones.
     """
     from benchmarks.measure.evaluation import logits_spread
     from benchmarks.measure.gaps import statistics_gaps

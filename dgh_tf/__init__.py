@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dgh_tf.report.again import write_report
     from dgh_tf.run.to_folder import generate_to
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "GenerationConfig",
     "Generator",

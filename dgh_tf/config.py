@@ -1,4 +1,4 @@
-"""math: every setting of a generation run in one flat frozen dataclass; the command's flags are
+"""Every setting of a generation run in one flat frozen dataclass; the command's flags are
 derived from it.
 
 Errors write a setting as name=value, as one gives it in Python; commands show it as the flag

@@ -1,4 +1,4 @@
-"""cli: python -m dgh_tf.export: the images of a run as a calibration set of another quantizer.
+"""python -m dgh_tf.export: the images of a run as a calibration set of another quantizer.
 
 Flags are defined only when this runs as a command.
 """

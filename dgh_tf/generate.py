@@ -1,4 +1,4 @@
-"""cli: python -m dgh_tf.generate: a trained model in, a folder of calibration images out."""
+"""python -m dgh_tf.generate: a trained model in, a folder of calibration images out."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Values of flags that make no sense, at every command. Commands run in this process, through the
-same flag parser and error guard as
-`python -m`; what is promised of each refusal is in hostile.py.
+same flag parser and error guard as `python -m`; what is promised of each refusal is in hostile.py.
 """
 
 import commands

@@ -1,4 +1,4 @@
-"""cli: python -m tflite_export.convert: a Keras model becomes a full-integer .tflite file, with
+"""python -m tflite_export.convert: a Keras model becomes a full-integer .tflite file, with
 given calibration images or with generated ones.
 
 Flags are defined only when this runs as a command, so that importing it beside another command

@@ -1,4 +1,4 @@
-"""cli: the flags of python -m tflite_export.convert."""
+"""The flags of python -m tflite_export.convert."""
 
 from __future__ import annotations
 

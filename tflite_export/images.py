@@ -1,4 +1,4 @@
-"""state: calibration images for a conversion that was given none: made by dgh_tf, in a folder that
+"""Calibration images for a conversion that was given none: made by dgh_tf, in a folder that
 serves the next conversion of the same model, too.
 """
 

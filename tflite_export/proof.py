@@ -1,4 +1,4 @@
-"""state: what stands beside an integer file: F.json, the proof that F.tflite is fully integer."""
+"""What stands beside an integer file: F.json, the proof that F.tflite is fully integer."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def output_paths(text: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
 
 
 def write_set(files: Mapping[pathlib.Path, bytes]) -> None:
-    """Writes all files, whole, before any takes its place, so that a full disk leaves the old
-    ones. Raises OSError.
+    """Writes all files, whole, before any takes its place, so that a full disk leaves the old ones.
+    Raises OSError.
     """
     with contextlib.ExitStack() as stack:
         for path, data in files.items():

@@ -1,7 +1,7 @@
-"""keras: one door to every way of turning calibration images into an integer model, by name.
+"""One door to every way of turning calibration images into an integer model, by name.
 
-docs/guide/algorithms.md says what each does and where it comes from. All take the same images,
-so they compare.
+docs/guide/algorithms.md says what each does and where it comes from. All take the same images, so
+they compare.
 """
 
 from __future__ import annotations

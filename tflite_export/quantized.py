@@ -1,4 +1,4 @@
-"""keras: quantization in one call, and what one does with its result."""
+"""Quantization in one call, and what one does with its result."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ class QuantizedModel:
     def estimate(self, images: Images | None = None, *, verbose: int | str = "auto") -> Estimate:
         """Predicts, without real data, how often the file gives the float model's class.
 
-        It judges on generated images that did not calibrate the file. What `quantize` did not
-        make already is generated on the first call; a further call costs nothing.
+        It judges on generated images that did not calibrate the file. What `quantize` did not make
+        already is generated on the first call; a further call costs nothing.
 
         Args:
           images: to judge on instead, float32 [images, ...] in the model's input units or a dict by

@@ -1,4 +1,4 @@
-"""math: which items of a large set take part."""
+"""Which items of a large set take part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""state: images with boxes in COCO's format (annotations.json and image files), at a detector's
+"""Images with boxes in COCO's format (annotations.json and image files), at a detector's
 input size.
 """
 
@@ -34,16 +34,14 @@ def load(
       path: the .json file, or a folder with annotations.json. Files are looked for beside it and in
         images/ beside it.
       input_shape: (height, width, channels), all known. An image is scaled to fit and padded with
-        black on the right and
-        below, as KerasCV's Resizing does with pad_to_aspect_ratio; boxes are scaled with it.
+        black on the right and below, as KerasCV's Resizing does with pad_to_aspect_ratio; boxes are
+        scaled with it.
       limit: at most so many images, a fixed random choice.
 
     Returns:
       uint8 [N, height, width, channels], and {"boxes": float32 [N, K, 4] (left, top, right, bottom
-      in input pixels),
-      "classes": float32 [N, K]}, unused rows -1. A class is the place of its category among the
-      sorted category ids;
-      crowd annotations are left out.
+      in input pixels), "classes": float32 [N, K]}, unused rows -1. A class is the place of its
+      category among the sorted category ids; crowd annotations are left out.
 
     Raises: ValueError for a damaged file or one without images, for images that cannot be read or
       are not of the size that the annotations state, for an open input size.

@@ -1,4 +1,4 @@
-"""state: images with their truth from files, folders, TensorFlow Datasets or the demo, in the
+"""Images with their truth from files, folders, TensorFlow Datasets or the demo, in the
 model's input units.
 """
 
@@ -42,14 +42,13 @@ def load(
 
     Args:
       spec: path of an .npz with x [N, ...] and y [N] (or one-hot [N, classes]), or x alone; a
-        folder with one folder of images per class;
-        a set in COCO's format (see `benchmarks.data.coco`); 'tfds:NAME[/split]'; or 'demo'.
+        folder with one folder of images per class; a set in COCO's format (see
+        `benchmarks.data.coco`); 'tfds:NAME[/split]'; or 'demo'.
       role: 'real' or 'evaluation': which half of the demo, and which split of a TFDS name without
         one.
       input_shape: the model's input without the batch. Image files of another size are cropped
-        centrally to its
-        aspect ratio and resized (bilinear), those with boxes are scaled and padded; arrays must fit
-        as they are.
+        centrally to its aspect ratio and resized (bilinear), those with boxes are scaled and
+        padded; arrays must fit as they are.
       preprocess: see `benchmarks.data.preprocessing`.
       limit: at most so many images: of files and arrays a fixed random choice, of TFDS the first
         ones.
@@ -59,9 +58,8 @@ def load(
 
     Returns:
       x float32 [N, *input_shape] in model input units, and the truth: class indices int64 [N];
-      {"boxes": [N, K, 4] in
-      input pixels (left, top, right, bottom), "classes": [N, K]} padded with -1; or None for images
-      alone.
+      {"boxes": [N, K, 4] in input pixels (left, top, right, bottom), "classes": [N, K]} padded with
+      -1; or None for images alone.
 
     Raises:
       FileNotFoundError: nothing at the path.
@@ -150,8 +148,8 @@ def read_npz(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _class_indices(y: np.ndarray) -> np.ndarray:
-    """Class indices [N] of one-hot rows [N, classes] or of a column [N, 1]; anything else as it
-    is, to be refused.
+    """Class indices [N] of one-hot rows [N, classes] or of a column [N, 1]; anything else as it is,
+    to be refused.
     """
     if y.ndim != 2 or y.dtype.kind not in "uifb":
         return y

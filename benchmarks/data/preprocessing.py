@@ -1,4 +1,4 @@
-"""math: stored pixel values to a model's input units. Images are [N, height, width, channels], the
+"""Stored pixel values to a model's input units. Images are [N, height, width, channels], the
 result float32.
 """
 
@@ -20,9 +20,8 @@ def preprocessing(text: str) -> Callable[[np.ndarray], np.ndarray]:
 
     Args:
       text: 'SCALE,OFFSET' for x * SCALE + OFFSET, or none, unit (x / 255), symmetric (x / 127.5 -
-        1),
-        imagenet (unit range, then ImageNet's mean and deviation), caffe (BGR, ImageNet's mean taken
-        off).
+        1), imagenet (unit range, then ImageNet's mean and deviation), caffe (BGR, ImageNet's mean
+        taken off).
 
     Raises:
       ValueError: `text` is neither, or images without three channels meet imagenet or caffe.

@@ -1,4 +1,4 @@
-"""keras: calibration images by source: real, generated (whole method or minus a part), uniform and
+"""Calibration images by source: real, generated (whole method or minus a part), uniform and
 Gaussian noise.
 """
 
@@ -91,8 +91,7 @@ def calibration_images(
 
     Returns:
       float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the
-      seconds a generated source took
-      (else None).
+      seconds a generated source took (else None).
     """
     shape = (config.num_images, *real.shape[1:])
     if source == "real":

@@ -1,4 +1,4 @@
-"""state: the comparison of calibration sources on one model: load, measure row by row, report."""
+"""The comparison of calibration sources on one model: load, measure row by row, report."""
 
 from __future__ import annotations
 

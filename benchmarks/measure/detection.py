@@ -1,4 +1,4 @@
-"""keras: mean average precision of a KerasCV detector from its raw heads, decoded outside the
+"""Mean average precision of a KerasCV detector from its raw heads, decoded outside the
 model.
 """
 
@@ -19,13 +19,12 @@ def decode(detector, raw: Mapping[str, np.ndarray], images: np.ndarray) -> dict[
       detector: a KerasCV detector with `decode_predictions` (YOLOV8Detector, RetinaNet); its
         weights are not used.
       raw: the model's raw heads by output name, float32, of a float or of an integer run: {"boxes":
-        [N, anchors, 64],
-        "classes": [N, anchors, classes]} for YOLOV8Detector.
+        [N, anchors, 64], "classes": [N, anchors, classes]} for YOLOV8Detector.
       images: [N, height, width, channels]; only the shape counts.
 
     Returns: {"boxes": float32 [N, M, 4] in the detector's box format, "classes": [N, M],
-      "confidence": [N, M]};
-    unused rows hold -1. Raises ValueError where the model cannot decode or a head is missing.
+      "confidence": [N, M]}; unused rows hold -1. Raises ValueError where the model cannot decode or
+      a head is missing.
     """
     if not hasattr(detector, "decode_predictions"):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""state: what one integer model costs on the evaluation set, and the ranges written in its file."""
+"""What one integer model costs on the evaluation set, and the ranges written in its file."""
 
 from __future__ import annotations
 
@@ -159,9 +159,8 @@ def compare_ranges(real: Ranges, other: Ranges) -> dict[str, float | None]:
 
     Returns:
       range_coverage: mean share of the real range that the other covers; range_ratio: geometric
-        mean of the widths'
-      ratio, other / real; range_gap: mean |log2 ratio|, 0 where all widths are equal. None without
-      a common tensor.
+        mean of the widths' ratio, other / real; range_gap: mean |log2 ratio|, 0 where all widths
+        are equal. None without a common tensor.
     """
     names = [name for name in real if name in other]
     if not names:

@@ -1,6 +1,4 @@
-"""keras: how far the statistics of images are from what each BatchNorm layer of a model
-remembers.
-"""
+"""How far the statistics of images are from what each BatchNorm layer of a model remembers."""
 
 from __future__ import annotations
 
@@ -48,9 +46,8 @@ def statistics_gaps(
     standard deviations.
 
     The mean over channels of ((mean - running mean) / s)^2 + (std / s - 1)^2 with s^2 = running
-    variance + epsilon, the
-    form that generation minimizes. 0 means equal; real images in the right units stay near 0,
-    whatever they show. Empty for a model without statistics.
+    variance + epsilon, the form that generation minimizes. 0 means equal; real images in the right
+    units stay near 0, whatever they show. Empty for a model without statistics.
 
     Args:
       network: dgh_tf.network.Network of the model.

@@ -1,8 +1,7 @@
-"""math: how far an integer model is from its float model. Everything is computed in float64.
+"""How far an integer model is from its float model. Everything is computed in float64.
 
 Outputs are class scores, float [images, classes]: probabilities or logits, the same kind on both
-sides; the squared error
-and the ratio take outputs of any shape.
+sides; the squared error and the ratio take outputs of any shape.
 """
 
 from __future__ import annotations

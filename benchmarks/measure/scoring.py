@@ -1,4 +1,4 @@
-"""keras: what a model's outputs are scored by: class indices, boxes, or nothing but the float
+"""What a model's outputs are scored by: class indices, boxes, or nothing but the float
 model's own outputs.
 """
 

@@ -1,4 +1,4 @@
-"""state: plots of results as PNG files: bars with every seed as a dot, and ranges against the real
+"""Plots of results as PNG files: bars with every seed as a dot, and ranges against the real
 ones.
 """
 

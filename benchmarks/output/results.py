@@ -1,4 +1,4 @@
-"""state: results.json and ranges.json of a folder: rows added one by one, each whole on disk before
+"""Results.json and ranges.json of a folder: rows added one by one, each whole on disk before
 the next begins.
 """
 

@@ -1,4 +1,4 @@
-"""text: result rows as a markdown table, means and standard deviations over seeds."""
+"""Result rows as a markdown table, means and standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ def mean_std(values: Sequence[float | None], *, digits: int) -> str:
     """'mean ± standard deviation' over seeds; the mean alone of one value; '-' of none.
 
     The deviation is the sample's (n - 1), since seeds are a sample of all seeds. A `None` was not
-    measured and is
-    left out; an infinite value makes the mean infinite and the deviation meaningless, so it is left
-    out too.
+    measured and is left out; an infinite value makes the mean infinite and the deviation
+    meaningless, so it is left out too.
     """
     known = [float(value) for value in values if value is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""cli: every model of a list over sources, set sizes, seeds and schemes: python -m
+"""Every model of a list over sources, set sizes, seeds and schemes: python -m
 benchmarks.suite.
 """
 

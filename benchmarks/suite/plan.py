@@ -1,4 +1,4 @@
-"""state: the suite's list of models and its plan: which rows there are to measure, and where each
+"""The suite's list of models and its plan: which rows there are to measure, and where each
 is kept.
 """
 
@@ -21,10 +21,9 @@ class Entry:
 
     mlperf_tiny: MLPerf Tiny's accuracy threshold for this model, a reference line in the plots.
     stated_range: input range as the model's makers state it, for the source no_statistics, which
-      finds none.
+    finds none.
     num_evaluation: at most so many evaluation images, 0 for all. num_images, ablation_num_images,
-      schemes, held_out: the
-    entry's own, instead of the command's.
+    schemes, held_out: the entry's own, instead of the command's.
     """
 
     name: str
@@ -174,9 +173,8 @@ def plan(
     any of the second.
 
     Sources that lack a part of the method are measured at the ablation's set sizes and with the
-    first scheme alone, further
-    schemes at those sizes; per_batch not where there is but one batch, since it would be synthetic
-    again.
+    first scheme alone, further schemes at those sizes; per_batch not where there is but one batch,
+    since it would be synthetic again.
     """
 
     def counts(entry: Entry, source: str, scheme: str) -> Sequence[int]:

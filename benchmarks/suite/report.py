@@ -1,4 +1,4 @@
-"""state: results.json, results.md and the plots of a suite, from whatever rows are there."""
+"""Results.json, results.md and the plots of a suite, from whatever rows are there."""
 
 from __future__ import annotations
 

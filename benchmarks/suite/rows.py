@@ -1,4 +1,4 @@
-"""state: measures the suite's rows: images (kept for all schemes), an integer file, the truth about
+"""Measures the suite's rows: images (kept for all schemes), an integer file, the truth about
 it, and evidence without data.
 """
 

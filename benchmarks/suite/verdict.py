@@ -1,4 +1,4 @@
-"""state: how the verdicts of a suite's rows compare with the truth: correlations, errors, levels,
+"""How the verdicts of a suite's rows compare with the truth: correlations, errors, levels,
 and the misjudged rows.
 """
 

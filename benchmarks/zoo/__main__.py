@@ -1,4 +1,4 @@
-"""cli: trains a network without BatchNorm: python -m benchmarks.zoo --network=vit --output_dir=DIR.
+"""Trains a network without BatchNorm: python -m benchmarks.zoo --network=vit --output_dir=DIR.
 
 DIR/NAME.keras, DIR/real.npz (images it was trained on, to calibrate with) and DIR/evaluation.npz
 (held out from training) are what benchmarks.calibration and the suite take. Minutes on two cores.

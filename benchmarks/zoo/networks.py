@@ -1,4 +1,4 @@
-"""keras: a ViT, a ConvNeXt-like and a GroupNorm network, small enough to train on two cores.
+"""A ViT, a ConvNeXt-like and a GroupNorm network, small enough to train on two cores.
 
 None of them keeps a statistic of its training set, so they show what generated images are worth
 where no BatchNorm layer leads them. Each builder takes the input's shape (height, width, channels)

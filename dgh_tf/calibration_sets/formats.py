@@ -1,4 +1,4 @@
-"""state: calibration sets as files, one writer for each form that other tools take.
+"""Calibration sets as files, one writer for each form that other tools take.
 
 To add a form: a writer, its line in FORMATS, and its row in docs/guide/calibration_sets.md.
 """

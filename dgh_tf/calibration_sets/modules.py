@@ -1,4 +1,4 @@
-"""state: the Python modules that quantizers import for calibration data.
+"""The Python modules that quantizers import for calibration data.
 
 Each is whole in itself, finds its files beside it from any current folder, and reads what differs
 between sets from calibration.json. So no name of a model ever becomes code.

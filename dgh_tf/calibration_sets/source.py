@@ -1,4 +1,4 @@
-"""state: the images of a finished run as what a calibration set is made of."""
+"""The images of a finished run as what a calibration set is made of."""
 
 from __future__ import annotations
 

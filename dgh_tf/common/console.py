@@ -1,4 +1,4 @@
-"""cli: what every command shares: one-line errors, exit codes, signals, --verbose."""
+"""What every command shares: one-line errors, exit codes, signals, --verbose."""
 
 from __future__ import annotations
 
@@ -211,8 +211,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         if code == INTERRUPTED:  # another one could now only spoil the exit code
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             # CPython keeps in mind that one passed through an exec of text (making a namedtuple,
-            # say), and then ends by the signal,
-            # whatever caught it and whatever the exit code; the next exec of text makes it forget
+            # say), and then ends by the signal, whatever caught it and whatever the exit code; the
+            # next exec of text makes it forget
             exec("")
         sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""math: whether generated images have reached the statistics of their model, in words.
+"""Whether generated images have reached the statistics of their model, in words.
 
 Gaps are in units of each layer's own normalization: 0 means equal statistics, 1 that the means are
 one standard deviation off. The bounds are those of the measured tables (docs/experiments):

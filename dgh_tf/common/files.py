@@ -1,4 +1,4 @@
-"""state: files that are either whole or absent, and their hashes."""
+"""Files that are either whole or absent, and their hashes."""
 
 from __future__ import annotations
 

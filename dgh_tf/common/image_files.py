@@ -1,4 +1,4 @@
-"""state: image files as pixels. Every command that takes a folder of images reads them here.
+"""Image files as pixels. Every command that takes a folder of images reads them here.
 
 One rule for all: EXIF orientation is applied, 16-bit values keep their high bits, transparency is
 dropped (as Keras' load_img and TensorFlow's decode_image do), and another size than the model's

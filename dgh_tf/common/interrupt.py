@@ -1,4 +1,4 @@
-"""cli: Ctrl-C while a command is still importing is one line, and is never lost. Every package
+"""Ctrl-C while a command is still importing is one line, and is never lost. Every package
 imports this file before anything else.
 
 Hooks, since a try around a command's main would come too late: `python -m` itself imports the

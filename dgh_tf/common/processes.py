@@ -1,4 +1,4 @@
-"""state: child processes that end with this one, and temporary folders that the next run clears.
+"""Child processes that end with this one, and temporary folders that the next run clears.
 
 A program that is killed cannot tidy up. So each child ends by itself when this process is gone, and
 every temporary folder lies in one folder of the user, from which the next process that needs one
@@ -105,8 +105,8 @@ def run(
     """Runs `python -m module arguments` to its end, tied to this process.
 
     Args:
-      timeout: seconds after which it is killed; None waits for ever. on_line: gets each line of
-        its standard output as it comes.
+      timeout: seconds after which it is killed; None waits for ever. on_line: gets each line of its
+        standard output as it comes.
     Raises: TimeoutError, after which the child and all that it started are gone.
 
     Example: `run("ethosu.vela", "--version").stdout`

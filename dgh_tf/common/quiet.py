@@ -1,4 +1,4 @@
-"""cli: TensorFlow's own lines kept off the terminal. No flags here: what a program imports must not
+"""TensorFlow's own lines kept off the terminal. No flags here: what a program imports must not
 define any.
 """
 

@@ -1,4 +1,4 @@
-"""state: the folder that a run leaves behind, and its images as a representative dataset."""
+"""The folder that a run leaves behind, and its images as a representative dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cli: runs a module as a command that ends with the process that started it: see `processes`.
+"""Runs a module as a command that ends with the process that started it: see `processes`.
 
 `python -m dgh_tf.common.tied watched MODULE ...` ends when its standard input does; with
 `reads_input` the module itself reads it, and ends then.

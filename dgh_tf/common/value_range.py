@@ -1,4 +1,4 @@
-"""math: whether images lie in the range of values that a model takes, and what would bring them
+"""Whether images lie in the range of values that a model takes, and what would bring them
 there.
 
 Images in the wrong units (bytes for a model of 0 to 1) give files and figures that look like a bad
@@ -82,8 +82,8 @@ def place(low: np.ndarray, high: np.ndarray, *, valid_low: Bound, valid_high: Bo
 
     Raises: ValueError for a range without width.
 
-    Example: bytes for a model of 0 to 1:
-      `place(np.zeros(3), np.full(3, 255.0), valid_low=0, valid_high=1).mapping == (1 / 255, 0)`.
+    Example: bytes for a model of 0 to 1: `place(np.zeros(3), np.full(3, 255.0), valid_low=0,
+    valid_high=1).mapping == (1 / 255, 0)`.
     """
     want_low, want_high = (np.asarray(bound, np.float64) for bound in (valid_low, valid_high))
     low, high = np.atleast_1d(low).astype(np.float64), np.atleast_1d(high).astype(np.float64)

@@ -1,12 +1,10 @@
-"""math: scikit-learn's handwritten digits painted on coloured textures, the demo's real and
+"""Scikit-learn's handwritten digits painted on coloured textures, the demo's real and
 held-out images.
 
 All images are float32 [N, 64, 64, 3] in the demo model's input units, [-1, 1]; each function
-depends on its seed alone.
-The digits are real scans (1797 of 8x8 pixels, the test set of UCI's "Optical Recognition of
-Handwritten Digits") that
-ship with scikit-learn, so nothing is downloaded. The textures have the mix of frequencies of
-photographs.
+depends on its seed alone. The digits are real scans (1797 of 8x8 pixels, the test set of UCI's
+"Optical Recognition of Handwritten Digits") that ship with scikit-learn, so nothing is downloaded.
+The textures have the mix of frequencies of photographs.
 """
 
 from __future__ import annotations

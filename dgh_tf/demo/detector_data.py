@@ -1,10 +1,9 @@
-"""math: scenes of handwritten digits on textures for the demo detector, with boxes; training side
+"""Scenes of handwritten digits on textures for the demo detector, with boxes; training side
 and held-out side.
 
 Images are float32 [N, 96, 96, 3] in the detector's input units, [0, 255]. Boxes are float32 [N,
-MAX_DIGITS, 4],
-absolute pixels "xyxy" (left, top, right, bottom); classes are float32 [N, MAX_DIGITS].
-Unused rows of both hold
+MAX_DIGITS, 4], absolute pixels "xyxy" (left, top, right, bottom); classes are float32 [N,
+MAX_DIGITS]. Unused rows of both hold
 -1, as KerasCV pads. Held-out scenes use held-out scans, so no digit of a test scene was seen in
 training.
 """

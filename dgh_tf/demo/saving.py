@@ -1,4 +1,4 @@
-"""keras: writing a trained demo model as a small .keras file."""
+"""Writing a trained demo model as a small .keras file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def save_small(model, path: str | os.PathLike) -> None:
     as any other.
 
     Keras stores its HDF5 weights uncompressed, and in a model of many small layers the padding
-    between them is most of
-    the file: the demo detector takes 1.6 MB so and 0.9 MB compressed.
+    between them is most of the file: the demo detector takes 1.6 MB so and 0.9 MB compressed.
     """
     with tempfile.TemporaryDirectory() as folder:
         plain = pathlib.Path(folder) / "model.keras"

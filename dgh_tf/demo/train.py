@@ -1,11 +1,10 @@
-"""cli: trains the embedded demo model. `python -m dgh_tf.demo.train --output=demo.keras`: minutes
+"""Trains the embedded demo model. `python -m dgh_tf.demo.train --output=demo.keras`: minutes
 on two CPU cores.
 
 What the shipped file does on the 597 held-out images, full-int8 TFLite, 128 calibration images,
-mean of three draws
-(top-1 / agreement with float / SQNR of the probabilities): float 0.980; real images 0.978 / 0.998 /
-37.3 dB; uniform noise
-over [-1, 1] 0.893 / 0.899 / 1.0 dB; N(0, 1) noise clipped to [-1, 1] 0.907 / 0.913 / 1.8 dB.
+mean of three draws (top-1 / agreement with float / SQNR of the probabilities): float 0.980; real
+images 0.978 / 0.998 / 37.3 dB; uniform noise over [-1, 1] 0.893 / 0.899 / 1.0 dB; N(0, 1) noise
+clipped to [-1, 1] 0.907 / 0.913 / 1.8 dB.
 """
 
 from __future__ import annotations
@@ -99,11 +98,9 @@ def train(*, epochs: int, seed: int):
     the same machine.
 
     A sixth of the images are textures without a digit whose target is uniform, so that the model is
-    not sure of a digit
-    where there is none ("outlier exposure", arXiv 1812.04606). This is also what makes noise a bad
-    calibration set here:
-    on noise the pooled features stay near 0. Trained without these textures the same kind of net
-    lost only 1 to 3 points.
+    not sure of a digit where there is none ("outlier exposure", arXiv 1812.04606). This is also
+    what makes noise a bad calibration set here: on noise the pooled features stay near 0. Trained
+    without these textures the same kind of net lost only 1 to 3 points.
     """
     import keras
     import numpy as np

@@ -1,10 +1,9 @@
-"""cli: trains the embedded demo detector. `python -m dgh_tf.demo.train_detector
+"""Trains the embedded demo detector. `python -m dgh_tf.demo.train_detector
 --output=demo_detector.keras`.
 
 About ten minutes on two CPU cores. What the shipped file does on 1000 held-out scenes, COCO mAP:
-float 0.538; full-int8
-TFLite with 64 calibration images, mean of three seeds: real scenes 0.529, uniform noise 0.510, N(0,
-1) noise 0.000.
+float 0.538; full-int8 TFLite with 64 calibration images, mean of three seeds: real scenes 0.529,
+uniform noise 0.510, N(0, 1) noise 0.000.
 """
 
 from __future__ import annotations

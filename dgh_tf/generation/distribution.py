@@ -1,4 +1,4 @@
-"""keras: several devices: the strategy, the split of the set into batches, and what replicas tell
+"""Several devices: the strategy, the split of the set into batches, and what replicas tell
 each other.
 """
 
@@ -49,7 +49,7 @@ def exchange(
     [heads], by one all-reduce.
 
     No gradient passes: that of an all-reduce would be summed over replicas, whose images are not
-      this one's to move.
+    this one's to move.
     """
     values = tf.stop_gradient(tf.concat([tf.reshape(change, [-1]), tf.stack(heads) / replicas], 0))
     if replicas > 1:

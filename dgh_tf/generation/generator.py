@@ -1,4 +1,4 @@
-"""state: the custom training loop: canvases, and a table of moments (batch x BN channels).
+"""The custom training loop: canvases, and a table of moments (batch x BN channels).
 
 The set is one joint problem: batches share only the table. A visit recomputes one batch's row with
 gradient, pools it with all other rows as constants, and moves that batch's canvases; a step is a
@@ -80,9 +80,9 @@ class Generator:
         that cannot work.
 
         store_file: where records that need more than `memory_bytes` are streamed through; None
-          keeps all in memory.
+        keeps all in memory.
         real_hint: a few real images (see `real_images.load_hint`), whose statistics count and which
-          `images` ends with.
+        `images` ends with.
         """
         self.config = config
         self._replicas = Replicas(strategy or make_strategy(config.strategy))

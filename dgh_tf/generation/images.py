@@ -1,4 +1,4 @@
-"""state: calibration images from a model in one call: what the command generate does, in Python."""
+"""Calibration images from a model in one call: what the command generate does, in Python."""
 
 from __future__ import annotations
 

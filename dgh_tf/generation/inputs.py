@@ -1,4 +1,4 @@
-"""math: the model's inputs as they are drawn from canvases, each by its layout and valid range."""
+"""The model's inputs as they are drawn from canvases, each by its layout and valid range."""
 
 from __future__ import annotations
 

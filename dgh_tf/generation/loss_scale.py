@@ -1,4 +1,4 @@
-"""math: the scale of the loss in float16, whose small gradients would vanish unscaled.
+"""The scale of the loss in float16, whose small gradients would vanish unscaled.
 
 It doubles after GROWTH_STEPS good steps and halves after one that overflowed (Micikevicius et al.
 2018, "Mixed Precision Training").

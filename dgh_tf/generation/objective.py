@@ -1,4 +1,4 @@
-"""math: the value that one step lowers: rows of the table, their pooling, and the weighted sum of
+"""The value that one step lowers: rows of the table, their pooling, and the weighted sum of
 the losses.
 
 A batch's row holds its share of the set's first and second moments, in units of each layer's own

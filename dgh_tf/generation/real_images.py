@@ -1,4 +1,4 @@
-"""state: a few real images without labels, which help generation and join its images: from files to
+"""A few real images without labels, which help generation and join its images: from files to
 model units.
 """
 
@@ -25,8 +25,7 @@ def real_images(
     source is None; the ranges).
 
     A range that was fitted to statistics, with no convention behind it, is widened to hold images
-    whose own statistics say that
-    their units are right.
+    whose own statistics say that their units are right.
     """
     shape, valid = network.input_shapes[0], ranges[0]
     if source is None:
@@ -76,8 +75,8 @@ def load_hint(
 
     Args:
       source: a folder of image files, an .npy file, an .npz with x, or an array. Image files and
-        uint8 arrays hold pixels, 0..255,
-        which stand for `low` to `high`; other arrays are in model input units already.
+        uint8 arrays hold pixels, 0..255, which stand for `low` to `high`; other arrays are in model
+        input units already.
       shape: (height, width, channels) of the input, or any other shape for arrays.
       low, high: the valid input range in model units, one value or one per channel.
       bounded: refuse values outside it.

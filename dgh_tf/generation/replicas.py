@@ -1,4 +1,4 @@
-"""state: the replicas of a strategy: which batches are whose, and how values get to replicas and
+"""The replicas of a strategy: which batches are whose, and how values get to replicas and
 back. The loop itself knows no devices.
 """
 

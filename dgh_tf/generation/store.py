@@ -1,4 +1,4 @@
-"""state: where canvases, optimizer slots and rows of the table live: in memory, or in a file
+"""Where canvases, optimizer slots and rows of the table live: in memory, or in a file
 streamed through a few buffers.
 
 A batch's record is all that the run knows of it: its canvases, RAdam's slots and its row of the
@@ -155,8 +155,8 @@ class FileStore:
     runs.
 
     Plain reads and writes rather than a memory map: mapped pages would count as the process's
-    memory. The file is a
-    working copy that a kill may leave in any state; checkpoints are what survives.
+    memory. The file is a working copy that a kill may leave in any state; checkpoints are what
+    survives.
     """
 
     _BUFFERS = 3  # for each replica: one in work, one being read ahead, one being written back

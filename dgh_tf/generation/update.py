@@ -1,4 +1,4 @@
-"""state: the compiled step: one batch's canvases moved against the statistics of the whole set. The
+"""The compiled step: one batch's canvases moved against the statistics of the whole set. The
 loop only repeats it.
 """
 
@@ -20,8 +20,8 @@ from dgh_tf.models.network import Network
 from dgh_tf.ops import losses
 from dgh_tf.ops.radam import apply_radam, cosine
 
-# Share of the steps that match statistics alone; the spread of outputs then says how far to
-# stretch them.
+# Share of the steps that match statistics alone; the spread of outputs then says how far to stretch
+# them.
 MATCHING_SHARE = 0.3
 SPREAD_MEMORY = 0.1  # weight of a batch in that spread's running mean
 # A step's code: FINE, SKIPPED (it overflowed in float16 and moves nothing), the number of the first

@@ -1,4 +1,4 @@
-"""math: ranges of model inputs, and the conventions in which people feed images to networks."""
+"""Ranges of model inputs, and the conventions in which people feed images to networks."""
 
 from __future__ import annotations
 

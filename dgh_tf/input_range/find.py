@@ -1,4 +1,4 @@
-"""keras: the valid range of a model's inputs: from the user, from the model's own layers, or from
+"""The valid range of a model's inputs: from the user, from the model's own layers, or from
 its first running statistics.
 """
 

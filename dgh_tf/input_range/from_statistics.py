@@ -1,8 +1,8 @@
-"""keras: the valid range of an input from the first running statistics of its model.
+"""The valid range of an input from the first running statistics of its model.
 
 The model is shown noise with the spectrum of photographs, dark and bright, weak and strong, in
-every common convention, and the one
-that comes closest to what the first BN layers saw in training is taken.
+every common convention, and the one that comes closest to what the first BN layers saw in training
+is taken.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ PROBES, LEAST_PROBES, PROBE_PIXELS = (
     16 * 96 * 96,
 )  # noise images per candidate, fewer where large ones hold as many pixels
 # Mean of a training set as a share of the range (photographs: 0.4 to 0.5), and the factor on the
-# gap of rarer ones:
-# dark sets (digits, X-rays) are common, bright ones are not.
+# gap of rarer ones: dark sets (digits, X-rays) are common, bright ones are not.
 BRIGHTNESSES = {0.1: 1.25, 0.2: 1.1, 0.35: 1.0, 0.5: 1.0, 0.65: 1.5, 0.8: 2.0}
 CONTRASTS = (
     0.35,
@@ -46,8 +45,8 @@ PROBE_BETAS = {"beta1": 0.9, "beta2": 0.99}
 
 
 def range_from_statistics(network: Network) -> InputRange:
-    """The valid range of a model's only input. Raises ValueError, asking for input_range, where
-    the statistics leave it open.
+    """The valid range of a model's only input. Raises ValueError, asking for input_range, where the
+    statistics leave it open.
     """
     shape = network.input_shapes[0]
     gap = first_gap(network)
@@ -109,8 +108,7 @@ def _convention_gap(gap: Callable, noise: np.ndarray, name: str) -> float:
 
 def _probe(network: Network, start: np.ndarray, std: float, gaps: str) -> InputRange:
     """The range of inputs that follow no convention: what the values of a few samples become when
-    nothing bounds them
-    and they are optimized for the statistics of all BN layers.
+    nothing bounds them and they are optimized for the statistics of all BN layers.
     """
     value_and_gradient = _gap_function(network, layers=len(network.layers), gradient=True)
     x = tf.constant(start, tf.float32)

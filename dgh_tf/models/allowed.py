@@ -1,4 +1,4 @@
-"""keras: what the config inside a model file may name. It is read here before Keras sees it.
+"""What the config inside a model file may name. It is read here before Keras sees it.
 
 A config is JSON: dicts with a `class_name` become objects, and Keras 2 and 3 each have ways to make
 that any class, function or module. So only names on the lists below pass, and those that the

@@ -1,4 +1,4 @@
-"""keras: BatchNormalization layers: the statistics of their training set, and what they compute."""
+"""BatchNormalization layers: the statistics of their training set, and what they compute."""
 
 from __future__ import annotations
 

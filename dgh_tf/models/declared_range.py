@@ -1,4 +1,4 @@
-"""keras: the range of values that a model's own Rescaling and Normalization layers declare for its
+"""The range of values that a model's own Rescaling and Normalization layers declare for its
 inputs, or what a .tflite file says in their place.
 """
 
@@ -35,8 +35,8 @@ _EXACT = 0.1  # octaves: the layer's numbers are those of a common form, such as
 class DeclaredRange:
     """Range of one input, one value or one per channel, and the layer that declares it.
 
-    prior_std: of natural inputs, as a share of half the range. firm: nothing lies outside of it,
-    as for Rescaling by 1/255; what is told from means and deviations is not.
+    prior_std: of natural inputs, as a share of half the range. firm: nothing lies outside of it, as
+    for Rescaling by 1/255; what is told from means and deviations is not.
     """
 
     low: tuple[float, ...]

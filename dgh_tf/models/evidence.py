@@ -1,4 +1,4 @@
-"""keras: what the images of a model can rest on: all, some or none of its running statistics."""
+"""What the images of a model can rest on: all, some or none of its running statistics."""
 
 from __future__ import annotations
 

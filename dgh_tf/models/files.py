@@ -1,4 +1,4 @@
-"""state: what a model file is, decided once by its content and ending, and read with limits.
+"""What a model file is, decided once by its content and ending, and read with limits.
 
 Nothing here makes an object of what a file says. Sizes that a file declares are held against the
 bytes it has before anything is unpacked; an HDF5 file may not lead to other files.
@@ -213,8 +213,8 @@ def _hdf5(source):
 
 
 def _require_plain_hdf5(file, packed: int) -> int:
-    """The number of values in the datasets. Raises where a link or dataset leads elsewhere, or
-    what is declared is far more than what is stored.
+    """The number of values in the datasets. Raises where a link or dataset leads elsewhere, or what
+    is declared is far more than what is stored.
     """
     import h5py
 

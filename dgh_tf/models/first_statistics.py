@@ -1,4 +1,4 @@
-"""keras: whether a model's first BatchNorm layers know such inputs. A check that needs no range."""
+"""Whether a model's first BatchNorm layers know such inputs. A check that needs no range."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""keras: the model that a caller of the Python functions means."""
+"""The model that a caller of the Python functions means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""keras: the heads of a model, found in its traced graph by walking back from each output."""
+"""The heads of a model, found in its traced graph by walking back from each output."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def find_heads(outputs, normalized: list[tf.Tensor]) -> list[Head]:
     """Pre-activation heads of traced outputs.
 
     A concatenated output is several heads, one for each part: detectors join their levels (and
-    boxes with scores) at the
-    end, and each of these has a last BN layer and a value range of its own. A slice of a
-    concatenation is the parts it holds.
+    boxes with scores) at the end, and each of these has a last BN layer and a value range of its
+    own. A slice of a concatenation is the parts it holds.
 
     Args:
       outputs: a tensor, or any list, tuple or dict of such, as the model returned it.
@@ -85,9 +84,8 @@ def _named(outputs) -> list[tuple[str, tf.Tensor]]:
 
 def _pre_activation(tensor: tf.Tensor, window: Window = None) -> list[tf.Tensor] | None:
     """What goes into the activation that `tensor` ends in, one tensor for each part of a
-    concatenation; None where it
-    ends in neither, so that rearranging alone does not count as a head of its own. `window`: the
-    only channels asked for.
+    concatenation; None where it ends in neither, so that rearranging alone does not count as a head
+    of its own. `window`: the only channels asked for.
     """
     kind, sources = tensor.op.type, tensor.op.inputs
     if kind in ACTIVATIONS:

@@ -1,4 +1,4 @@
-"""keras: what is done to layers while a model is traced, and undone after: their calls recorded,
+"""What is done to layers while a model is traced, and undone after: their calls recorded,
 their precision changed.
 """
 

@@ -1,4 +1,4 @@
-"""keras: models saved by Keras 2 (tf_keras), rebuilt as Keras 3 models that give the same outputs.
+"""Models saved by Keras 2 (tf_keras), rebuilt as Keras 3 models that give the same outputs.
 
 Built by tf_keras from the config that was checked, given the file's numbers, written as HDF5, its
 config rewritten where Keras 3 reads it differently, read by Keras 3, compared.
@@ -153,12 +153,10 @@ def as_keras3(config):
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
     The differences: inherited arguments (see above); SyncBatchNormalization is
-      BatchNormalization(synchronized=True); random
-    augmentation, which takes other arguments and does nothing in inference; policies of half
-    precision, which become float32;
-    TensorFlow functions as layers; slashes in names; and a model used as a layer counts its own
-    graph as node 0 in Keras 2, so its
-    first use is node 1 there and node 0 in Keras 3.
+    BatchNormalization(synchronized=True); random augmentation, which takes other arguments and does
+    nothing in inference; policies of half precision, which become float32; TensorFlow functions as
+    layers; slashes in names; and a model used as a layer counts its own graph as node 0 in Keras 2,
+    so its first use is node 1 there and node 0 in Keras 3.
     """
     if isinstance(config, list):
         return [as_keras3(item) for item in config]

@@ -1,4 +1,4 @@
-"""keras: TensorFlow functions that Keras 2 wrote into models as layers (TFOpLambda), such as what
+"""TensorFlow functions that Keras 2 wrote into models as layers (TFOpLambda), such as what
 preprocess_input does, in Keras 3.
 
 Only functions of the list below are taken. They compute; none of them runs code that a file brings.
@@ -78,8 +78,8 @@ def as_function_layer(layer: dict) -> dict:
     copy.
 
     Keras 2 holds tensors among the arguments; Keras 3 takes them from the inbound nodes alone. So
-    every tensor becomes
-    an inbound node and leaves its place there in the arguments: {"tensor": position}.
+    every tensor becomes an inbound node and leaves its place there in the arguments: {"tensor":
+    position}.
     Raises: ValueError for a function that is not on the list.
     """
     function = layer["config"].get("function", "__operators__.getitem")

@@ -1,4 +1,4 @@
-"""keras: bounds on what a config makes, asked while and after Keras builds it.
+"""Bounds on what a config makes, asked while and after Keras builds it.
 
 A config of a few hundred bytes can declare a layer of a terabyte. Keras allocates it long before it
 finds that the file holds no such weights; so every variable is weighed before it exists.

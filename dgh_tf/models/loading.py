@@ -1,4 +1,4 @@
-"""keras: from a model's name or path to a Keras 3 model. Nothing is deserialized into code unless
+"""From a model's name or path to a Keras 3 model. Nothing is deserialized into code unless
 the user says so.
 """
 
@@ -62,8 +62,8 @@ def load_model(
     """Loads a model without compiling it.
 
     Args:
-      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2, or to
-        a float .tflite | keras:NAME (a function of keras.applications).
+      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2, or to a
+        float .tflite | keras:NAME (a function of keras.applications).
       weights: for keras:NAME only: 'imagenet' (downloads) or 'none' (random, for trials).
       allow_unsafe_deserialization: lets a file bring Python code (Lambda layers). Off unless you
         trust the file.

@@ -1,9 +1,8 @@
-"""keras: a trained model seen as BatchNorm statistics and heads. With heads.py the one place that
+"""A trained model seen as BatchNorm statistics and heads. With heads.py the one place that
 touches a model's insides.
 
 A forward pass is traced with every BN layer's `call` wrapped (put back after), which finds nested,
-shared and subclassed
-layers alike.
+shared and subclassed layers alike.
 """
 
 from __future__ import annotations
@@ -39,8 +38,7 @@ _CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
 @dataclasses.dataclass(frozen=True)
 class Tapped:
     """What one traced forward pass gave: (index of BatchNorm, its input) in call order, for each
-    call the `channel_sums`
-    where they came along (else None), and the heads.
+    call the `channel_sums` where they came along (else None), and the heads.
     """
 
     calls: list[tuple[int, tf.Tensor]]
@@ -56,12 +54,11 @@ class Network:
       input_names, input_shapes: of every input, shapes without batch, channels last.
       channels_first: for every input whether the model takes it as [channels, height, width]; only
         `own_layout` gives it so.
-      layers: the BatchNorm layers whose statistics are matched, in call order: those that a
-        forward pass reaches and training has moved. None of them where there are none.
+      layers: the BatchNorm layers whose statistics are matched, in call order: those that a forward
+        pass reaches and training has moved. None of them where there are none.
       evidence: what images of this model rest on.
       unmatched: names of layers that no BN statistics constrain: other normalizations, and layers
-        with kernels that no
-        BN layer follows.
+        with kernels that no BN layer follows.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""keras: a float .tflite file as a Keras model, so that whatever asks a model can ask a file.
+"""A float .tflite file as a Keras model, so that whatever asks a model can ask a file.
 
 The model computes what the file computes, by TensorFlow operations, so that its heads are found and
 images are optimized through it as for any other. It keeps the file: what makes integer files starts

@@ -1,4 +1,4 @@
-"""keras: models that the method cannot work on are refused here, with what was found, what was
+"""Models that the method cannot work on are refused here, with what was found, what was
 expected and what to do.
 
 Every function raises ValueError, or returns nothing.
@@ -35,7 +35,7 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
     here at all.
 
     logits: the traced function from inputs of `shapes` (with a batch axis in front) to each head's
-      logits by name.
+    logits by name.
     """
     rng = np.random.default_rng(0)
     inputs = [

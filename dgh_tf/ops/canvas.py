@@ -1,10 +1,9 @@
-"""math: from canvases to model inputs. Canvases are float32 [batch, ...] in units where the valid
+"""From canvases to model inputs. Canvases are float32 [batch, ...] in units where the valid
 range is [-1, 1].
 
 `Layout` says what makes sense for one input: photographs get a larger canvas, smoothing, flips and
-crops; anything else
-(vectors, sequences, spectrograms, maps too small to crop) is optimized as it is. Model units appear
-in `to_model` only.
+crops; anything else (vectors, sequences, spectrograms, maps too small to crop) is optimized as it
+is. Model units appear in `to_model` only.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
     stage).
 
     Its gradient is written out: that of clipping passes straight through, so that saturated pixels
-      can come back.
+    can come back.
 
     Args:
       canvas: float32 [batch, *layout.canvas_shape]. seed: int32 [2], the only source of randomness.
@@ -193,10 +192,8 @@ def start_canvas(
     """Canvas number `index` of a run, float32 [*shape], of mean near 0 and near the given std.
 
     start: 'leaves', discs as in dead_leaves; 'noise', amplitude falling with spatial frequency as
-      in photographs (Field
-    1987), channels sharing most of it, as grey dominates colour there; 'white', independent N(0,
-    std) values, which is
-    what anything but an image gets.
+    in photographs (Field 1987), channels sharing most of it, as grey dominates colour there;
+    'white', independent N(0, std) values, which is what anything but an image gets.
     """
     generator = np.random.default_rng([seed, index])
     if start == "white" or not is_image(shape):
@@ -260,9 +257,8 @@ def dead_leaves(shape: tuple[int, ...], *, generator: np.random.Generator) -> np
     1].
 
     The dead leaves model (Matheron 1968; Lee, Mumford, Huang 2001) shares with photographs what
-    Gaussian noise of any
-    spectrum lacks: flat parts and sharp edges, so the heavy tails that set the ranges of early
-      layers.
+    Gaussian noise of any spectrum lacks: flat parts and sharp edges, so the heavy tails that set
+    the ranges of early layers.
     """
     height, width, channels = shape
     largest, smallest = max(height, width) / 3.0, 1.0

@@ -1,4 +1,4 @@
-"""math: moments of every layer's input over all calls of the layer, as BatchNorm counts them."""
+"""Moments of every layer's input over all calls of the layer, as BatchNorm counts them."""
 
 from __future__ import annotations
 

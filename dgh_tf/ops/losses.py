@@ -1,8 +1,8 @@
-"""math: what the images are optimized for: BatchNorm statistics, stretched outputs, an image prior.
+"""What the images are optimized for: BatchNorm statistics, stretched outputs, an image prior.
 
 All gaps are in units of the layer's own normalization, sqrt(running variance + epsilon): what the
-next layer sees.
-A raw gap, as the references use, lets the layer with the largest activations drown all others.
+next layer sees. A raw gap, as the references use, lets the layer with the largest activations drown
+all others.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ def moment_gap(
       observed: pooled moments, float32 [channels].
       mean, variance: running statistics, float32 [channels].
       epsilon: the BN layer's own; added to both variances before the root, so dead channels neither
-        divide by zero
-        nor dominate.
+        divide by zero nor dominate.
     Returns: float32 scalar; 0 means equal, 1 that means are one standard deviation off.
     """
     scale = tf.sqrt(variance + epsilon)
@@ -49,8 +48,7 @@ def channel_gaps(
     normalization. All float32 [channels].
 
     Args: mean, variance: of (x - running mean) / scale, scale = sqrt(running variance + layer's
-      epsilon).
-      epsilon: the layer's, divided by scale squared.
+      epsilon). epsilon: the layer's, divided by scale squared.
     """
     return tf.square(mean) + std_weight * tf.square(
         tf.sqrt(tf.maximum(variance + epsilon, 1e-12)) - 1.0
@@ -75,11 +73,9 @@ def stretching(spread: tf.Tensor, *, limit: tf.Tensor) -> tf.Tensor:
     the mean spread).
 
     The paper's lambda differs by 300 times between models, because it carries the unit of the
-    logits. The logarithm
-    removes the unit: an image's gradient is that of -lambda * spread with lambda = 1 / spread, so
-      heads of any size and
-    unit pull equally hard. Images at the limit are stretched no more: a wider output only costs
-    resolution.
+    logits. The logarithm removes the unit: an image's gradient is that of -lambda * spread with
+    lambda = 1 / spread, so heads of any size and unit pull equally hard. Images at the limit are
+    stretched no more: a wider output only costs resolution.
 
     Args: spread: float32 [batch], positive, in logit units. limit: float32 scalar, same unit.
     Returns: float32 scalar, the mean over images of -log(min(spread, limit)).

@@ -1,4 +1,4 @@
-"""math: per-channel moments of activations in float32, and the gradient that makes them cheap."""
+"""Per-channel moments of activations in float32, and the gradient that makes them cheap."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class Moments(NamedTuple):
 
 def safe_shift(mean: np.ndarray, *, variance: np.ndarray, epsilon: float) -> np.ndarray:
     """The shift for `channel_sums` that channels of these running statistics need, float32
-    [channels]: zeros where no mean is
-    so far from zero that squares in float32 lose the variance; a shift costs a pass over the
-    activations.
+    [channels]: zeros where no mean is so far from zero that squares in float32 lose the variance; a
+    shift costs a pass over the activations.
     """
     far = np.square(mean) > SAFE_OFFSET**2 * (variance + epsilon)
     return mean if far.any() else np.zeros_like(mean)
@@ -52,8 +51,7 @@ def channel_sums(
     Args:
       x: activations of any float type; sums are float32.
       shift: float32 [channels], a guess of the mean: deviations are taken from it before squaring,
-        so a large mean does
-        not cancel the variance away. All zeros save a pass over x.
+        so a large mean does not cancel the variance away. All zeros save a pass over x.
       axis: the channel axis.
     """
     x = tf.cast(x, tf.float32)

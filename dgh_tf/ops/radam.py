@@ -1,4 +1,4 @@
-"""math: RAdam and the step-size schedules as pure functions: state in, new state out."""
+"""RAdam and the step-size schedules as pure functions: state in, new state out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ def radam(
     Beyond", algorithm 2).
 
     While the variance of the adaptive rate is unbounded (its first few steps) only the slots fill:
-    an unadapted step
-    would depend on the gradient's scale, which here means on the image's size.
+    an unadapted step would depend on the gradient's scale, which here means on the image's size.
 
     Args:
       gradient, first, second: float32, one shape. first and second start at 0.
@@ -53,8 +52,7 @@ def apply_radam(
     """`radam` in place, by TensorFlow's Adam kernel: one pass over memory instead of a dozen.
 
     The kernel's own bias corrections are turned off (powers 0); `adaptive_rate` holds them. No
-    Keras optimizer: under
-    tf.distribute those add up the gradients of different replicas' images.
+    Keras optimizer: under tf.distribute those add up the gradients of different replicas' images.
     """
     size = adaptive_rate(tf.cast(step + 1, tf.float32), beta1=beta1, beta2=beta2) * rate
     tf.raw_ops.ResourceApplyAdam(

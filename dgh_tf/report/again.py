@@ -1,4 +1,4 @@
-"""cli: report.html of a finished run, written anew with the integer files that were made since."""
+"""Report.html of a finished run, written anew with the integer files that were made since."""
 
 from __future__ import annotations
 

@@ -128,8 +128,8 @@ def _zoom(side: int) -> int:
 
 
 def preview_grid(images: np.ndarray, *, low: object, high: object) -> np.ndarray:
-    """uint8 [rows, columns, 3] picture of up to 64 inputs. images: [N, H, W, C], [N, T, C] or
-    [N, D] in [low, high].
+    """uint8 [rows, columns, 3] picture of up to 64 inputs. images: [N, H, W, C], [N, T, C] or [N,
+    D] in [low, high].
 
     Example:
       preview_grid(np.zeros((4, 32, 32, 3)), low=0.0, high=1.0).shape  # (204, 204, 3)

@@ -1,4 +1,4 @@
-"""state: how many images and steps are enough: both grow until the ranges of activations and
+"""How many images and steps are enough: both grow until the ranges of activations and
 outputs hold still.
 
 Ranges are what calibration takes from images, so they say when more images or more steps would
@@ -134,8 +134,8 @@ def choose(
     """Grows steps, then images, until the ranges hold still.
 
     Steps double while the ranges differ from those of half the steps; then images double while the
-    ranges of one half of
-    the set differ from those of the other. "Differ" means by more than STABLE in the median tensor.
+    ranges of one half of the set differ from those of the other. "Differ" means by more than STABLE
+    in the median tensor.
 
     Args:
       measure: runs (images, steps) and says what it gave; called with the same arguments again it

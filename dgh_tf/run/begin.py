@@ -1,4 +1,4 @@
-"""cli: begins a run in its folder, goes on with it, or finds it finished: all that comes before
+"""Begins a run in its folder, goes on with it, or finds it finished: all that comes before
 TensorFlow starts.
 """
 

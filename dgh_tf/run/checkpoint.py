@@ -1,10 +1,9 @@
-"""state: checkpoints of a run: whole or absent, checksummed, the last two kept.
+"""Checkpoints of a run: whole or absent, checksummed, the last two kept.
 
 A checkpoint is one file: the length of its JSON head, the head (identity, progress, dtypes and
-shapes of the arrays), then
-the arrays of the carry and the records of all batches, one after the other, so that a set of any
-size passes through a
-few megabytes of memory. Beside it, written last, lies a .json with the file's sha256.
+shapes of the arrays), then the arrays of the carry and the records of all batches, one after the
+other, so that a set of any size passes through a few megabytes of memory. Beside it, written last,
+lies a .json with the file's sha256.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""cli: what a finished run leaves: images, preview, report, and the manifest that tells of all."""
+"""What a finished run leaves: images, preview, report, and the manifest that tells of all."""
 
 from __future__ import annotations
 

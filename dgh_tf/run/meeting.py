@@ -1,9 +1,9 @@
-"""cli: the workers of a job meet before any of them starts TensorFlow, and make sure that they run
+"""The workers of a job meet before any of them starts TensorFlow, and make sure that they run
 the same job.
 
 TensorFlow's own way to meet is silent, endless and deaf to signals, and knows nothing of seeds: a
-worker with other settings would make other images of the same job. So worker 0 first listens at
-its own address of TF_CONFIG, hears what each other worker is about to run, and answers all of them.
+worker with other settings would make other images of the same job. So worker 0 first listens at its
+own address of TF_CONFIG, hears what each other worker is about to run, and answers all of them.
 Then the address is free again, and TensorFlow uses it.
 """
 

@@ -1,4 +1,4 @@
-"""cli: what a run tells while it goes on: metrics.jsonl, and a progress bar or plain lines with the
+"""What a run tells while it goes on: metrics.jsonl, and a progress bar or plain lines with the
 time left.
 """
 

@@ -1,4 +1,4 @@
-"""cli: what the user asked for, beside the settings of the images."""
+"""What the user asked for, beside the settings of the images."""
 
 from __future__ import annotations
 

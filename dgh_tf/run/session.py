@@ -1,4 +1,4 @@
-"""cli: one run in its folder, from its model to what it leaves. Starts TensorFlow."""
+"""One run in its folder, from its model to what it leaves. Starts TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cli: signals that end a run. Before and after the steps they raise, as in every command; during
+"""Signals that end a run. Before and after the steps they raise, as in every command; during
 the steps the first one is only remembered, so that the run stops between two batches and is saved.
 """
 

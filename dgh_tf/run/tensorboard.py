@@ -1,4 +1,4 @@
-"""state: a run's figures as TensorBoard summaries; needs the extra `tensorboard`."""
+"""A run's figures as TensorBoard summaries; needs the extra `tensorboard`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cli: a resumable run in a folder, in one call."""
+"""A resumable run in a folder, in one call."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Nearest-neighbour distances by hand; a leak must be seen, and unseen
-images must not be one.
-"""
+"""Nearest-neighbour distances by hand; a leak must be seen, and unseen images must not be one."""
 
 import numpy as np
 import pytest

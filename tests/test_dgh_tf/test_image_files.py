@@ -131,8 +131,8 @@ def test_orientation_is_applied(tmp_path, orientation, kind):
 
 
 def readers(folder):
-    """The same folder as calibration data, as a benchmark's set and as real images: [n, H, W, C]
-    in 0..255 each.
+    """The same folder as calibration data, as a benchmark's set and as real images: [n, H, W, C] in
+    0..255 each.
     """
     shape = (4, 6, 3)
     return {

@@ -118,7 +118,7 @@ def test_constant_outputs_and_an_unknown_limit_give_finite_values(limit):
 def test_hinge_worked_by_hand():
     """Image 0: means 2 and 0 deviations off: mean square 2, minus 0.5 = 1.5; deviations right: 0.
     Image 1: means right; deviations 2 and 1 times: mean square 0.5, which the hinge allows. The
-      mean over images: 0.75.
+    mean over images: 0.75.
     """
     mean, variance = tf.constant([[5.0, -2.0], [1.0, -2.0]]), tf.constant([[4.0, 9.0], [16.0, 9.0]])
     assert float(image_hinge(mean, variance, **RUNNING)) == pytest.approx(0.75, rel=1e-6)

@@ -50,9 +50,8 @@ def test_beta_falls_after_the_warmup(progress, beta, weight):
 
 def test_learned_rounding_finds_what_nearest_misses():
     """Six weights on nearly equal inputs: what counts is the sum of the errors, which rounding to
-    nearest leaves at 2.45.
-    All 64 choices are tried one by one: the learned one is close to the best, nearest far from
-    it.
+    nearest leaves at 2.45. All 64 choices are tried one by one: the learned one is close to the
+    best, nearest far from it.
     """
     import keras
     import tensorflow as tf

@@ -22,9 +22,8 @@ from tflite_export.simulation.ranges import collect_ranges
 
 def off_by(tflite, images):
     """Steps of the output's grid between the simulated run and LiteRT's reference kernels, which
-    are plain integer code,
-    the same on every CPU; and between the simulated and the float run. Both flat, over all
-    outputs.
+    are plain integer code, the same on every CPU; and between the simulated and the float run. Both
+    flat, over all outputs.
     """
     graph = read_graph(tflite)
     ranges = collect_ranges(graph, images)

@@ -21,7 +21,7 @@ def handmade(tensors, operators, *, inputs=(0,), outputs=None):
     """A .tflite file from parts.
 
     tensors: (name, shape, dtype, value or None). operators: (kind, inputs, outputs, (options class,
-      {field: value}) or None).
+    {field: value}) or None).
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema

@@ -67,8 +67,8 @@ def test_a_cut_file_gives_one_error(files):
 def test_damage_anywhere_gives_the_file_or_one_error(files):
     """Words of the file replaced at random, by small and by huge numbers: offsets, lengths, types.
 
-    Only ValueError may come out. What is still read must not need a second look: every value can
-    be taken, the table listed.
+    Only ValueError may come out. What is still read must not need a second look: every value can be
+    taken, the table listed.
     """
     rng, errors = np.random.default_rng(0), 0
     start = time.perf_counter()

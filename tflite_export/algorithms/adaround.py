@@ -1,10 +1,9 @@
-"""math: adaptive rounding of weights: a continuous choice between the two neighbouring integers
+"""Adaptive rounding of weights: a continuous choice between the two neighbouring integers
 that ends as a choice.
 
 Nagel et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization" (AdaRound),
-sections 3.3 and 3.4: each
-weight is floor(w / scale) + h(v), with h between 0 and 1 learned by gradient descent and pushed to
-0 or 1.
+sections 3.3 and 3.4: each weight is floor(w / scale) + h(v), with h between 0 and 1 learned by
+gradient descent and pushed to 0 or 1.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""keras: the same calibration images for Google's quantizer of .tflite files, an optional extra.
+"""The same calibration images for Google's quantizer of .tflite files, an optional extra.
 
 It is litert-quantizer, which up to 0.10 was called ai-edge-quantizer: the same interface under
 another name. Either serves; the new one is preferred.

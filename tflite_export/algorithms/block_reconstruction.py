@@ -1,13 +1,11 @@
-"""state: learned rounding of a float .tflite graph, block by block, so that each block gives what
+"""Learned rounding of a float .tflite graph, block by block, so that each block gives what
 it gave in float.
 
 Li et al. 2021, "BRECQ", section 3: blocks rather than layers or the whole network, in order, each
-fed with what the
-quantized blocks before it give. Wei et al. 2022, "QDrop": the quantization of activations is
-dropped at random while
-the weights are learned. The rounding itself is AdaRound's (tflite_export.rounding). Biases are
-learned along; what mean
-error the roundings leave is taken off them afterwards (tflite_export.equalization).
+fed with what the quantized blocks before it give. Wei et al. 2022, "QDrop": the quantization of
+activations is dropped at random while the weights are learned. The rounding itself is AdaRound's
+(tflite_export.rounding). Biases are learned along; what mean error the roundings leave is taken off
+them afterwards (tflite_export.equalization).
 """
 
 from __future__ import annotations
@@ -52,8 +50,8 @@ Values = dict[int, np.ndarray]
 
 class Reconstruction(NamedTuple):
     """`weights`: (int8 integers, float32 scales [channels]) and `biases`: float32, both by tensor
-    index; `errors`: per
-    block (operators, relative squared error of rounding to nearest, of the learned rounding).
+    index; `errors`: per block (operators, relative squared error of rounding to nearest, of the
+    learned rounding).
     """
 
     weights: dict[int, tuple[np.ndarray, np.ndarray]]
@@ -63,8 +61,8 @@ class Reconstruction(NamedTuple):
 
 class _Block(NamedTuple):
     """What is optimized in one span, by tensor index: weights in float, their floors and scales
-    (shaped to broadcast to
-    them), biases in float and the units they are learned in, largest integers.
+    (shaped to broadcast to them), biases in float and the units they are learned in, largest
+    integers.
     """
 
     span: range
@@ -81,9 +79,8 @@ def find_blocks(graph: Graph, *, max_layers: int = 4) -> list[range]:
     operators up to the last weights.
 
     A graph is cut where a single tensor passes, so a residual branch stays whole. A depthwise layer
-    goes with the next
-    span, operators without weights too. A span of more than `max_layers` layers with weights is cut
-    further.
+    goes with the next span, operators without weights too. A span of more than `max_layers` layers
+    with weights is cut further.
     """
     weighted = [
         o.kind in CHANNEL_AXIS and o.inputs[1] in channel_axes(graph) for o in graph.operators
@@ -360,8 +357,8 @@ def _solve(
     **options: Any,
 ) -> tuple[Values, Values]:
     """Integers of a block's weights and its biases, learned, the mean error taken off. `before`,
-    `inputs`: what it reads in float and
-    quantized; `plain`, `wanted`: what it gives rounded to nearest and in float.
+    `inputs`: what it reads in float and quantized; `plain`, `wanted`: what it gives rounded to
+    nearest and in float.
     """
     read, made = _outside(graph, block.span)
     in_float = _advance(

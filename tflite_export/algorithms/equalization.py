@@ -1,9 +1,8 @@
-"""math: cross-layer equalization and bias correction on the constants of a float .tflite graph.
+"""Cross-layer equalization and bias correction on the constants of a float .tflite graph.
 
 Nagel, van Baalen, Blankevoort, Welling: Data-Free Quantization Through Weight Equalization and Bias
-Correction (2019),
-sections 4.1 and 4.2. Both work on the graph after folding, so what they gain is what the integer
-file gains.
+Correction (2019), sections 4.1 and 4.2. Both work on the graph after folding, so what they gain is
+what the integer file gains.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ def equalizable_pairs(graph: Graph) -> list[Pair]:
     """Pairs of convolution, depthwise or dense operators that can trade scale per channel.
 
     The first one's output goes only to the second, through fused or separate ReLU and pooling; its
-    RELU6 counts too,
-    see `equalize`. Weights and biases used twice and outputs of the graph are left alone.
+    RELU6 counts too, see `equalize`. Weights and biases used twice and outputs of the graph are
+    left alone.
     """
     readers: dict[int, list[int]] = {}
     for position, operator in enumerate(graph.operators):
@@ -137,21 +136,18 @@ def equalize(
     unchanged.
 
     For each pair and channel i, s_i = sqrt(r1_i / r2_i) with r the largest absolute weight going
-    out of and into the
-    channel (equation 11 there); the first layer's channel is divided by s_i, the second's
-    multiplied.
+    out of and into the channel (equation 11 there); the first layer's channel is divided by s_i,
+    the second's multiplied.
 
     Args:
       images: needed for pairs with a RELU6 between, which are left out without: a channel that
-        stays under 6 on these
-        images may be scaled as long as it stays under 6; one that reaches 6 keeps its scale. So the
-        function is the
-        same on these images, and on others as far as they reach no higher.
+        stays under 6 on these images may be scaled as long as it stays under 6; one that reaches 6
+        keeps its scale. So the function is the same on these images, and on others as far as they
+        reach no higher.
       rounds: over all pairs, for chains of them.
     Returns:
       New float32 constants by tensor index, for `run`, `collect_ranges` and
-      `to_tflite_with_ranges`; empty when there
-      is nothing to equalize.
+      `to_tflite_with_ranges`; empty when there is nothing to equalize.
     """
     if images is not None:
         graph = proven(graph, images)
@@ -211,8 +207,8 @@ def correct_biases(
     layer.
 
     The error is the quantized minus the float output before the activation, averaged over images
-    and positions; later
-    layers see the corrected ones before them (section 4.2, the form measured on data).
+    and positions; later layers see the corrected ones before them (section 4.2, the form measured
+    on data).
 
     Args:
       images: calibration images, all in memory at once.

@@ -1,11 +1,9 @@
-"""math: checks of calibration images, and their form for tf.lite.TFLiteConverter.
+"""Checks of calibration images, and their form for tf.lite.TFLiteConverter.
 
 Images are arrays [number, ...input shape] in the model's input units; models with several inputs
-take a dict of such
-arrays by input name. The converter of TensorFlow 2.21 must not see bad data: all-NaN or empty data
-silently gives a
-float model, an Inf kills the process, constants and a wrong value range pass and give a useless
-scale.
+take a dict of such arrays by input name. The converter of TensorFlow 2.21 must not see bad data:
+all-NaN or empty data silently gives a float model, an Inf kills the process, constants and a wrong
+value range pass and give a useless scale.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ Range = tuple[float | Sequence[float], float | Sequence[float]]
 # share of the range's width by which values may leave it: float32 rounding of clipped images
 _ROUNDING = 1e-3
 # The activations of all images are in memory at once where biases or roundings are learned; a layer
-# holds up to some sixteen
-# times what the input does, in float and quantized: about 4 GB at this many input values.
+# holds up to some sixteen times what the input does, in float and quantized: about 4 GB at this
+# many input values.
 _MOST_IMAGES, _LEAST_IMAGES, _MOST_VALUES = 128, 8, 2**25
 _CHUNK = 2**22  # values looked at together, so that a memory-mapped array is never copied whole
 
@@ -148,14 +146,13 @@ def check_calibration(
       input_shapes: shape without the batch axis by input name, in the model's order; None fits any
         size.
       value_range: (low, high) of the model's input units, numbers or one value per channel, or a
-        dict of such pairs by
-        input name; None when it is not known.
+        dict of such pairs by input name; None when it is not known.
     Returns:
       float32 arrays by input name, in the order of `input_shapes`. float32 input is not copied.
     Raises:
       ValueError: wrong names, dtype, shape or number, NaN, Inf, constant data.
       UnitsError (a ValueError): values outside `value_range` or filling less than a quarter of it
-        or only one half of it.
+      or only one half of it.
     """
     if not isinstance(images, Mapping):
         if len(input_shapes) != 1:
@@ -206,12 +203,11 @@ def representative_dataset(
 
     Args:
       images: float32 array [number, ...input shape], or a dict of such arrays by input name, as
-        `check_calibration`
-        returns it. The checks are not repeated here.
+        `check_calibration` returns it. The checks are not repeated here.
     Returns:
       A function that yields one image at a time with batch axis 1: a list of one array, or a dict
-      by input name (the
-      converter then needs a model with a signature: from_keras_model or from_saved_model).
+      by input name (the converter then needs a model with a signature: from_keras_model or
+      from_saved_model).
     """
 
     def samples() -> Iterator[list[np.ndarray] | dict[str, np.ndarray]]:

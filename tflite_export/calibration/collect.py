@@ -1,4 +1,4 @@
-"""math: calibration images in whatever form Python users hold them, as arrays.
+"""Calibration images in whatever form Python users hold them, as arrays.
 
 The forms are an array, a dict of arrays by input name, a list of images, a tf.data.Dataset, a
 generator, and the function that tf.lite.TFLiteConverter takes as its representative dataset.

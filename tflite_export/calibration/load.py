@@ -1,6 +1,4 @@
-"""state: calibration images from files: a generate folder, .npy, .npz or a folder of image
-files.
-"""
+"""Calibration images from files: a generate folder, .npy, .npz or a folder of image files."""
 
 from __future__ import annotations
 
@@ -179,8 +177,7 @@ def _load_generated(folder: pathlib.Path) -> Calibration:
     """A folder left by dgh_tf.generate; its manifest names the files' sha256 and the input range.
 
     images_sha256 is one value, or a dict by input name for several inputs; files names each input's
-    file. Images come by the
-    names that the inputs have in a .tflite file.
+    file. Images come by the names that the inputs have in a .tflite file.
     """
     manifest, limits = _manifest(folder / "manifest.json")
     wanted = manifest.get("images_sha256")
@@ -259,9 +256,8 @@ def load_calibration(
 
     Args:
       source: a folder left by dgh_tf.generate (the sha256 of its images is checked), a .npy file, a
-        .npz file (key x or
-        images, or one array per input name), or a folder of image files, searched in depth, in
-        sorted order.
+        .npz file (key x or images, or one array per input name), or a folder of image files,
+        searched in depth, in sorted order.
       image_shape: [height, width, channels] of the model's input; needed for a folder of image
         files only.
       scale, offset: model input = stored value * scale + offset; pixels of image files are stored

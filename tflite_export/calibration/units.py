@@ -1,4 +1,4 @@
-"""keras: calibration images checked against what their model takes, as the commands do it."""
+"""Calibration images checked against what their model takes, as the commands do it."""
 
 from __future__ import annotations
 

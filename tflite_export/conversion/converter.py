@@ -1,10 +1,9 @@
-"""keras: a Keras model becomes .tflite bytes: frozen here at batch 1, converted in a process of its
+"""A Keras model becomes .tflite bytes: frozen here at batch 1, converted in a process of its
 own.
 
 Freezing a concrete function first keeps the batch fixed and the graph small on Keras 3 and tf_keras
-alike, and it
-leaves no Keras in the worker. The converter is C++ that can crash; there it takes only the worker
-with it.
+alike, and it leaves no Keras in the worker. The converter is C++ that can crash; there it takes
+only the worker with it.
 """
 
 from __future__ import annotations
@@ -120,10 +119,9 @@ def to_tflite(
         input name. A list of images, a tf.data.Dataset, a generator or a representative_dataset
         function will do as well.
       scheme: "int8" (int8 weights and activations), "int16x8" (int8 weights, int16 activations) or
-        "w4a8" (packed INT4
-        weights of convolutions, depthwise and dense layers, rounded to nearest with scales of least
-        squared error; int8
-        activations). Inputs and outputs of the file have the activations' type.
+        "w4a8" (packed INT4 weights of convolutions, depthwise and dense layers, rounded to nearest
+        with scales of least squared error; int8 activations). Inputs and outputs of the file have
+        the activations' type.
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite file's bytes. Its signature serving_default keeps the names of inputs and outputs,

@@ -1,4 +1,4 @@
-"""state: finds, before long work, operators that the converter cannot make integer, and names the
+"""Finds, before long work, operators that the converter cannot make integer, and names the
 layers they come from.
 """
 

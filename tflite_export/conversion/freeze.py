@@ -1,4 +1,4 @@
-"""keras: a Keras model becomes a SavedModel with constant weights, batch 1 and names of its own for
+"""A Keras model becomes a SavedModel with constant weights, batch 1 and names of its own for
 inputs and outputs.
 
 What TensorFlow's converter crashes on or has no integer kernel for is written in other operations
@@ -230,8 +230,8 @@ def _with_integer_kernels(frozen: Any) -> Any:
     """The frozen function with what has no integer kernel written as what has one, value for value.
 
     -x becomes x * -1; layer normalization is full of it. The square of x, as group normalization
-    takes it, becomes x * x. Keras' GELU is written with erfc, which
-    TFLite does not know; with erf the converter finds its GELU operator.
+    takes it, becomes x * x. Keras' GELU is written with erfc, which TFLite does not know; with erf
+    the converter finds its GELU operator.
     """
     import tensorflow as tf
 

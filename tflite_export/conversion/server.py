@@ -1,12 +1,10 @@
-"""state: the process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and
+"""The process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and
 forks for every conversion.
 
 The import takes seconds of a processor, most conversions less than one. The process ends when its
-standard input does:
-nothing but this process holds the other end, so it ends with this process, however that ends. Where
-forking a process
-that has imported TensorFlow is not safe (anywhere but on Linux), each conversion starts a cold
-process.
+standard input does: nothing but this process holds the other end, so it ends with this process,
+however that ends. Where forking a process that has imported TensorFlow is not safe (anywhere but on
+Linux), each conversion starts a cold process.
 """
 
 from __future__ import annotations

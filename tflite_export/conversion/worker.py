@@ -1,4 +1,4 @@
-"""cli: the process that runs TensorFlow's converter; a crash in it ends only this process.
+"""The process that runs TensorFlow's converter; a crash in it ends only this process.
 
 `python -m tflite_export.conversion.worker FOLDER`. FOLDER/request.json says what to do; it holds
 FOLDER/model (a SavedModel with the signature serving_default) and one FOLDER/<n>.npy of calibration
@@ -6,9 +6,8 @@ images per input; or FOLDER/calibrated.tflite, a float file with the ranges of i
 Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
 
 Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line,
-does each in a fork of
-itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's exit code, a signal as
-its negative number.
+does each in a fork of itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's
+exit code, a signal as its negative number.
 """
 
 from __future__ import annotations

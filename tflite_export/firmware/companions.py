@@ -1,4 +1,4 @@
-"""state: the files beside F.tflite: what compilers made of it, sources for microcontrollers, and
+"""The files beside F.tflite: what compilers made of it, sources for microcontrollers, and
 test vectors.
 """
 

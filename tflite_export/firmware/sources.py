@@ -1,4 +1,4 @@
-"""state: C++ for TensorFlow Lite Micro: the file as an array, what the interpreter needs to know of
+"""C++ for TensorFlow Lite Micro: the file as an array, what the interpreter needs to know of
 it, and a test that compares a device with LiteRT.
 
 Names and comments hold nothing of the model but plain letters and numbers, so that no name in a
@@ -20,8 +20,8 @@ from tflite_export.firmware.vectors import TestVectors
 _WORDS = {"2D": "2D", "CUMSUM": "CumSum", "LSTM": "LSTM", "MATMUL": "MatMul", "PADV2": "PadV2"}
 _C_TYPES = {"int8": "int8_t", "int16": "int16_t", "int32": "int32_t", "uint8": "uint8_t"}
 _ARENA_MARGIN, _ARENA_STEP = 1.1, 1024
-# Steps of the last bit by which TFLM's kernels may differ from LiteRT's reference kernels, and
-# from its built-in ones
+# Steps of the last bit by which TFLM's kernels may differ from LiteRT's reference kernels, and from
+# its built-in ones
 TOLERANCE = {"reference": 1, "builtin": 16}
 _PER_LINE = 16
 

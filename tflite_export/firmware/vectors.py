@@ -1,4 +1,4 @@
-"""state: integer inputs and the outputs that LiteRT gives for them, to check a device against."""
+"""Integer inputs and the outputs that LiteRT gives for them, to check a device against."""
 
 from __future__ import annotations
 

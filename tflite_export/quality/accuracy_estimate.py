@@ -1,4 +1,4 @@
-"""math: what an integer file costs, told from images alone: figures, their bounds, and one plain
+"""What an integer file costs, told from images alone: figures, their bounds, and one plain
 sentence.
 
 Nothing here knows a label. The float model's outputs on images that did not calibrate the file
@@ -28,13 +28,10 @@ class Evidence(NamedTuple):
     order of execution.
 
     names, kinds: tensor and operator that makes it. limits: lowest and highest value the integer
-      tensor can hold
-    [tensors, 2]. low, high: of the float tensor. signal, noise: sums of squares of the float tensor
-    and of the
-    difference. clipped: share of the float tensor's values outside the limits. reference, outputs:
-    by output name
-    [images, ...] of the float and the integer file; float_logits, logits: the same before a
-    softmax.
+    tensor can hold [tensors, 2]. low, high: of the float tensor. signal, noise: sums of squares of
+    the float tensor and of the difference. clipped: share of the float tensor's values outside the
+    limits. reference, outputs: by output name [images, ...] of the float and the integer file;
+    float_logits, logits: the same before a softmax.
     """
 
     names: list[str]
@@ -145,12 +142,11 @@ def expected_agreements(evidence: Evidence) -> np.ndarray | None:
     None where there are no classes.
 
     How sure a model is of real inputs, generated ones do not show: their margins are wider or
-    narrower. What they do show is how much
-    of the logits an integer file keeps, their correlation r. Were real logits independent normal
-    values, the highest would stay
-    so with a probability that follows from r and the number of classes; a model that never doubts
-    keeps it always. The geometric mean of both is expected (docs/experiments/verdict.md tells what
-    else was tried, on what).
+    narrower. What they do show is how much of the logits an integer file keeps, their correlation
+    r. Were real logits independent normal values, the highest would stay so with a probability that
+    follows from r and the number of classes; a model that never doubts keeps it always. The
+    geometric mean of both is expected (docs/experiments/verdict.md tells what else was tried, on
+    what).
     """
     found = correlations(evidence)
     if found is None:
@@ -175,8 +171,8 @@ def layers(evidence: Evidence) -> list[dict[str, Any]]:
     """One row per activation tensor in order of execution.
 
     Each has index (in that order), tensor, operator, sqnr_db, clipped (share of values outside what
-    the integer tensor can
-    hold), range (of the integer tensor), seen (of the float tensor) and range_change (see there).
+    the integer tensor can hold), range (of the integer tensor), seen (of the float tensor) and
+    range_change (see there).
     """
     ratio = decibels(evidence.signal.sum(axis=0), evidence.noise.sum(axis=0))
     change = range_change(evidence.low, evidence.high)
@@ -210,8 +206,7 @@ def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, An
     Args:
       found: rows by the file's or its calibration's name.
     Returns: rows {"index", "tensor", "operator", "files": {name: row}}, the worst SQNR of any file
-      first. A tensor that one of the
-      files does not hold is left out.
+      first. A tensor that one of the files does not hold is left out.
     """
     by_name = {name: {row["tensor"]: row for row in rows} for name, rows in found.items()}
     shared = [
@@ -255,22 +250,19 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     """The verdict on one file.
 
     The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`,
-    but no more than what was counted on
-    the kind with the widest logits: a model is surer there than of real inputs, and where the file
-    cuts the highest logits off, the
-    correlation of all of them hardly shows it. The band reaches from the lowest to the highest
-    bound of any kind's and seed's
-    bootstrap interval, of expected or counted agreement.
+    but no more than what was counted on the kind with the widest logits: a model is surer there
+    than of real inputs, and where the file cuts the highest logits off, the correlation of all of
+    them hardly shows it. The band reaches from the lowest to the highest bound of any kind's and
+    seed's bootstrap interval, of expected or counted agreement.
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the
-        kind is what stands before
-        the comma); the first tells the ranges' stability.
+        kind is what stands before the comma); the first tells the ranges' stability.
       held_out: whether no image calibrated the file; if not, the figures flatter it and the
         sentence says so.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
-      "range_change", "layers" (worst first)}; agreement
-      and band are None for models without classes.
+      "range_change", "layers" (worst first)}; agreement and band are None for models without
+      classes.
     """
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")

@@ -1,4 +1,4 @@
-"""state: integer files of one model compared with it on images that took no part in calibration.
+"""Integer files of one model compared with it on images that took no part in calibration.
 
 Images that stretch the outputs wide (generated ones) and images that do not (most real ones) suffer
 differently from the same file, so each is also tried at half its contrast.
@@ -48,8 +48,8 @@ class Figures:
         return (self.given_db + self.soft_db) / 2
 
     def surely_better_than(self, other: Figures) -> bool:
-        """Whether it has less noise on these images, also at the 5 per cent bound over images:
-        few images show a small difference by chance.
+        """Whether it has less noise on these images, also at the 5 per cent bound over images: few
+        images show a small difference by chance.
         """
         return interval(other.noise - self.noise)[0] > 0 and self.mean_db > other.mean_db
 

@@ -1,4 +1,4 @@
-"""state: an integer file judged on images that took no part in its calibration."""
+"""An integer file judged on images that took no part in its calibration."""
 
 from __future__ import annotations
 

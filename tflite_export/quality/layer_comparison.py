@@ -1,11 +1,10 @@
-"""state: runs a float and an integer .tflite file side by side in LiteRT and measures every
+"""Runs a float and an integer .tflite file side by side in LiteRT and measures every
 activation tensor.
 
 Files made from one frozen graph have the same names for their tensors; one that was trained
-(distillation) is known by
-its inputs, outputs and logits alone. Intermediate tensors are kept, which needs the built-in
-kernels: XNNPACK computes
-them in places of its own.
+(distillation) is known by its inputs, outputs and logits alone. Intermediate tensors are kept,
+which needs the built-in
+kernels: XNNPACK computes them in places of its own.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ def _activations(
     """The inputs and every float activation that both files hold, in order.
 
     ends: the integer file's tensor by the float file's, of inputs, outputs and logits; all others
-      are found by name.
+    are found by name.
     """
     if len(reference.subgraphs) > 1 or len(integer.subgraphs) > 1:
         raise ValueError(
@@ -150,8 +149,7 @@ def gather(
 
     Args:
       float_tflite: of `to_float_tflite`. tflite: the integer file of the same model; one that ends
-        at the logits is compared
-        with the float file's logits.
+        at the logits is compared with the float file's logits.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
     Raises:
       ValueError: the files are of different models, or the images do not fit them.
@@ -249,11 +247,9 @@ def calibration_verdict(
     Args:
       float_tflite: the same model in float32, with the same outputs.
       generated: whether the images were generated for this model. Others may be noise, which judges
-        nothing; the level
-        is then "unknown".
+        nothing; the level is then "unknown".
       same_inside: whether tensors between the layers hold what the float model's hold; equalization
-        scales them, so that their
-        errors against it say nothing and are left out.
+        scales them, so that their errors against it say nothing and are left out.
       convergence: of generated images. Where it is poor the images are no better than noise, and
         the level is "unknown".
     Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.

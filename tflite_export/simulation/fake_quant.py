@@ -1,9 +1,8 @@
-"""math: fake quantization of a float .tflite graph as TFLite quantizes it, at any number of bits.
+"""Fake quantization of a float .tflite graph as TFLite quantizes it, at any number of bits.
 
 Every activation, the input and the output are quantized; weights per output channel; biases stay in
-float, since their
-32 bits hide nothing. `run(..., observe=fake_quantizer(...), constants=quantized_constants(...))` is
-the simulation.
+float, since their 32 bits hide nothing. `run(..., observe=fake_quantizer(...),
+constants=quantized_constants(...))` is the simulation.
 """
 
 from __future__ import annotations
@@ -115,8 +114,7 @@ def quantized_constants(
     """Constants for `run`, quantized and back in float32, by tensor index.
 
     Weights of convolutions and dense layers per output channel with `weight_bits`; constants of
-    other operators per
-    tensor with 8 bits; biases as they are.
+    other operators per tensor with 8 bits; biases as they are.
 
     Args:
       constants: floats to start from instead of the file's (equalized weights, corrected biases).
@@ -145,9 +143,8 @@ def quantized_constants(
 
 def nudged(low: float, high: float, *, bits: int) -> tuple[float, float]:
     """The range with zero on the grid, as TFLite's converter moves it: a zero point halfway between
-    two integers (every
-    range that is symmetric around 0) goes to the lower one, where fake quantization would take the
-    higher.
+    two integers (every range that is symmetric around 0) goes to the lower one, where fake
+    quantization would take the higher.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     high = high if high > low else low + 1e-6

@@ -1,9 +1,8 @@
-"""math: ranges of activations over calibration images: min/max, least squared error or percentile.
+"""Ranges of activations over calibration images: min/max, least squared error or percentile.
 
 The ranges go to the converter (`to_tflite_with_ranges`) and to the simulator alike. What TFLite
-decides itself is
-decided here in the same way, so both agree: fixed ranges of softmax and its like, one scale on both
-sides of a reshape.
+decides itself is decided here in the same way, so both agree: fixed ranges of softmax and its like,
+one scale on both sides of a reshape.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ _PARTS = np.linspace(
 def _fixed_ranges(
     graph: Graph, ranges: Mapping[int, tuple[float, float]], *, bits: int
 ) -> dict[int, tuple[float, float]]:
-    """Ranges that the specification fixes, also behind a reshape: a reshaped softmax is still
-    one.
+    """Ranges that the specification fixes, also behind a reshape: a reshaped softmax is
+    still one.
     """
     fixed: dict[int, tuple[float, float]] = {}
     for operator in graph.operators:
@@ -142,8 +141,7 @@ def collect_ranges(
     Args:
       images: float32 [images, ...] in the model's input units, or a dict by input name.
       rule: "minmax"; "mse": least squared error at `activation_bits` over a histogram;
-        "percentile". Inputs always
-        keep their minimum and maximum, at 8 bits.
+        "percentile". Inputs always keep their minimum and maximum, at 8 bits.
       constants: floats instead of the file's, by tensor index.
     Raises:
       ValueError: unknown rule, or a value that is not finite.

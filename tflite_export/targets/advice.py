@@ -1,4 +1,4 @@
-"""math: in words, what to do about an operator that a target does not take: which layer of the
+"""In words, what to do about an operator that a target does not take: which layer of the
 Keras model it comes from, and what to put in its place.
 """
 

@@ -1,4 +1,4 @@
-"""state: what a target says of a file, and the files that it makes of it."""
+"""What a target says of a file, and the files that it makes of it."""
 
 from __future__ import annotations
 

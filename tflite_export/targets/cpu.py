@@ -1,4 +1,4 @@
-"""state: how long a .tflite file takes on this machine's CPU, beside the same model in float32."""
+"""How long a .tflite file takes on this machine's CPU, beside the same model in float32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""math: what the Edge TPU's documented rules say of a .tflite file. Nothing is compiled.
+"""What the Edge TPU's documented rules say of a .tflite file. Nothing is compiled.
 
 Source: Coral, "TensorFlow models on the Edge TPU" (coral.ai/docs/edgetpu/models-intro), whose
 operator table Axis repeats for the same chip (developer.axis.com, ARTPEC-7, Supported ops).

@@ -1,4 +1,4 @@
-"""math: the memory that a .tflite file's activations need on a microcontroller, planned as TFLM
+"""The memory that a .tflite file's activations need on a microcontroller, planned as TFLM
 plans it.
 """
 
@@ -49,8 +49,7 @@ def planned_bytes(lives: Sequence[tuple[Tensor, int, int]]) -> int:
     16-byte aligned.
 
     Greedy by size (Pisarchyk and Lee 2020, Efficient Memory Management for Deep Neural Net
-    Inference, 5.2), of equal ones the later
-    first, as TFLM plans.
+    Inference, 5.2), of equal ones the later first, as TFLM plans.
     """
     placed: list[tuple[int, int, int, int]] = []  # start and end in bytes, first and last operator
     for _, (tensor, start, end) in sorted(
@@ -67,8 +66,8 @@ def planned_bytes(lives: Sequence[tuple[Tensor, int, int]]) -> int:
 
 def bookkeeping_bytes(model: TFLiteModel) -> int:
     """TFLM's own data beside the activations, an estimate: two int32 per output channel (multiplier
-    and shift), and per tensor and
-    operator what TFLM's recording allocator showed on a 64-bit machine (docs/guide/targets.md).
+    and shift), and per tensor and operator what TFLM's recording allocator showed on a 64-bit
+    machine (docs/guide/targets.md).
     """
     tensors = {
         tensor

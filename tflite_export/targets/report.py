@@ -1,4 +1,4 @@
-"""state: what each target says of an integer .tflite file: Ethos-U (Vela), Edge TPU (rules), TFLM,
+"""What each target says of an integer .tflite file: Ethos-U (Vela), Edge TPU (rules), TFLM,
 and this machine's CPU.
 
 To add a target: a function of the file that returns an Answer with what `judge` describes, and a
@@ -94,9 +94,9 @@ def judge(
     """Every target's verdict on an integer file.
 
     Args:
-      tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in
-        float32, which cpu compares with. layers: names of the Keras model's layers
-        (advice.layer_names). system: the chip around an Ethos-U; None takes a typical one.
+      tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in float32,
+        which cpu compares with. layers: names of the Keras model's layers (advice.layer_names).
+        system: the chip around an Ethos-U; None takes a typical one.
     Returns:
       By target {"how" (what was done, by which tool or source), "fully_mapped" (no operator is left
       to a slower processor, or lacks a kernel), "operators_mapped", "operators_cpu" (numbers),
@@ -155,8 +155,8 @@ def table(verdicts: Mapping[str, Mapping[str, Any]], *, files: Mapping[str, str]
 
 
 def remarks(name: str, verdict: Mapping[str, Any]) -> list[str]:
-    """Lines below the table: the first operator that a target does not take and what to do, and
-    the target's notes.
+    """Lines below the table: the first operator that a target does not take and what to do, and the
+    target's notes.
     """
     found = [
         f"{name}: {len(verdict['fallback'])} not mapped, first {row['operator']} ({row['why']}). "

@@ -1,10 +1,9 @@
-"""state: TensorFlow Lite for Microcontrollers: its operators, the arena it needs, and, where
+"""TensorFlow Lite for Microcontrollers: its operators, the arena it needs, and, where
 installed, the file run in it.
 
 The package tflite-micro is TFLM itself with its reference kernels, built for this machine. It runs
-in a process of its own
-(python -m tflite_export.targets.tflm FOLDER), because a model that it does not take can end the
-process.
+in a process of its own (python -m tflite_export.targets.tflm FOLDER), because a model that it does
+not take can end the process.
 """
 
 from __future__ import annotations
@@ -140,10 +139,9 @@ def report(model: TFLiteModel) -> dict[str, Any]:
     every operator.
 
     Figures: `activations_bytes` is the memory plan of all activations, `live_peak_bytes` what no
-      plan goes below, `arena_estimate_bytes`
-    the plan and an estimate of TFLM's bookkeeping; kernels may need scratch on top. `arena_bytes`,
-    only where tflite-micro is installed,
-    is TFLM's own count.
+    plan goes below, `arena_estimate_bytes` the plan and an estimate of TFLM's bookkeeping; kernels
+    may need scratch on top. `arena_bytes`, only where tflite-micro is installed, is TFLM's own
+    count.
     """
     fallback = [
         {

@@ -1,4 +1,4 @@
-"""state: Arm Ethos-U through Arm's own compiler, Vela, in a process of its own: it crashes on some
+"""Arm Ethos-U through Arm's own compiler, Vela, in a process of its own: it crashes on some
 files.
 """
 

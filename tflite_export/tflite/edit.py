@@ -1,4 +1,4 @@
-"""math: new .tflite files from old ones: other constants, calibrated ranges, integer weights of 8
+"""New .tflite files from old ones: other constants, calibrated ranges, integer weights of 8
 or 4 bits, no softmax at the end. A `TFLiteModel` never changes; each function gives another one.
 """
 
@@ -315,8 +315,8 @@ def with_integers(
         dense only).
     Raises:
       ValueError: no such operator, another shape, integers out of range, scales that are not
-        positive, different weights for
-        operators that share theirs, or an operator that has no 4-bit kernel.
+        positive, different weights for operators that share theirs, or an operator that has no
+        4-bit kernel.
     """
     from ai_edge_litert import schema_py_generated as schema
 

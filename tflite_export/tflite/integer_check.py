@@ -1,6 +1,4 @@
-"""math: proves that a .tflite file computes with integers only, and lists its operators and
-ends.
-"""
+"""Proves that a .tflite file computes with integers only, and lists its operators and ends."""
 
 from __future__ import annotations
 
@@ -24,8 +22,7 @@ def operator_table(tflite: bytes | TFLiteModel) -> list[dict[str, Any]]:
 
     Returns:
       Rows {"subgraph", "index", "operator", "inputs", "outputs"}; inputs and outputs are lists of
-      {"name", "dtype"}
-      with dtypes as in the TFLite schema (INT8, INT4, FLOAT32 ...).
+      {"name", "dtype"} with dtypes as in the TFLite schema (INT8, INT4, FLOAT32 ...).
     Raises:
       ValueError: the bytes are not a TFLite model, or a damaged one.
 
@@ -54,11 +51,9 @@ def graph_io(tflite: bytes | TFLiteModel) -> dict[str, list[dict[str, Any]]]:
 
     Returns:
       {"inputs": rows, "outputs": rows}; a row is {"name", "index", "tensor", "dtype", "shape",
-      "scale", "zero_point"}.
-      `name` is the signature's name (the tensor's where there is no signature), `index` the
-      position in the
-      interpreter's get_input_details() or get_output_details(); scale and zero_point are None where
-      not quantized.
+      "scale", "zero_point"}. `name` is the signature's name (the tensor's where there is no
+      signature), `index` the position in the interpreter's get_input_details() or
+      get_output_details(); scale and zero_point are None where not quantized.
     """
     model = read_model(tflite)
     ends = {
@@ -118,13 +113,11 @@ def check_integer(tflite: bytes | TFLiteModel, *, io_dtype: str) -> dict[str, An
       io_dtype: dtype every input and output must have: "int8", "uint8" or "int16".
     Returns:
       The proof: {"fully_integer": True, "operators": {name: count}, "tensor_dtypes": {dtype:
-        count},
-      "float_tensors": 0, "inputs", "outputs" (see `graph_io`), "table" (see `operator_table`),
-      "bytes"}.
+      count}, "float_tensors": 0, "inputs", "outputs" (see `graph_io`), "table" (see
+      `operator_table`), "bytes"}.
     Raises:
       IntegerError: a tensor is float (the operators around it are listed), or an input or output
-        has another dtype or
-        no scale.
+        has another dtype or no scale.
       ValueError: the bytes are not a TFLite model, or a damaged one.
 
     Example:

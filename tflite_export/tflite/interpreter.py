@@ -1,4 +1,4 @@
-"""state: runs a .tflite file in LiteRT, float in and float out; scales and zero points come from
+"""Runs a .tflite file in LiteRT, float in and float out; scales and zero points come from
 the file.
 """
 
@@ -118,8 +118,7 @@ class Runner:
       tflite: the file's bytes or path, or the file as `read_model` gives it.
       threads: of the interpreter; more than 1 is slower for small networks.
       kernels: "xnnpack" (default, what a phone or PC runs), "builtin" or "reference". They differ
-        by some steps of the
-        last bit, so a comparison must keep to one.
+        by some steps of the last bit, so a comparison must keep to one.
     Raises:
       FileNotFoundError, ValueError: no such file, not a TFLite model, one that LiteRT does not run,
         or a fixed batch above 1.

@@ -1,4 +1,4 @@
-"""math: the integer schemes a file can have: one table, one name for each."""
+"""The integer schemes a file can have: one table, one name for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""math: whether a float .tflite graph gives for images together what it gives for each alone."""
+"""Whether a float .tflite graph gives for images together what it gives for each alone."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""math: a float .tflite file of any converter, checked, and brought to one form.
+"""A float .tflite file of any converter, checked, and brought to one form.
 
 Files of TensorFlow's converter, of litert-torch and of onnx2tf differ in what they may hold:
 weights in float16, open batch sizes with the operators that compute shapes from them, several
-signatures.
-The form that leaves here has one graph at batch 1, float32 constants, fixed shapes and one
-signature, and no operator that TensorFlow's quantizer lacks while others compute the same.
+signatures. The form that leaves here has one graph at batch 1, float32 constants, fixed shapes and
+one signature, and no operator that TensorFlow's quantizer lacks while others compute the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""math: what a .tflite file says of the unit of its inputs: by a first scaling, or by its metadata.
+"""What a .tflite file says of the unit of its inputs: by a first scaling, or by its metadata.
 
 The metadata is TensorFlow Lite Support's ModelMetadata (metadata_schema.fbs), read here by its
 field numbers: its own reader is no longer published.

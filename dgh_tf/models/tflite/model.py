@@ -1,4 +1,4 @@
-"""math: a .tflite file as plain data, parsed once: tensors, operators, signatures and the bytes.
+"""A .tflite file as plain data, parsed once: tensors, operators, signatures and the bytes.
 
 Files come from anywhere, so every length, index and offset is checked while reading: a damaged file
 raises one ValueError here, and nothing that works on a `TFLiteModel` has to check again. The

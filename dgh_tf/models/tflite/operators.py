@@ -1,4 +1,4 @@
-"""math: what each TFLite operator computes, in TensorFlow, for float tensors at any batch."""
+"""What each TFLite operator computes, in TensorFlow, for float tensors at any batch."""
 
 from __future__ import annotations
 

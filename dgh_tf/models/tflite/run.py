@@ -1,4 +1,4 @@
-"""math: a float .tflite file run and differentiated in TensorFlow.
+"""A float .tflite file run and differentiated in TensorFlow.
 
 The converter has already folded BatchNorm into the weights and fused the activations, so what is
 measured or optimized here is what the integer file will hold. A file is converted at batch 1; here
@@ -145,8 +145,8 @@ def run(
         before it.
       constants: values to use instead of the file's, by tensor index (weights, biases), same shape.
       observe: called with (tensor index, value) for every graph input and every float activation an
-        operator makes;
-        the run goes on with the value it returns. The hook for recording and for fake quantization.
+        operator makes; the run goes on with the value it returns. The hook for recording and for
+        fake quantization.
       operators: span of operators to run; None for all.
       outputs: tensor indices to give; None for the graph's outputs and what operators outside the
         span read from it.

@@ -1,4 +1,4 @@
-"""math: what TensorFlow Lite's quantizer does with each operator, in one table.
+"""What TensorFlow Lite's quantizer does with each operator, in one table.
 
 Source: the TFLite 8-bit quantization specification (ai.google.dev/edge/litert, "LiteRT 8-bit
 quantization specification") and the traits of TensorFlow Lite's quantizer (tfl_ops.td:

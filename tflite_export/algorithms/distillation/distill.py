@@ -1,17 +1,14 @@
-"""keras: quantization-aware distillation: a fake-quantized copy learns to answer as the float model
+"""Quantization-aware distillation: a fake-quantized copy learns to answer as the float model
 does, without labels.
 
 The images may be generated: what is learned is the float model's own answer. The training is
-TFMOT's, which takes only
-tf_keras models and turns its whole process to Keras 2: the model is rebuilt (see `legacy`) and
-trained in a process of
-its own (see `distillation_worker`). BatchNorm is folded into the weights before training, so no
-running statistics are
-left that generated images could move; those that cannot be folded are frozen.
+TFMOT's, which takes only tf_keras models and turns its whole process to Keras 2: the model is
+rebuilt (see `legacy`) and trained in a process of its own (see `distillation_worker`). BatchNorm is
+folded into the weights before training, so no running statistics are left that generated images
+could move; those that cannot be folded are frozen.
 
 Four bits start from learned roundings (see `reconstruction`): rounding to nearest destroys a
-depthwise network, and
-training then finds no way back.
+depthwise network, and training then finds no way back.
 """
 
 from __future__ import annotations
@@ -30,9 +27,8 @@ from tflite_export.conversion.freeze import input_shapes, named_outputs, plain
 
 WEIGHT_BITS = {"int8": 8, "w4a8": 4}
 # of Adam, in steps of the integer grid; at five times the first the weights of a small net no
-# longer settle, and where
-# roundings are learned already, the first unlearns them on images that are not many
-# (MobileNetV1-0.25)
+# longer settle, and where roundings are learned already, the first unlearns them on images that are
+# not many (MobileNetV1-0.25)
 _RATES = {"int8": 0.01, "w4a8": 0.003}
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 
@@ -61,16 +57,13 @@ def distill(
       scheme: "int8", or "w4a8": packed 4-bit weights of convolution, depthwise and dense layers,
         8-bit activations.
       seed: of the order of images, their augmentation, and the roundings that "w4a8" starts from.
-        The same seed gives the
-        same bytes on the same machine.
+        The same seed gives the same bytes on the same machine.
       steps, batch_size: of the training, not of the roundings. rate: of Adam at its start, in steps
-        of the integer
-        grid; None for the scheme's.
+        of the integer grid; None for the scheme's.
       augment: flip and shift images of at least 16 pixels a side.
       head: "logits" leaves out a softmax or sigmoid at the outputs, which keep their names.
       say: gets a line of progress now and then, with the seconds left. timeout: seconds of the
-        conversion to float
-        and of the training; None waits for ever.
+        conversion to float and of the training; None waits for ever.
     Returns:
       The .tflite file's bytes, names of inputs and outputs as `to_tflite` gives them.
     Raises:
@@ -132,8 +125,7 @@ def _round(
     where they cannot be learned.
 
     arrays: images of every input. A kernel is known in the graph by its values. Dense kernels stay:
-      TFMOT gives them one scale,
-    learned roundings one per output.
+    TFMOT gives them one scale, learned roundings one per output.
     """
     from dgh_tf.models.tflite.run import read_graph
     from dgh_tf.models.tflite.spec import CHANNEL_AXIS

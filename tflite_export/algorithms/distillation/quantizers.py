@@ -1,13 +1,11 @@
-"""keras: TFMOT's fake quantization laid out as TFLite computes. Importing this turns tf.keras to
+"""TFMOT's fake quantization laid out as TFLite computes. Importing this turns tf.keras to
 Keras 2 for good.
 
 TFMOT's quantizers are used as they are; three of its choices are not. Its pattern for a convolution
-followed by ReLU
-leaves the weights without any quantizer. It quantizes kernels along their last axis, which of a
-depthwise kernel is the
+followed by ReLU leaves the weights without any quantizer. It quantizes kernels along their last
+axis, which of a depthwise kernel is the
 multiplier: one range for all channels, where TFLite has a scale per channel. Its dense layers keep
-their one range for
-all outputs: the converter does not take more of fake quantization.
+their one range for all outputs: the converter does not take more of fake quantization.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""keras: the graph of a Keras 3 model rebuilt layer by layer in tf_keras, with the same weights and
+"""The graph of a Keras 3 model rebuilt layer by layer in tf_keras, with the same weights and
 the same outputs.
 
 tensorflow-model-optimization takes only tf_keras models. The two generations do not read each
-other's files, so the
-graph is walked: models inside the model become part of one flat graph, every layer is made anew
-from its config, and
-the result must give the same outputs on noise before anybody gets it.
+other's files, so the graph is walked: models inside the model become part of one flat graph, every
+layer is made anew from its config, and the result must give the same outputs on noise before
+anybody gets it.
 """
 
 from __future__ import annotations
@@ -218,14 +217,13 @@ def to_tf_keras(model: Any, *, fold_batchnorm: bool = False, split_heads: bool =
     Args:
       model: functional or sequential, of Keras 3 or tf_keras. It is not changed.
       fold_batchnorm: multiply BatchNorm layers into the convolution or dense layer before them,
-        where nothing else reads
-        its output: the running statistics are then part of the weights and cannot move.
+        where nothing else reads its output: the running statistics are then part of the weights and
+        cannot move.
       split_heads: give a softmax or sigmoid inside an output layer a layer of its own, so that its
         logits are a tensor.
     Returns:
       A functional tf_keras model with the same inputs and structure of outputs. Layer names keep
-      their place in nested
-      models ('backbone_conv1'); '/' becomes '_'.
+      their place in nested models ('backbone_conv1'); '/' becomes '_'.
     Raises:
       LegacyError: a function used as a layer, a layer of one's own, or outputs that differ by more
         than TOLERANCE.

@@ -1,13 +1,11 @@
-"""cli: the process in which tensorflow-model-optimization trains a fake-quantized copy of a model
+"""The process in which tensorflow-model-optimization trains a fake-quantized copy of a model
 to answer as the model does.
 
 `python -m tflite_export.distillation_worker FOLDER`. FOLDER/request.json says what to do (see
-`Request`); it holds
-FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where training starts from other
-weights than the
-model's, and one FOLDER/<n>.npy of images per input. Progress goes to standard output, a line at a
-time. Leaves
-FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
+`Request`); it holds FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where
+training starts from other weights than the model's, and one FOLDER/<n>.npy of images per input.
+Progress goes to standard output, a line at a time. Leaves FOLDER/model.tflite, or FOLDER/error.txt
+with the exception's text.
 
 A process of its own because importing TFMOT turns tf.keras to Keras 2 for good.
 """
@@ -37,7 +35,7 @@ class Request:
     """What to train.
 
     weight_bits: 8 or 4. steps, batch_size, rate: of Adam; the rate falls along a cosine. seed: of
-      order and augmentation.
+    order and augmentation.
     augment: flip and shift images. head: "logits" ends the file before a softmax or sigmoid.
     outputs: names of the outputs in the .tflite file, in the model's order.
     """
@@ -188,8 +186,7 @@ def grid_units(student: Any, variables: list[Any], *, weight_bits: int) -> list[
     """What one step of the integer grid is for every variable: float32, broadcastable to it.
 
     Kernels: their scale per channel. Biases have no such grid; a step is taken as large compared
-      with their root mean
-    square as a step of a kernel is compared with its largest weight.
+    with their root mean square as a step of a kernel is compared with its largest weight.
     """
     limit, units = 2 ** (weight_bits - 1) - 1, {}
     for layer in student.layers:
