@@ -7,19 +7,23 @@ from that, not from Keras' view of it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dgh_tf.models.tflite.batch import proven
 from dgh_tf.models.tflite.float_file import float_weight_bytes, read_float_file
 from dgh_tf.models.tflite.metadata import InputScaling, input_scalings
 from dgh_tf.models.tflite.model import TFLiteModel, plain
 from dgh_tf.models.tflite.run import Graph, read_graph, run
 
-_TRIED = 3  # noise images that tell whether the graph takes several at once
+# of the noise images that tell whether the graph takes several at once: whatever the input's unit,
+# their outputs differ
+_SCALES = (1.0, 16.0, 256.0)
+_CLOSE = 1e-3  # of an output's largest value: another order of sums, not another image
 
 
 def load_tflite(path: pathlib.Path, *, signature: str):
@@ -65,13 +69,57 @@ def _graph_layer(model: Any) -> Any:
 
 
 def _proven(file: TFLiteModel) -> Graph:
-    """The file's graph, with what noise images tell of running several at once."""
-    graph, rng = read_graph(file), np.random.default_rng(0)
-    noise = {
-        name: rng.standard_normal((_TRIED, *file.tensors[i].shape[1:]), np.float32)
-        for name, i in zip(file.input_names, file.inputs, strict=True)
-    }
-    return proven(graph, noise if len(noise) > 1 else next(iter(noise.values())))
+    """The file's graph, with `batched` as noise images tell it: whether several at once give the
+    outputs that each gives alone.
+
+    Outputs are all that a model is asked for. Inside, images may share an axis: transformers fold
+    the batch into the tokens.
+    """
+    rng = np.random.default_rng(0)
+    shapes = [file.tensors[i].shape[1:] for i in file.inputs]
+    noise = [
+        np.stack([scale * rng.standard_normal(shape, np.float32) for scale in _SCALES])
+        for shape in shapes
+    ]
+    graph = read_graph(file)
+    apart, together = (dataclasses.replace(graph, batched=several) for several in (False, True))
+    wanted = _outputs(apart, noise)
+    try:
+        found = _outputs(together, noise)
+    except (ValueError, _shape_error()):  # shapes that fit one image alone
+        return apart
+    pairs = zip(wanted, found, strict=True)
+    same = all(np.allclose(w, f, rtol=0, atol=_CLOSE * np.abs(w).max()) for w, f in pairs)
+    return together if same else apart
+
+
+def _shape_error() -> type[Exception]:
+    """What TensorFlow raises where shapes do not fit."""
+    import tensorflow as tf
+
+    return tf.errors.InvalidArgumentError
+
+
+def _outputs(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
+    """The graph's outputs [images, ...] for inputs [images, ...], in order."""
+    import tensorflow as tf
+
+    shapes = [graph.tensors[i].shape[1:] for i in graph.outputs]
+
+    def at_once(batch: Sequence[Any]) -> list[Any]:
+        made = run(graph, dict(zip(graph.inputs, batch, strict=True)), outputs=graph.outputs)
+        flat = (made[i] for i in graph.outputs)
+        return [tf.reshape(v, (-1, *shape)) for v, shape in zip(flat, shapes, strict=True)]
+
+    if graph.batched:
+        return at_once(inputs)
+    # one loop over images; `run` would make one of every operator
+    alone = tf.map_fn(
+        lambda images: [v[0] for v in at_once([x[None] for x in images])],
+        [tf.convert_to_tensor(x, tf.float32) for x in inputs],
+        fn_output_signature=[tf.TensorSpec(shape, tf.float32) for shape in shapes],
+    )
+    return list(alone)
 
 
 def _functional(graph: Graph, *, name: str):
@@ -96,7 +144,6 @@ def _functional(graph: Graph, *, name: str):
 def _layer_class():
     """The layer's class; made at its first use, because importing Keras takes seconds."""
     import keras
-    import tensorflow as tf
 
     class TFLiteGraph(keras.layers.Layer):
         """The whole graph of a float .tflite file, from a list of inputs to a list of outputs."""
@@ -108,11 +155,7 @@ def _layer_class():
             self.data_format = "channels_first" if _channels_first(graph) else "channels_last"
 
         def call(self, inputs: list[Any]) -> list[Any]:
-            graph = self.graph
-            made = run(graph, dict(zip(graph.inputs, inputs, strict=True)), outputs=graph.outputs)
-            shapes = [graph.tensors[i].shape[1:] for i in graph.outputs]
-            values = [made[i] for i in graph.outputs]
-            return [tf.reshape(v, (-1, *s)) for v, s in zip(values, shapes, strict=True)]
+            return _outputs(self.graph, inputs)
 
         def compute_output_spec(self, inputs: list[Any]) -> list[Any]:
             batch = inputs[0].shape[0]

@@ -76,6 +76,40 @@ def flat():
     return tiny.settle(keras.Model(inputs, keras.layers.Dense(5)(x)))
 
 
+def attention():
+    """A small ViT: the batch is folded into the tokens inside."""
+    from benchmarks.zoo.networks import vit
+
+    return tiny.settle(vit((32, 32, 3), 5))
+
+
+@pytest.mark.parametrize(("build", "batched"), [(attention, True), (tiny.recurrent, False)])
+def test_images_are_made_through_graphs_of_any_kind(tmp_path, build, batched):
+    """Whether several images run at once or one by one, outputs and gradients are Keras' own."""
+    keras_model = build()
+    model = loaded(tmp_path, to_float_tflite(keras_model))
+    assert model.layers[-1].graph.batched is batched
+    shape = (3, *model.inputs[0].shape[1:])
+    x = tf.constant(np.random.default_rng(0).uniform(0, 1, shape), tf.float32)
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(tf.square(model(x)))
+        return tape.gradient(value, x)
+
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        wanted = keras_model(x, training=False)
+        value = tf.reduce_sum(tf.square(wanted))
+    np.testing.assert_allclose(model(x), wanted, atol=1e-4 * np.abs(wanted).max())
+    slope = tape.gradient(value, x).numpy()
+    np.testing.assert_allclose(gradient(x), slope, atol=1e-3 * np.abs(slope).max())
+    config = GenerationConfig(num_images=2, steps=2, input_range="0,1")
+    assert generate_images(model, config, verbose=0).shape == (2, *shape[1:])
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_computes_what_litert_computes(tmp_path, name):
     data = FILES[name]()
