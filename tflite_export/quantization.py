@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
 from tflite_export.calibration.check import Images, check_calibration, few_images
@@ -282,7 +283,8 @@ def _best(
         tflite, _ = _made(_PLAIN, model, arrays, options)
         return _PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why)}
     in_turn = {name: files[name] for name in (_PLAIN, chosen) if name in files}
-    figures = compare(float_tflite, in_turn, held)
+    with held_stderr():  # LiteRT announces its delegate
+        figures = compare(float_tflite, in_turn, held)
     plain = _PLAIN in figures and not figures[chosen].surely_better_than(figures[_PLAIN])
     best = _PLAIN if plain else chosen
     told: dict[str, Any] = {name: each.as_json() for name, each in figures.items()}
