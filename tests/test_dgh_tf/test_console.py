@@ -144,9 +144,8 @@ def test_ctrl_c_in_a_callback_is_not_lost(tmp_path, monkeypatch):
         f"--calibration={tmp_path}/c.npy",
         f"--output={tmp_path}/demo.tflite",
     )
-    assert (done.stdout, done.stderr.count("\n"), done.stderr[:8]) == ("", 1, "stopped:"), (
-        done.stderr
-    )
+    assert done.stdout in ("", "loading demo\n")
+    assert (done.stderr.count("\n"), done.stderr[:8]) == (1, "stopped:"), done.stderr
     assert done.returncode in (130, -signal.SIGINT)
 
 
