@@ -40,6 +40,7 @@ class Settings(TypedDict, total=False):
     stretch_limit: float
     prior_weight: float
     pool_statistics: bool
+    use_statistics: bool
     augment: bool
     flip: str
     start: str
