@@ -66,7 +66,7 @@ def test_what_a_config_may_not_name_is_refused_before_keras_sees_it(folder, sour
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("lambda", "Lambda layer.*--allow_unsafe_deserialization"),
+        ("lambda", "Lambda layer.*allow_unsafe_deserialization"),
         ("vocabulary", "StringLookup.*other files"),
         ("another model", "TFSMLayer.*another SavedModel"),
         ("function that writes", "TFOpLambda of tf.io.write_file"),
