@@ -19,6 +19,7 @@ from dgh_tf.models.tflite.model import (
     pack_int4,
     read_model,
 )
+from dgh_tf.models.tflite.parts import fill, pack, unpack
 from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
     FOUR_BIT_VERSION,
@@ -28,42 +29,6 @@ from dgh_tf.models.tflite.spec import (
 )
 
 IntegerWeights = tuple[np.ndarray, np.ndarray]  # integers, and float32 scales per output channel
-
-
-def _unpack(model: TFLiteModel) -> Any:
-    """The schema's objects, which can be changed; tensors and operators stand where the model has
-    them.
-    """
-    from ai_edge_litert import schema_py_generated as schema
-
-    try:
-        parts = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model.data, 0))
-    except Exception as error:  # a damaged part that `read_model` has no use for
-        raise damaged(type(error).__name__) from error
-    if any(buffer.offset > 1 for buffer in parts.buffers):
-        raise ValueError(
-            "The TFLite model keeps its constants behind the model (files above 2 GiB do), where "
-            "they cannot be changed. Use a smaller model."
-        )
-    return parts
-
-
-def _pack(parts: Any) -> TFLiteModel:
-    import flatbuffers
-
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(parts.Pack(builder), b"TFL3")
-    return read_model(bytes(builder.Output()))
-
-
-def _fill(parts: Any, tensor: Any, data: bytes) -> None:
-    """Gives the tensor a buffer of its own: the converter may share one among equal constants."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(data, np.uint8)
-    tensor.buffer = len(parts.buffers)
-    parts.buffers.append(buffer)
 
 
 def in_order(
@@ -83,7 +48,7 @@ def in_order(
             f"The file's signatures are {list(model.signatures)}; expected one with inputs "
             f"{', '.join(inputs)} and outputs {', '.join(outputs)}."
         )
-    parts, changed = _unpack(model), False
+    parts, changed = unpack(model), False
     signature = parts.signatureDefs[0]
     graph = parts.subgraphs[signature.subgraphIndex]
     for side, names in (("inputs", inputs), ("outputs", outputs)):
@@ -95,7 +60,7 @@ def in_order(
             entry.name = name.encode()
         changed |= wanted != list(getattr(graph, side))
         setattr(graph, side, np.asarray(wanted, np.int32))
-    return _pack(parts) if changed else model
+    return pack(parts) if changed else model
 
 
 def with_constants(
@@ -105,7 +70,7 @@ def with_constants(
     shape.
     """
     model = read_model(tflite)
-    parts = _unpack(model)
+    parts = unpack(model)
     for index, value in constants.items():
         tensor = model.tensors[index]
         if tensor.shape != np.shape(value):
@@ -114,8 +79,8 @@ def with_constants(
                 f"{list(np.shape(value))}."
             )
         data = np.ascontiguousarray(value, np.float32).tobytes()
-        _fill(parts, parts.subgraphs[0].tensors[index], data)
-    return _pack(parts)
+        fill(parts, parts.subgraphs[0].tensors[index], data)
+    return pack(parts)
 
 
 def with_ranges(
@@ -126,12 +91,12 @@ def with_ranges(
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    parts = _unpack(read_model(tflite))
+    parts = unpack(read_model(tflite))
     for index, (low, high) in ranges.items():
         quantization = schema.QuantizationParametersT()
         quantization.min, quantization.max = [float(low)], [float(high)]
         parts.subgraphs[0].tensors[index].quantization = quantization
-    return _pack(parts)
+    return pack(parts)
 
 
 def _behind_heads(model: TFLiteModel) -> dict[int, int]:
@@ -171,7 +136,7 @@ def without_softmax(tflite: bytes | TFLiteModel) -> TFLiteModel:
             "The model does not end in a softmax or sigmoid, so its outputs are the "
             "logits already. Use --head=model."
         )
-    parts = _unpack(model)
+    parts = unpack(model)
     graph, logits = parts.subgraphs[0], set()
     for operator in model.operators:  # what only reshapes the logits has their scale
         source = dropped.get(operator.inputs[0], operator.inputs[0]) if operator.inputs else -1
@@ -196,7 +161,7 @@ def without_softmax(tflite: bytes | TFLiteModel) -> TFLiteModel:
     for signature in parts.signatureDefs or []:
         for entry in [*signature.inputs, *signature.outputs]:
             entry.tensorIndex = place[dropped.get(entry.tensorIndex, entry.tensorIndex)]
-    return _pack(parts)
+    return pack(parts)
 
 
 def with_own_biases(tflite: bytes | TFLiteModel) -> TFLiteModel:
@@ -210,7 +175,7 @@ def with_own_biases(tflite: bytes | TFLiteModel) -> TFLiteModel:
     from ai_edge_litert import schema_py_generated as schema
 
     model = read_model(tflite)
-    parts, changed = _unpack(model), False
+    parts, changed = unpack(model), False
     graph = parts.subgraphs[0]
     places = {operator: place for place, operator in enumerate(model.operators)}
     readers = collections.Counter(i for o in model.operators for i in o.inputs)
@@ -230,11 +195,11 @@ def with_own_biases(tflite: bytes | TFLiteModel) -> TFLiteModel:
         else:
             continue
         part.name = f"{output}/bias".encode()
-        _fill(parts, part, data)
+        fill(parts, part, data)
         inputs[place], changed = len(graph.tensors), True
         graph.tensors.append(part)
         graph.operators[places[operator]].inputs = np.asarray(inputs, np.int32)
-    return _pack(parts) if changed else model
+    return pack(parts) if changed else model
 
 
 def weighted_operators(model: TFLiteModel) -> dict[str, Operator]:
@@ -296,7 +261,7 @@ def _rescale_bias(parts: Any, operator: Operator, scales: np.ndarray) -> None:
     limits = np.iinfo(np.int32)
     integers = np.clip(np.rint(old / new), limits.min, limits.max).astype(np.int32)
     part = parts.subgraphs[0].tensors[bias.index]
-    _fill(parts, part, integers.tobytes())
+    fill(parts, part, integers.tobytes())
     part.quantization.scale = np.broadcast_to(new, old.shape).astype(np.float32)
     part.quantization.zeroPoint = np.zeros(len(old), np.int64)
 
@@ -321,7 +286,7 @@ def with_integers(
     from ai_edge_litert import schema_py_generated as schema
 
     model = with_own_biases(tflite)  # each is rescaled for its own operator
-    parts, weighted = _unpack(model), weighted_operators(model)
+    parts, weighted = unpack(model), weighted_operators(model)
     codes = [each.opcodeIndex for each in parts.subgraphs[0].operators]
     places = {operator: place for place, operator in enumerate(model.operators)}
     for name, (integers, given) in weights.items():
@@ -343,7 +308,7 @@ def with_integers(
                 )
         four = weight_bits == 4
         part = parts.subgraphs[0].tensors[tensor.index]
-        _fill(parts, part, pack_int4(integers) if four else np.asarray(integers, np.int8).tobytes())
+        fill(parts, part, pack_int4(integers) if four else np.asarray(integers, np.int8).tobytes())
         part.type = schema.TensorType.INT4 if four else schema.TensorType.INT8
         part.quantization.scale = scales
         part.quantization.quantizedDimension = CHANNEL_AXIS[operator.kind]
@@ -391,4 +356,4 @@ def _drop_unused_buffers(parts: Any) -> TFLiteModel:
     for index, buffer in enumerate(parts.buffers):
         if index not in used:
             buffer.data = None
-    return _pack(parts)
+    return pack(parts)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dgh_tf.models.tflite.model import Signature, Tensor, TFLiteModel, damaged, plain, read_model
+from dgh_tf.models.tflite.model import Signature, Tensor, TFLiteModel, plain, read_model
 from dgh_tf.models.tflite.operators import KERNELS
+from dgh_tf.models.tflite.parts import fill, pack, unpack
 
 _INTEGER_WEIGHTS = {"INT8", "UINT8", "INT4", "INT16", "INT2", "UINT4"}
 _CONTROL_FLOW = {"IF", "WHILE", "CALL_ONCE", "CALL", "STABLEHLO_WHILE", "STABLEHLO_CASE"}
@@ -142,42 +143,14 @@ def _require_batch_of_one(model: TFLiteModel) -> None:
 # ---- what is rewritten
 
 
-def _unpack(model: TFLiteModel) -> Any:
-    from ai_edge_litert import schema_py_generated as schema
-
-    try:
-        parts = schema.ModelT.InitFromObj(schema.Model.GetRootAs(model.data, 0))
-    except Exception as error:  # a damaged part that `read_model` has no use for
-        raise damaged(type(error).__name__) from error
-    if any(buffer.offset > 1 for buffer in parts.buffers):
-        raise ValueError(
-            "The file keeps its constants behind the model (files above 2 GiB do), where they "
-            "cannot be changed. Use a smaller model."
-        )
-    return parts
-
-
 def _pack(parts: Any) -> TFLiteModel:
-    import flatbuffers
-
+    """The new file, without the constants that nothing names any more."""
     used = {tensor.buffer for graph in parts.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in parts.metadata or []}
     for index, buffer in enumerate(parts.buffers):
         if index not in used:
             buffer.data = None
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(parts.Pack(builder), b"TFL3")
-    return read_model(bytes(builder.Output()))
-
-
-def _fill(parts: Any, tensor: Any, value: np.ndarray) -> None:
-    """Makes the tensor a constant, with a buffer of its own."""
-    from ai_edge_litert import schema_py_generated as schema
-
-    buffer = schema.BufferT()
-    buffer.data = np.frombuffer(np.ascontiguousarray(value).tobytes(), np.uint8)
-    tensor.buffer = len(parts.buffers)
-    parts.buffers.append(buffer)
+    return pack(parts)
 
 
 def _with_one_graph(model: TFLiteModel, chosen: Signature | None) -> TFLiteModel:
@@ -188,7 +161,7 @@ def _with_one_graph(model: TFLiteModel, chosen: Signature | None) -> TFLiteModel
 
     if chosen is not None and len(model.signatures) == len(model.subgraphs) == 1:
         return model
-    parts = _unpack(model)
+    parts = unpack(model)
     number = 0 if chosen is None else chosen.subgraph
     calls = {o.kind for o in model.subgraphs[number].operators} & _CONTROL_FLOW
     if calls:
@@ -227,12 +200,12 @@ def _with_float32_constants(model: TFLiteModel) -> TFLiteModel:
     }
     if not halves:
         return model
-    parts = _unpack(model)
+    parts = unpack(model)
     graph = parts.subgraphs[0]
     for place, source in halves.items():
         made = graph.tensors[graph.operators[place].outputs[0]]
         assert source is not None  # _is_half_constant
-        _fill(parts, made, np.asarray(source.value, np.float32))
+        fill(parts, made, np.asarray(source.value, np.float32).tobytes())
     graph.operators = [o for place, o in enumerate(graph.operators) if place not in halves]
     return _pack(_without_unread(parts))
 
@@ -260,7 +233,7 @@ def _with_fixed_shapes(model: TFLiteModel) -> TFLiteModel:
     details = {each["index"]: each for each in interpreter.get_tensor_details()}
     fixed = _shape_computations(model)
     values = {i: np.array(interpreter.get_tensor(i)) for i in fixed}
-    parts = _unpack(model)
+    parts = unpack(model)
     graph = parts.subgraphs[0]
     for index, tensor in enumerate(graph.tensors):
         tensor.shapeSignature = None
@@ -268,7 +241,7 @@ def _with_fixed_shapes(model: TFLiteModel) -> TFLiteModel:
             tensor.shape = np.asarray(details[index]["shape"], np.int32)
     for index, value in values.items():
         graph.tensors[index].shape = np.asarray(value.shape, np.int32)
-        _fill(parts, graph.tensors[index], value)
+        fill(parts, graph.tensors[index], np.ascontiguousarray(value).tobytes())
     graph.operators = [o for o in graph.operators if not set(map(int, o.outputs)) <= set(fixed)]
     return _pack(_without_unread(parts))
 
@@ -317,7 +290,7 @@ def _with_integer_kernels(model: TFLiteModel) -> TFLiteModel:
     places = [p for p, o in enumerate(model.operators) if o.kind in ("SQUARE", "NEG")]
     if not places:
         return model
-    parts = _unpack(model)
+    parts = unpack(model)
     graph, code = parts.subgraphs[0], schema.OperatorCodeT()
     code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.MUL
     code.version = 1
@@ -342,7 +315,7 @@ def _with_readable_constants(model: TFLiteModel) -> TFLiteModel:
     """The file without the mark of litert-torch that makes TensorFlow's quantizer read constants in
     a form that it then leaves in float, with every operator that has weights.
     """
-    parts = _unpack(model)
+    parts = unpack(model)
     kept = [entry for entry in parts.metadata or [] if entry.name != _STABLEHLO_MARK]
     if len(kept) == len(parts.metadata or []):
         return model
@@ -357,7 +330,7 @@ def _scalar(parts: Any, name: bytes, value: float) -> int:
     tensor = schema.TensorT()
     tensor.name, tensor.shape = name, np.zeros(0, np.int32)
     tensor.type = schema.TensorType.FLOAT32
-    _fill(parts, tensor, np.asarray(value, np.float32))
+    fill(parts, tensor, np.asarray(value, np.float32).tobytes())
     parts.subgraphs[0].tensors.append(tensor)
     return len(parts.subgraphs[0].tensors) - 1
 
