@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 
+import commands  # noqa: F401  before any command: it notes which flags the console has
 import pytest
 
 # a run in the background of a script ignores Ctrl-C, and so would every process that the tests

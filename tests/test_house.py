@@ -227,6 +227,14 @@ def test_what_a_program_imports_defines_no_flags_of_its_own():
     ]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
+def test_helpers_of_tests_have_one_name(path):
+    """Imported as tests.commands and as commands a module would be there twice, each with a memory
+    of its own of which flags are the console's.
+    """
+    assert "tests" not in imported(ast.parse(path.read_text()))
+
+
 def test_public_names_of_the_package_exist():
     import dgh_tf
 

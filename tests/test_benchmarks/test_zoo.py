@@ -1,12 +1,12 @@
 """The networks without BatchNorm and the sets they are trained and judged on."""
 
+import commands
 import numpy as np
 import pytest
 
 from benchmarks.data.datasets import load
 from benchmarks.zoo.__main__ import split
 from benchmarks.zoo.networks import NETWORKS
-from tests import commands
 
 
 def files(tmp_path, *counts):

@@ -5,6 +5,7 @@ what is refused, and images and integer files from them.
 import json
 import pathlib
 
+import commands
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -16,7 +17,6 @@ from dgh_tf import GenerationConfig, generate_images, load_model
 from dgh_tf.input_range.find import network_ranges
 from dgh_tf.models.network import Network
 from dgh_tf.models.tflite.model import read_model
-from tests import commands
 from tflite_export import to_float_tflite
 from tflite_export.quantization import quantize
 from tflite_export.tflite.integer_check import check_integer

@@ -5,6 +5,7 @@ the run says of it.
 import json
 import math
 
+import commands
 import keras
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from dgh_tf import GenerationConfig, generate_images
 from dgh_tf.generation.objective import PRIOR_LAYERS, make_targets, pseudo_statistics
 from dgh_tf.input_range.conventions import InputRange
 from dgh_tf.models.network import Network
-from tests import commands
 
 
 def convolutional(*middle, shape=(16, 16, 3)):
