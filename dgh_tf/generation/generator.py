@@ -35,6 +35,11 @@ REPORT_SECONDS = 2.0
 ASKED_EVERY = 16  # visits after which workers ask each other, within a long step
 Report = Callable[[Progress], bool | None]
 Due = Callable[[], tuple[bool, bool]]
+Told = Callable[[str, int], None]  # what is being done, and how many images have it behind them
+
+
+def _untold(what: str, images: int) -> None:
+    """Tells nobody."""
 
 
 class State(NamedTuple):
@@ -137,10 +142,13 @@ class Generator:
     # ---- before and after
     # ------------------------------------------------------------
 
-    def start(self) -> None:
+    def start(self, *, told: Told = _untold) -> None:
         """Fills the store with the start images, empty slots and the table, computed once without
         gradient.
+
+        Args: told: called after every batch; what it raises ends the start.
         """
+        drawn = 0
         for place, k in enumerate(self.batches):
             canvases = [
                 self._inputs.start(
@@ -151,15 +159,18 @@ class Generator:
             zeros = [np.zeros_like(a) for a in canvases]
             row = np.zeros((2, len(self.targets.mean)), np.float32)
             self.store.write(place, Record(canvases, zeros, zeros, row))
-        totals = self._fill_table(keep=True)
+            drawn += self.sizes[k]
+            told("start images drawn", drawn)
+        totals = self._fill_table(keep=True, told=told, what="start images measured")
         first = self._step.first_carry(totals, self._start_spreads())
         carry = [np.stack([a.numpy()] * self._replicas.here) for a in first]
         self.state = State(0, (1.0, math.inf, 0), layer_gaps(totals, self.targets), carry)
 
-    def _fill_table(self, *, keep: bool) -> np.ndarray:
+    def _fill_table(self, *, keep: bool, told: Told, what: str) -> np.ndarray:
         """Sum of the rows of all batches' finished images, float64; keep: write them to the
-        records.
+        records. told: hears of `what` after every batch.
         """
+        measured = 0
         totals = np.zeros((2, len(self.targets.mean)))
         if len(self.real):
             real_row = tf.function(self._step.real_row, autograph=False)
@@ -175,6 +186,8 @@ class Generator:
                     places, records, self._replicas.local(rows), strict=True
                 ):
                     self.store.write(place, record.with_row(row.numpy()))
+            measured += sum(self.sizes[self.batches[place]] for place in places)
+            told(what, measured)
         return totals
 
     def _start_spreads(self) -> np.ndarray:
@@ -224,9 +237,12 @@ class Generator:
         """`images` in one array for every input."""
         return [np.concatenate(parts) for parts in zip(*self.images(), strict=True)]
 
-    def layer_gaps(self) -> dict[str, float]:
-        """Gap of the finished images' pooled statistics per BN layer and input."""
-        return layer_gaps(self._fill_table(keep=False), self.targets)
+    def layer_gaps(self, *, told: Told = _untold) -> dict[str, float]:
+        """Gap of the finished images' pooled statistics per BN layer and input. told: see
+        `start`.
+        """
+        totals = self._fill_table(keep=False, told=told, what="images measured")
+        return layer_gaps(totals, self.targets)
 
     def spreads(self) -> np.ndarray:
         """Every head's spread under matched statistics, float32 [heads], in logit units."""

@@ -16,7 +16,7 @@ from dgh_tf.common import console, machine, run_folder
 from dgh_tf.common.convergence import judge_convergence
 from dgh_tf.generation.generator import Generator
 from dgh_tf.report import page
-from dgh_tf.run.progress import Metrics, TimeLeft
+from dgh_tf.run.progress import Lines, Metrics, TimeLeft
 
 
 def finish(
@@ -35,7 +35,8 @@ def finish(
       folder: None for a worker that only takes part in what all must compute together.
       model, command: as the user gave them. seconds: that the steps took.
     """
-    gaps = generator.layer_gaps()
+    total = sum(generator.sizes[k] for k in generator.batches)
+    gaps = generator.layer_gaps(told=Lines(total))
     convergence = judge_convergence(gaps) if generator.network.layers else None
     if folder is None:
         for _ in generator.images():

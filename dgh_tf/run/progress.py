@@ -84,6 +84,23 @@ class TimeLeft:
             console.say(f"{done}/{self._total} {self._what}, {self.left(done):.0f} s left")
 
 
+class Lines:
+    """Lines on several works on the same images, one after the other: called with what is being
+    done, and how many images have it behind them.
+    """
+
+    def __init__(self, total: int):
+        """total: of images."""
+        self._total, self._what = total, ""
+        self._left = TimeLeft(total, what="")
+
+    def __call__(self, what: str, images: int) -> None:
+        if what != self._what:
+            # the first batch may have waited for compilation: it does not count for the pace
+            self._what, self._left = what, TimeLeft(self._total, what=what, done=images)
+        self._left.tell(images)
+
+
 class ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 

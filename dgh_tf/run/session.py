@@ -23,7 +23,7 @@ from dgh_tf.models.loading import load_model
 from dgh_tf.run import checkpoint
 from dgh_tf.run.finish import finish, require_space
 from dgh_tf.run.meeting import Job
-from dgh_tf.run.progress import Metrics, ProgressBar
+from dgh_tf.run.progress import Lines, Metrics, ProgressBar
 from dgh_tf.run.request import Request
 from dgh_tf.run.signals import StopSignal
 
@@ -77,11 +77,25 @@ def run(
         with _said_warnings():
             visits = agreed_number(strategy, checkpoint.available(saved))
         if visits is None:
-            generator.start()
+            generator.start(told=_Starting(generator, stop))
         else:
             checkpoint.restore(saved, generator, identity=identity, visits=visits)
             console.say(f"going on from step {visits // generator.rounds} of {config.steps}")
         _steps_and_finish(_Run(request, generator, identity, folder, job), stop)
+
+
+class _Starting(Lines):
+    """The progress of a start; a signal ends the command there, since no step is lost."""
+
+    def __init__(self, generator: Generator, stop: StopSignal):
+        super().__init__(sum(generator.sizes[k] for k in generator.batches))
+        self._stop = stop
+
+    def __call__(self, what: str, images: int) -> None:
+        if self._stop.number is not None:  # several workers; one alone is told by an exception
+            text = "before the first step; the same command starts again."
+            raise console.Interrupted(text, exit_code=128 + self._stop.number)
+        super().__call__(what, images)
 
 
 @dataclasses.dataclass(frozen=True)

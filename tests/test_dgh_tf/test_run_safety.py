@@ -20,8 +20,10 @@ import pytest
 import tiny_models
 
 from dgh_tf.common import files, run_folder
+from dgh_tf.config import GenerationConfig
+from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.store import FileStore
-from dgh_tf.run import checkpoint
+from dgh_tf.run import checkpoint, progress
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = ("--num_images=4", "--batch_size=4", "--steps=2", "--input_range=-1,1")
@@ -172,6 +174,27 @@ def test_images_that_no_run_wrote_are_one_line(data, model_path, tmp_path):
     assert code == 1 and err.count("\n") == 1 and "generate again" in err, err
 
 
+def test_the_start_tells_how_many_images_it_has_behind_it():
+    config = GenerationConfig(num_images=10, batch_size=4, steps=1, input_range="-1,1")
+    generator, told = Generator(tiny_models.conv_bn_relu(), config), []
+    generator.start(told=lambda what, images: told.append((what, images)))
+    sums = np.cumsum(generator.sizes).tolist()
+    assert sums[-1] == 10 and len(sums) == 3
+    assert told == [(f"start images {done}", n) for done in ("drawn", "measured") for n in sums]
+
+
+def test_lines_of_a_start_give_the_time_left(monkeypatch, capsys):
+    """By hand: four images of 20 took 8 s after the first four, so 12 images take 24 s."""
+    now = iter([0.0, 100.0, 100.0, 108.0, 108.0, 108.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    lines = progress.Lines(20)
+    monkeypatch.setattr(lines._left.__class__, "SECONDS", 5.0)
+    lines("start images drawn", 4)
+    assert not capsys.readouterr().out
+    lines("start images drawn", 8)
+    assert capsys.readouterr().out == "8/20 start images drawn, 24 s left\n"
+
+
 @pytest.mark.slow
 def test_ctrl_c_while_a_large_set_starts_ends_within_seconds(model_path, tmp_path):
     """20000 start images take minutes; nothing was done that could be gone on with."""
@@ -188,9 +211,9 @@ def test_ctrl_c_while_a_large_set_starts_ends_within_seconds(model_path, tmp_pat
     )
     while "batches of up to" not in process.stdout.readline():
         assert process.poll() is None
-    time.sleep(1)
+    assert "start images drawn" in process.stdout.readline()  # after ten seconds
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1 and time.monotonic() - began < 5
+    assert process.returncode == 130 and err.count("\n") == 1 and time.monotonic() - began < 2
     assert not folder.exists() or {path.name for path in folder.iterdir()} == {".lock"}
