@@ -151,17 +151,24 @@ def _gather(
     """Worker 0: hears all others and tells each the same: None, or what differs."""
     here: dict[int, socket.socket] = {}
     wrong: list[str] = []
+    why = ""
     with contextlib.ExitStack() as stack:
         while len(here) < len(job.addresses) - 1:
             missing = [i for i in range(1, len(job.addresses)) if i not in here]
             if time.monotonic() > limit:
-                raise _late(job, missing, "")
+                raise _late(job, missing, why)
             try:
-                connection = stack.enter_context(server.accept()[0])
+                connection, address = server.accept()
+            except TimeoutError:
+                continue  # nobody came in this turn
+            stack.enter_context(connection)
+            try:
                 told = _receive(connection, time.monotonic() + _ANSWER_SECONDS)
                 index, other = int(told["index"]), dict(told["identity"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # nobody came, or it was no worker of ours
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                # no worker of ours, or one of another version: told if a worker stays missing
+                why = f" (what connected from {address[0]} is no such worker: {error})"
+                continue
             if index in missing:
                 here[index] = connection
                 wrong += [
@@ -170,37 +177,59 @@ def _gather(
                 ]
             elif not _replaced(here, index, connection):
                 wrong.append(f"two workers have the index {index}")
-                _try_send(connection, _refusal(wrong))
+                here[-1] = connection
                 break
         answer = _refusal(wrong) if wrong else None
+        gone = [index for index, connection in here.items() if not _answered(connection, answer)]
         for connection in here.values():
-            _try_send(connection, answer)
-        for connection in here.values():
-            with contextlib.suppress(OSError, ValueError):
-                # the others close first: the end that does keeps its port for a while
-                _receive(connection, time.monotonic() + _ANSWER_SECONDS)
+            _await_end(connection)
+    if gone and answer is None:
+        raise ConnectionError(
+            f"worker {', '.join(map(str, gone))} at {job.names(gone)} ended while the workers met. "
+            "Look at what it says, and start the same command on all of them again."
+        )
     return answer
 
 
 def _replaced(here: dict[int, socket.socket], index: int, connection: socket.socket) -> bool:
     """Whether this is a worker that was there, ended, and was started again."""
-    if index not in here:
+    if index not in here or _is_there(here[index]):
         return False
-    here[index].setblocking(False)
-    try:
-        if here[index].recv(1):
-            return False
-    except BlockingIOError:
-        return False  # it is still there
-    except OSError:
-        pass
     here[index] = connection
     return True
 
 
-def _try_send(connection: socket.socket, answer: str | None) -> None:
-    with contextlib.suppress(OSError):  # whoever ended in the meantime is missed later
+def _is_there(connection: socket.socket) -> bool:
+    """Whether the other end, which waits for the answer, has not ended."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _answered(connection: socket.socket, answer: str | None) -> bool:
+    """Whether the other end could be told the answer, not having ended in the meantime."""
+    if not _is_there(connection):
+        return False
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
         _send(connection, {"refused": answer})
+    except OSError:
+        return False
+    return True
+
+
+def _await_end(connection: socket.socket) -> None:
+    """Lets the other end close first: the end that does keeps its port for a while."""
+    connection.settimeout(_ANSWER_SECONDS)
+    try:
+        while connection.recv(65536):
+            pass
+    except OSError:
+        return  # it was reset, which ends it, too, or hangs, which TensorFlow's meeting will tell
 
 
 def _refusal(wrong: Sequence[str]) -> str:

@@ -101,6 +101,36 @@ def test_strangers_that_connect_change_nothing():
             thread.join()
 
 
+def said_by(place, data):
+    """Connects as soon as there is somebody, sends and ends."""
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(place, 1) as connection:
+            connection.sendall(data)
+            return
+        time.sleep(0.05)
+
+
+def test_what_another_version_says_is_told_when_its_worker_stays_away():
+    places = addresses(2)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        threads.submit(said_by, places[0], b'{"number": 1}\n')
+        with pytest.raises(TimeoutError, match=r"from .*127\.0\.0\.1 is no such worker: 'index'"):
+            meet(Job(places, 0), IDENTITY, wait_seconds=3.0, say=lambda text: None)
+
+
+def test_a_worker_that_ends_while_all_meet_is_missed_at_once():
+    places = addresses(3)
+    hello = json.dumps({"index": 2, "identity": IDENTITY}).encode() + b"\n"
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        threads.submit(said_by, places[0], hello)
+        last = threads.submit(
+            lambda: (time.sleep(1), meet(Job(places, 1), IDENTITY, wait_seconds=9, say=print))
+        )
+        with pytest.raises(ConnectionError, match=f"worker 2 at 127.0.0.1:{places[2][1]} ended"):
+            meet(Job(places, 0), IDENTITY, wait_seconds=20.0, say=lambda text: None)
+        last.result()
+
+
 def test_a_worker_that_never_comes_and_a_port_in_use():
     places = addresses(2)
     for index, missing in ((0, 1), (1, 0)):
