@@ -46,7 +46,12 @@ class Kind:
 KINDS = (
     Kind("in memory", ("--checkpoint_seconds=0",)),
     Kind("streamed", ("--checkpoint_seconds=0", "--memory_mib=0")),
-    Kind("two workers", ("--checkpoint_seconds=0", "--strategy=multi_worker"), workers=2),
+    Kind(
+        "two workers",
+        # one that was killed before they met is waited for
+        ("--checkpoint_seconds=0", "--strategy=multi_worker", "--wait_minutes=0.5"),
+        workers=2,
+    ),
 )
 
 
