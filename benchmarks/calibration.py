@@ -24,59 +24,66 @@ from dgh_tf.common.files import locked_folder
 from tflite_export.conversion.server import start_worker
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "model",
-    "demo",
-    "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
-    "keras:NAME.",
-)
-flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
-flags.DEFINE_string(
-    "real",
-    "demo",
-    "Real set: .npz with x and y (or x alone), a folder by class, a COCO set (folder with "
-    "annotations.json, or the .json file), tfds:NAME[/split], or demo: the embedded model's own.",
-)
-flags.DEFINE_string("evaluation", "demo", "Evaluation set, in the same forms.")
-flags.DEFINE_string(
-    "output_dir", None, "Folder of results.json, results.md and the plots.", required=True
-)
-flags.DEFINE_list(
-    "sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}."
-)
-flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
-flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
-flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
-flags.DEFINE_string(
-    "preprocess",
-    "none",
-    "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
-    "none, unit, symmetric, imagenet, caffe.",
-)
-flags.DEFINE_string(
-    "input_range", "", "Valid input range LOW,HIGH or a convention; empty: found from the model."
-)
-flags.DEFINE_list("scheme", ["int8"], "Some of int8, int16x8, w4a8; one table holds all.")
-flags.DEFINE_list(
-    "algorithm",
-    ["minmax"],
-    "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
-    "equalization, reconstruction, distillation, ai_edge; docs/guide/algorithms.md describes them.",
-)
-flags.DEFINE_enum(
-    "head",
-    "model",
-    ["model", "logits"],
-    "logits: files end before a softmax or sigmoid at the end.",
-)
-flags.DEFINE_integer(
-    "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
-)
-flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 # real images are drawn from at most this many times --num_images, lest huge sets are read whole
 _REAL_POOL = 4
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "model",
+        "demo",
+        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+        "keras:NAME.",
+    )
+    flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
+    flags.DEFINE_string(
+        "real",
+        "demo",
+        "Real set: .npz with x and y (or x alone), a folder by class, a COCO set (folder with "
+        "annotations.json, or the .json file), tfds:NAME[/split], or demo: the embedded "
+        "model's own.",
+    )
+    flags.DEFINE_string("evaluation", "demo", "Evaluation set, in the same forms.")
+    flags.DEFINE_string(
+        "output_dir", None, "Folder of results.json, results.md and the plots.", required=True
+    )
+    flags.DEFINE_list(
+        "sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}."
+    )
+    flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
+    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
+    flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
+    flags.DEFINE_string(
+        "preprocess",
+        "none",
+        "Stored values to model input: SCALE,OFFSET for x * SCALE + OFFSET, or "
+        "none, unit, symmetric, imagenet, caffe.",
+    )
+    flags.DEFINE_string(
+        "input_range",
+        "",
+        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
+    )
+    flags.DEFINE_list("scheme", ["int8"], "Some of int8, int16x8, w4a8; one table holds all.")
+    flags.DEFINE_list(
+        "algorithm",
+        ["minmax"],
+        "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
+        "equalization, reconstruction, distillation, ai_edge; docs/guide/algorithms.md describes "
+        "them.",
+    )
+    flags.DEFINE_enum(
+        "head",
+        "model",
+        ["model", "logits"],
+        "logits: files end before a softmax or sigmoid at the end.",
+    )
+    flags.DEFINE_integer(
+        "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
+    )
+    flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
 def main(argv: list[str]) -> int:
@@ -116,4 +123,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     run(main)

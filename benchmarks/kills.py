@@ -63,7 +63,7 @@ class Left:
     files: tuple[str, ...]
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_integer("trials", 20, "Runs that are killed.", lower_bound=0)
     flags.DEFINE_integer("damages", 100, "Files that are damaged.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Of the moments and the damages.")
@@ -222,5 +222,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)

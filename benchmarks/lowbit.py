@@ -46,7 +46,7 @@ class Setting(NamedTuple):
         return f"{self.name} {self.rule}" + (", reconstructed" if self.reconstruction else "")
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
@@ -371,5 +371,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     run(main)

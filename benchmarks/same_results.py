@@ -33,7 +33,7 @@ CONVERSIONS = {
 }
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_string(
         "base", None, "Commit to compare with, such as HEAD~1 or a tag.", required=True
     )
@@ -102,5 +102,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)

@@ -10,32 +10,45 @@ import resource
 import statistics
 import tempfile
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from dgh_tf.common.console import run, say
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import tensorflow as tf
+
+
 FLAGS = flags.FLAGS
-flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
-flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
-flags.DEFINE_string("output", None, "File for the figures (.json).", required=True)
-flags.DEFINE_integer("batches", 2, "Batches of the generated set.", lower_bound=1)
-flags.DEFINE_float("seconds", 4.0, "Seconds of each measurement.", lower_bound=0.1)
-flags.DEFINE_integer(
-    "repeats", 5, "Measurements of each side, in turn; their medians are compared.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "stream",
-    False,
-    "Stream the set through a file, as generate does with sets larger than --memory_mib.",
-)
-flags.DEFINE_string(
-    "start", "leaves", "Start images; white is fastest to draw, where thousands are."
-)
-flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
 
 
-def limit_step(network, images):
+def define_flags() -> None:
+    flags.DEFINE_string("model", "demo", "demo, a .keras or .h5 file, or keras:NAME.")
+    flags.DEFINE_integer("batch_size", 32, "Images at once.", lower_bound=1)
+    flags.DEFINE_string("output", None, "File for the figures (.json).", required=True)
+    flags.DEFINE_integer("batches", 2, "Batches of the generated set.", lower_bound=1)
+    flags.DEFINE_float("seconds", 4.0, "Seconds of each measurement.", lower_bound=0.1)
+    flags.DEFINE_integer(
+        "repeats",
+        5,
+        "Measurements of each side, in turn; their medians are compared.",
+        lower_bound=1,
+    )
+    flags.DEFINE_bool(
+        "stream",
+        False,
+        "Stream the set through a file, as generate does with sets larger than --memory_mib.",
+    )
+    flags.DEFINE_string(
+        "start", "leaves", "Start images; white is fastest to draw, where thousands are."
+    )
+    flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
+
+
+def limit_step(network, images) -> Callable[[tf.Tensor], tf.Tensor]:
     """One plain forward and backward pass of the network with respect to its input, compiled: the
     machine's limit.
     """
@@ -172,4 +185,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     run(main)

@@ -17,7 +17,7 @@ from dgh_tf.common.files import require_new_folder
 FLAGS = flags.FLAGS
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_string("images", None, "Folder of a finished dgh_tf.generate run.")
     flags.DEFINE_enum(
         "format",
@@ -57,5 +57,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)

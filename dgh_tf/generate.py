@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 _AUTO = ("num_images", "steps")  # of the settings, which may be "auto"
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     define = {
         bool: flags.DEFINE_bool,
         int: flags.DEFINE_integer,
@@ -190,5 +190,5 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, job: Job) 
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)

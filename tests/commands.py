@@ -26,9 +26,7 @@ def ready(command):
         command += ".__main__"
     module = sys.modules.get(command)
     module = importlib.reload(module) if module else importlib.import_module(command)
-    for define in ("_define_flags", "define_flags"):
-        if hasattr(module, define):
-            getattr(module, define)()
+    module.define_flags()
     return module
 
 

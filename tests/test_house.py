@@ -227,6 +227,18 @@ def test_what_a_program_imports_defines_no_flags_of_its_own():
     ]
 
 
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_flags_are_defined_by_a_start_never_by_an_import(path):
+    at_import = [
+        ast.unparse(node)
+        for node in ast.parse(path.read_text()).body
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
+    assert not [
+        text for text in at_import if "flags.DEFINE" in text or text.startswith("define_flags")
+    ]
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
 def test_helpers_of_tests_have_one_name(path):
     """Imported as tests.commands and as commands a module would be there twice, each with a memory

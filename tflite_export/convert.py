@@ -67,7 +67,7 @@ _LONG = (
 )  # minutes: an operator that stays float is looked for first
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     """The flags, shown by --help as this command's own."""
     convert_flags.define_flags()
     flags.adopt_module_key_flags(convert_flags)
@@ -420,5 +420,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)

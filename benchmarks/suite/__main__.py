@@ -20,43 +20,50 @@ from tflite_export.conversion.server import start_worker
 from tflite_export.tflite.schemes import SCHEMES
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string(
-    "models",
-    str(pathlib.Path(__file__).with_name("suite.json")),
-    "The list of models, .json or .yaml.",
-)
-flags.DEFINE_string("data", "", "What {data} stands for in the list's paths.")
-flags.DEFINE_string(
-    "output_dir",
-    None,
-    "Folder of the suite; the same command again goes on with it.",
-    required=True,
-)
-flags.DEFINE_list("only", [], "Names of the list's models to run; empty for all.")
-flags.DEFINE_list("sources", list(SOURCES), f"Some of {', '.join(SOURCES)}.")
-flags.DEFINE_list(
-    "num_images", ["8", "64", "512"], "Set sizes, images; an entry of the list may have its own."
-)
-flags.DEFINE_list(
-    "ablation_num_images",
-    ["64"],
-    "Set sizes of sources that lack a part of the method, and of further schemes.",
-)
-flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-flags.DEFINE_list("schemes", ["int8"], f"Some of {', '.join(SCHEMES)}; an entry may have its own.")
-flags.DEFINE_integer(
-    "held_out",
-    16,
-    "Generated images of each kind and seed that the verdict is told from.",
-    lower_bound=2,
-)
-flags.DEFINE_float(
-    "minutes",
-    0.0,
-    "Stop before the row that would begin after so many minutes; 0: no limit.",
-    lower_bound=0.0,
-)
-flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "models",
+        str(pathlib.Path(__file__).with_name("suite.json")),
+        "The list of models, .json or .yaml.",
+    )
+    flags.DEFINE_string("data", "", "What {data} stands for in the list's paths.")
+    flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of the suite; the same command again goes on with it.",
+        required=True,
+    )
+    flags.DEFINE_list("only", [], "Names of the list's models to run; empty for all.")
+    flags.DEFINE_list("sources", list(SOURCES), f"Some of {', '.join(SOURCES)}.")
+    flags.DEFINE_list(
+        "num_images",
+        ["8", "64", "512"],
+        "Set sizes, images; an entry of the list may have its own.",
+    )
+    flags.DEFINE_list(
+        "ablation_num_images",
+        ["64"],
+        "Set sizes of sources that lack a part of the method, and of further schemes.",
+    )
+    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
+    flags.DEFINE_list(
+        "schemes", ["int8"], f"Some of {', '.join(SCHEMES)}; an entry may have its own."
+    )
+    flags.DEFINE_integer(
+        "held_out",
+        16,
+        "Generated images of each kind and seed that the verdict is told from.",
+        lower_bound=2,
+    )
+    flags.DEFINE_float(
+        "minutes",
+        0.0,
+        "Stop before the row that would begin after so many minutes; 0: no limit.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
 def _sizes(flag: str) -> list[int]:
@@ -176,4 +183,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    define_flags()
     run(main)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
 from absl import flags
@@ -16,6 +17,9 @@ from benchmarks.zoo.networks import NETWORKS
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, locked_folder
 
+if TYPE_CHECKING:
+    import keras
+
 FLAGS = flags.FLAGS
 _BATCH = 64
 _LEARNING_RATE = 3e-3
@@ -23,7 +27,7 @@ _WEIGHT_DECAY = 0.02
 _SMOOTHING = 0.1  # of labels: without it so few images end in outputs of 0 and 1 alone
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_enum("network", None, list(NETWORKS), "The network to train.", required=True)
     flags.DEFINE_list(
         "images",
@@ -86,7 +90,9 @@ def split(
     return (x[kept], y[kept]), (x[held], y[held])
 
 
-def train(network: str, x: np.ndarray, y: np.ndarray, *, mirror: bool, epochs: int, seed: int):
+def train(
+    network: str, x: np.ndarray, y: np.ndarray, *, mirror: bool, epochs: int, seed: int
+) -> keras.Model:
     """A model trained on shifted (and mirrored) copies of x, uncompiled.
 
     The same seed gives the same model on the same machine.
@@ -168,5 +174,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     run(main)

@@ -10,6 +10,7 @@ clipped to [-1, 1] 0.907 / 0.913 / 1.8 dB.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -17,13 +18,12 @@ from dgh_tf.common.console import run, say
 from dgh_tf.common.quiet import quiet_tensorflow
 from dgh_tf.demo import data
 
-_OUTPUT = flags.DEFINE_string("output", "demo.keras", "Where to write the trained model (.keras).")
-_EPOCHS = flags.DEFINE_integer(
-    "epochs", 60, "Passes over the training digits, on fresh textures each.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed of the weights, the order, the textures and the augmentation."
-)
+if TYPE_CHECKING:
+    import keras
+    import numpy as np
+
+
+FLAGS = flags.FLAGS
 _BATCH = 32
 _LEARNING_RATE = 3e-3
 _STEM = 8
@@ -46,7 +46,17 @@ _NOISE = 0.6  # largest standard deviation of the sensor noise added in training
 _BLANKS = 240  # digit-less textures in a pass, whose target is no digit more than another
 
 
-def build():
+def define_flags() -> None:
+    flags.DEFINE_string("output", "demo.keras", "Where to write the trained model (.keras).")
+    flags.DEFINE_integer(
+        "epochs", 60, "Passes over the training digits, on fresh textures each.", lower_bound=1
+    )
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the weights, the order, the textures and the augmentation."
+    )
+
+
+def build() -> keras.Model:
     """MobileNetV1 in small (arXiv 1704.04861, table 1): separable blocks, BN, ReLU6, no residuals,
     softmax.
     """
@@ -69,7 +79,7 @@ def build():
     )
 
 
-def augmentation():
+def augmentation() -> keras.Model:
     """The usual small rotations, zooms and shifts, [N, size, size, 3] to the same."""
     import keras
     from keras import layers
@@ -83,7 +93,7 @@ def augmentation():
     )
 
 
-def add_sensor_noise(images, *, rng):
+def add_sensor_noise(images, *, rng) -> np.ndarray:
     """Gaussian noise of another strength in every image, clipped to the valid range."""
     strength = rng.uniform(0.0, _NOISE, (len(images), 1, 1, 1))
     return (
@@ -93,7 +103,7 @@ def add_sensor_noise(images, *, rng):
     )
 
 
-def train(*, epochs: int, seed: int):
+def train(*, epochs: int, seed: int) -> keras.Model:
     """Trains on the training-side digits, painted anew each pass; a seed gives the same model on
     the same machine.
 
@@ -145,15 +155,16 @@ def main(argv: list[str]) -> None:
     del argv
     from dgh_tf.demo.saving import save_small
 
-    trained = train(epochs=_EPOCHS.value, seed=_SEED.value)
+    trained = train(epochs=FLAGS.epochs, seed=FLAGS.seed)
     clean = build()  # never compiled, so that the file holds no optimizer state
     clean.set_weights(trained.get_weights())
-    save_small(clean, _OUTPUT.value)
+    save_small(clean, FLAGS.output)
     images, labels = data.evaluation()
     accuracy = (clean.predict(images, verbose=0).argmax(axis=1) == labels).mean()
-    say(f"wrote {_OUTPUT.value}: top-1 {accuracy:.4f} on {len(labels)} held-out images")
+    say(f"wrote {FLAGS.output}: top-1 {accuracy:.4f} on {len(labels)} held-out images")
 
 
 if __name__ == "__main__":
+    define_flags()
     quiet_tensorflow()
     run(main)

@@ -9,6 +9,7 @@ uniform noise 0.510, N(0, 1) noise 0.000.
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -16,19 +17,27 @@ from dgh_tf.common.console import run, say
 from dgh_tf.common.quiet import quiet_tensorflow
 from dgh_tf.demo import detector_data
 
-_OUTPUT = flags.DEFINE_string(
-    "output", "demo_detector.keras", "Where to write the trained detector (.keras)."
-)
-_EPOCHS = flags.DEFINE_integer(
-    "epochs", 60, "Passes, each over 1024 scenes composed anew.", lower_bound=1
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the weights, the order and the scenes.")
+if TYPE_CHECKING:
+    import keras
+
+
+FLAGS = flags.FLAGS
 _SCENES, _BATCH = 1024, 32
 _LEARNING_RATE = 4e-3
 _CHANNELS, _DEPTHS = (8, 16, 24, 32), (1, 1, 1, 1)
 
 
-def build():
+def define_flags() -> None:
+    flags.DEFINE_string(
+        "output", "demo_detector.keras", "Where to write the trained detector (.keras)."
+    )
+    flags.DEFINE_integer(
+        "epochs", 60, "Passes, each over 1024 scenes composed anew.", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the weights, the order and the scenes.")
+
+
+def build() -> keras.Model:
     """An untrained KerasCV YOLOV8Detector for 96x96 scenes in [0, 255] (it rescales inside) and the
     ten digits.
     """
@@ -56,7 +65,7 @@ def build():
     )
 
 
-def train(*, epochs: int, seed: int):
+def train(*, epochs: int, seed: int) -> keras.Model:
     """Trains on fresh scenes of training-side digits each pass; a seed gives the same detector on
     the same machine.
     """
@@ -85,7 +94,7 @@ def train(*, epochs: int, seed: int):
     return model
 
 
-def without_optimizer(model):
+def without_optimizer(model) -> keras.Model:
     """The same detector, never compiled, so that the file holds weights only."""
     clean = build()
     clean.set_weights(model.get_weights())
@@ -97,10 +106,11 @@ def main(argv: list[str]) -> None:
     del argv
     from dgh_tf.demo.saving import save_small
 
-    save_small(without_optimizer(train(epochs=_EPOCHS.value, seed=_SEED.value)), _OUTPUT.value)
-    say(f"wrote {_OUTPUT.value}")
+    save_small(without_optimizer(train(epochs=FLAGS.epochs, seed=FLAGS.seed)), FLAGS.output)
+    say(f"wrote {FLAGS.output}")
 
 
 if __name__ == "__main__":
+    define_flags()
     quiet_tensorflow()
     run(main)

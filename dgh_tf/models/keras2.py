@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,10 @@ from dgh_tf.models.allowed import FUNCTION_LAYERS, MODELS
 from dgh_tf.models.files import Kind, ModelFile
 from dgh_tf.models.keras2_functions import as_function_layer, function_layer
 from dgh_tf.models.limits import DYNAMIC_SIDE, require_reasonable_activations, weights_limited
+
+if TYPE_CHECKING:
+    import keras
+
 
 # of outputs, relative to the largest: float32 in another order of operations stays far below
 TOLERANCE = 1e-3
@@ -47,7 +52,7 @@ INHERITED = (
 )
 
 
-def load_keras2(file: ModelFile, *, unsafe: bool):
+def load_keras2(file: ModelFile, *, unsafe: bool) -> keras.Model:
     """The Keras 3 form of a Keras 2 model.
 
     Args: file: one whose config is allowed, unless `unsafe`, which lets it bring Python code.
@@ -149,7 +154,7 @@ def _rewrite(file: pathlib.Path) -> None:
         h5.attrs["model_config"] = json.dumps(as_keras3(json.loads(h5.attrs["model_config"])))
 
 
-def as_keras3(config):
+def as_keras3(config) -> Any:
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
     The differences: inherited arguments (see above); SyncBatchNormalization is

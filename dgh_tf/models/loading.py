@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from dgh_tf.models.files import ModelFile, is_tflite, read_model_file
 from dgh_tf.models.keras2 import load_keras2
 from dgh_tf.models.limits import require_reasonable_activations, weights_limited
 from dgh_tf.models.tflite_model import load_tflite
+
+if TYPE_CHECKING:
+    import keras
 
 DEMO_FOLDER = pathlib.Path(__file__).parents[1] / "demo"
 DEMOS = {"demo": DEMO_FOLDER / "demo.keras", "demo_detector": DEMO_FOLDER / "demo_detector.keras"}
@@ -58,7 +62,7 @@ def load_model(
     weights: str = "imagenet",
     allow_unsafe_deserialization: bool = False,
     signature: str = "",
-):
+) -> keras.Model:
     """Loads a model without compiling it.
 
     Args:
@@ -92,7 +96,7 @@ def load_model(
     return _checked(lambda: in_float32(load(file, unsafe=unsafe)), path)
 
 
-def in_float32(model):
+def in_float32(model) -> keras.Model:
     """The model itself, or where layers compute in half or double precision (mixed_float16, float64
     and the like) one that does so in float32.
 

@@ -183,7 +183,7 @@ class Network:
             moved(x) if first else x for x, first in zip(inputs, self.channels_first, strict=True)
         ]
 
-    def outputs(self, inputs: list[tf.Tensor]):
+    def outputs(self, inputs: list[tf.Tensor]) -> Any:
         """The model's outputs in inference mode for inputs in order, channels last. Raises
         ValueError where it cannot be called.
         """
@@ -201,7 +201,7 @@ class Network:
             ) from error
 
 
-def call_model(model, inputs: list[tf.Tensor]):
+def call_model(model, inputs: list[tf.Tensor]) -> Any:
     """The model's outputs in inference mode for inputs in order."""
     structure = getattr(
         model, "_inputs_struct", None

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,16 @@ from dgh_tf.models.tflite.metadata import InputScaling, input_scalings
 from dgh_tf.models.tflite.model import TFLiteModel, plain
 from dgh_tf.models.tflite.run import Graph, read_graph, run
 
+if TYPE_CHECKING:
+    import keras
+
 # of the noise images that tell whether the graph takes several at once: whatever the input's unit,
 # their outputs differ
 _SCALES = (1.0, 16.0, 256.0)
 _CLOSE = 1e-3  # of an output's largest value: another order of sums, not another image
 
 
-def load_tflite(path: pathlib.Path, *, signature: str):
+def load_tflite(path: pathlib.Path, *, signature: str) -> keras.Model:
     """A Keras functional model of a float .tflite file.
 
     Args: signature: the key of the one to take; empty where the file has only one.

@@ -23,10 +23,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _define_flags() -> None:
+def define_flags() -> None:
     flags.DEFINE_string("output_dir", None, "Folder of a finished run.", required=True)
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     console.run(main)
