@@ -8,19 +8,17 @@ sides are run here, one after the other.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 
 from absl import flags
 
+from benchmarks.measure.trees import ROOT, checked_out
 from dgh_tf.common import console
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 GENERATIONS = {
     "demo": ["--model=demo", "--num_images=24", "--batch_size=8", "--steps=4", "--seed=1"],
     "demo_detector": ["--model=demo_detector", "--num_images=6", "--batch_size=4", "--steps=3"],
@@ -67,23 +65,6 @@ def results(tree: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
         _run(tree, "tflite_export.convert", "--model=demo", images, f"--output={output}", *options)
         found[f"convert {name}"] = _sha256(output)
     return found
-
-
-@contextlib.contextmanager
-def checked_out(commit: str, folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """The tree of a commit, in a worktree that is taken away afterwards. Raises ValueError for an
-    unknown commit.
-    """
-    git = ["git", "-C", str(ROOT), "worktree"]
-    done = subprocess.run(
-        [*git, "add", "--detach", str(folder), commit], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise ValueError(f"--base={commit}: git cannot check it out ({done.stderr.strip()}).")
-    try:
-        yield folder
-    finally:
-        subprocess.run([*git, "remove", "--force", str(folder)], capture_output=True)
 
 
 def main(argv: list[str]) -> int:
