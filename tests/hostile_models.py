@@ -10,6 +10,7 @@ import base64
 import json
 import marshal
 import pathlib
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -204,6 +205,24 @@ def gzip_bomb(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def one_text_many_times(folder: pathlib.Path) -> pathlib.Path:
+    """A list of names that are all one text of a MiB, which the file holds once."""
+    path, count, size = folder / "texts.h5", 3000, 2**20
+    shutil.copy(folder / "two.h5", path)
+    with h5py.File(path, "r+") as file:
+        texts = [*map(str, range(1, count)), "x" * size]
+        next(iter(file["model_weights"].values())).attrs["weight_names"] = texts
+    content = path.read_bytes()
+    length = size.to_bytes(4, "little")
+    for match in re.finditer(re.escape(length), content):
+        last = content[match.start() : match.start() + 16]  # length, place and number of the text
+        first = match.start() - 16 * (count - 1)
+        if content[first : first + 4] == (1).to_bytes(4, "little"):
+            path.write_bytes(content[:first] + last * count + content[match.start() + 16 :])
+            return path
+    raise AssertionError("the list was not found in the file")
+
+
 def declared_dataset(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "declared.h5"
     shutil.copy(folder / "two.h5", path)
@@ -293,6 +312,7 @@ BOMBS: dict[str, Callable] = {
     maker.__name__: maker
     for maker in (
         gzip_bomb,
+        one_text_many_times,
         declared_dataset,
         zip_bomb,
         wide_layer,

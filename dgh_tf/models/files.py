@@ -10,12 +10,15 @@ import enum
 import io
 import json
 import math
+import mmap
 import pathlib
 import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
 from typing import Any
+
+from dgh_tf.models.hdf5_texts import text_bytes
 
 MOST_UNPACKED = 20  # bytes unpacked for each of the file: weights shrink about twofold
 FREE_BYTES = 16 * 2**20  # unpacked whatever the file's size
@@ -185,7 +188,9 @@ def _read_archive(path: pathlib.Path) -> ModelFile:
         if isinstance(config, dict):  # losses and optimizers, which Keras is told to leave out
             config.pop("compile_config", None)
         metadata = _parsed(archive.read(_METADATA)) if _METADATA in names else {}
-        with _hdf5(io.BytesIO(archive.read(_WEIGHTS))) as file:
+        content = archive.read(_WEIGHTS)
+        _require_unpacked(text_bytes(content), packed)
+        with _hdf5(io.BytesIO(content)) as file:
             values = _require_plain_hdf5(file, packed)
     version = metadata.get("keras_version", "3") if isinstance(metadata, dict) else "3"
     if path.suffix != ".keras":
@@ -194,8 +199,11 @@ def _read_archive(path: pathlib.Path) -> ModelFile:
 
 
 def _read_hdf5(path: pathlib.Path) -> ModelFile:
+    size = path.stat().st_size
+    with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as seen:
+        _require_unpacked(text_bytes(seen), size)
     with _hdf5(str(path)) as file:
-        values = _require_plain_hdf5(file, path.stat().st_size)
+        values = _require_plain_hdf5(file, size)
         if "model_config" not in file.attrs:
             raise _Refused("it holds weights without a model. Save the whole model with model.save")
         version, text = file.attrs.get("keras_version", b"2.0"), file.attrs["model_config"]

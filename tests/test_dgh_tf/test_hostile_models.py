@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
+from dgh_tf.models.hdf5_texts import text_bytes
 from dgh_tf.models.loading import load_model, model_path
 
 MOST_MEMORY = 2**30  # bytes that refusing a bomb of many times that may take
@@ -146,6 +147,26 @@ def test_hdf5_that_was_packed_again_loads(folder, tmp_path):
     x = tiny.images(2)
     a, b = (np.asarray(load_model(str(p))(x)) for p in (packed, folder / "two.h5"))
     np.testing.assert_array_equal(a, b)
+
+
+def test_texts_of_an_hdf5_file_are_counted_as_often_as_they_are_read(folder, tmp_path):
+    """Against the lengths that h5py reads, for files that share nothing."""
+    path = tmp_path / "texts.h5"
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for place in range(40):
+            texts = ["x" * int(n) for n in rng.integers(1, 300, 25)]
+            file.create_group(str(place)).attrs["weight_names"] = texts
+            file[str(place)].attrs["one"] = "y" * 5000
+        wanted = sum(
+            sum(map(len, np.atleast_1d(value)))
+            for group in file.values()
+            for value in group.attrs.values()
+        )
+    assert wanted > 300_000
+    assert text_bytes(path.read_bytes()) == wanted
+    with h5py.File(folder / "two.h5") as file:
+        assert text_bytes((folder / "two.h5").read_bytes()) >= len(file.attrs["model_config"])
 
 
 def test_classes_that_the_program_registered_load(tmp_path):
