@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dgh_tf.common.files import atomic_path, require_writable
+from dgh_tf.common.files import atomic_path, read_json, require_writable
 from tflite_export.calibration.check import Images
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES
@@ -50,7 +50,7 @@ def proof(
 
 def output_paths(text: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """The .tflite file to write and its .json file. Raises ValueError for another ending, OSError
-    where they cannot be written.
+    where they cannot be written, or where the .json is somebody's own file.
     """
     path = pathlib.Path(text)
     if path.suffix != ".tflite":
@@ -58,9 +58,21 @@ def output_paths(text: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
             f"output={text} does not end in .tflite. The proof goes beside it as "
             ".json; give F.tflite."
         )
-    return require_writable(path, flag="output"), require_writable(
-        path.with_suffix(".json"), flag="output"
-    )
+    beside = require_writable(path.with_suffix(".json"), flag="output")
+    if beside.exists() and not _is_proof(beside):
+        raise FileExistsError(
+            f"--output={text}: {beside} is no proof of an earlier conversion, and would be "
+            "replaced. Give another name, or remove it."
+        )
+    return require_writable(path, flag="output"), beside
+
+
+def _is_proof(path: pathlib.Path) -> bool:
+    try:
+        data = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(data, dict) and "fully_integer" in data
 
 
 def write_set(files: Mapping[pathlib.Path, bytes]) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import stat
 import tempfile
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 _MOST_UNPACKED, _FREE_BYTES = 100, 16 * 2**20
+_RECORDS = ("manifest.json", "attempt.json", "results.json", "ranges.json")  # of runs
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -41,9 +43,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     descriptor, name = tempfile.mkstemp(
         dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
     )
-    os.close(descriptor)
     temporary = pathlib.Path(name)
     try:
+        _hold(descriptor)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -61,7 +63,32 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             error.filename = str(path)
         raise
     finally:
+        os.close(descriptor)
         temporary.unlink(missing_ok=True)
+
+
+def _hold(descriptor: int) -> bool:
+    """Locks a file until it is closed or this process ends; False where another has it."""
+    if os.name == "nt":  # which deletes no open file anyway
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # another process has it, or the file system has no locks
+        return False
+    return True
+
+
+def remove_left(path: pathlib.Path) -> None:
+    """Removes what processes that were killed while they wrote `path` left beside it."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}({re.escape(path.suffix)})?")
+    for left in path.parent.iterdir():
+        if not name.fullmatch(left.name) or left.is_symlink() or not left.is_file():
+            continue
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            if _hold(file.fileno()):
+                left.unlink()
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
@@ -131,12 +158,12 @@ def require_space(folder: pathlib.Path, needs: Mapping[str, int], *, advice: str
 
 def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     """Raises OSError unless a file can be written at `path`: asked before long work, by making and
-    removing a file beside it.
+    removing a file beside it. Clears what killed processes left there.
 
     Args: flag: the option that gave the path, for the message.
     """
     path = pathlib.Path(path)
-    if path.name == "manifest.json" and path.exists():
+    if path.name in _RECORDS and path.exists():
         raise FileExistsError(
             f"--{flag}={path}: {path} tells what the run in that folder is, and would be replaced. "
             "Give another name."
@@ -150,6 +177,7 @@ def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
             f"--{flag}={path}: the folder {path.parent} does not exist. Create it first."
         )
     try:
+        remove_left(path)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise OSError(

@@ -24,6 +24,7 @@ from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.store import FileStore
 from dgh_tf.run import checkpoint, progress
+from tflite_export.proof import output_paths
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = ("--num_images=4", "--batch_size=4", "--steps=2", "--input_range=-1,1")
@@ -104,6 +105,50 @@ def test_the_manifest_of_a_run_is_not_replaced_by_a_proof(model_path, tmp_path):
     )
     assert code == 1 and "manifest.json tells what the run in that folder is" in err
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("results", '[{"source": "real"}]', "results.json tells what the run"),
+        ("ranges", "{}", "ranges.json tells what the run"),
+        ("labels", '["cat", "dog"]', "labels.json is no proof of an earlier conversion"),
+        ("cut", '{"fully_int', "cut.json is no proof of an earlier conversion"),
+    ],
+)
+def test_a_conversion_replaces_no_json_that_is_not_its_own(name, text, words, tmp_path):
+    (tmp_path / f"{name}.json").write_text(text)
+    with pytest.raises(FileExistsError, match=words):
+        output_paths(tmp_path / f"{name}.tflite")
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.json"]
+    assert (tmp_path / f"{name}.json").read_text() == text
+    (tmp_path / "new.json").write_text('{"fully_integer": true}')
+    assert output_paths(tmp_path / "new.tflite")[1] == tmp_path / "new.json"
+
+
+WRITE_AND_WAIT = """
+import pathlib, sys, time
+from dgh_tf.common.files import atomic_path
+with atomic_path(pathlib.Path(sys.argv[1])) as path:
+    path.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_conversion_left_is_cleared_and_what_a_living_one_writes_is_not(tmp_path):
+    output, mine = tmp_path / "F.tflite", tmp_path / ".F.tflite.my own notes"
+    mine.write_text("mine")
+    command = [sys.executable, "-c", WRITE_AND_WAIT, str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"writing\n"
+        (left,) = set(tmp_path.glob(".F.tflite.*")) - {mine}
+        output_paths(output)
+        assert left.read_bytes() == b"half"
+        process.kill()
+    assert left.exists()
+    output_paths(output)
+    assert list(tmp_path.iterdir()) == [mine]
 
 
 def damaged_heads(data):
