@@ -9,6 +9,7 @@ import sys
 
 from absl import flags
 
+from benchmarks.data.choice import PART_HELP, PARTS
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import (
     KEY,
@@ -66,7 +67,9 @@ def define_flags() -> None:
         "",
         "Valid input range LOW,HIGH or a convention; empty: found from the model.",
     )
-    flags.DEFINE_list("scheme", ["int8"], "Some of int8, int16x8, w4a8; one table holds all.")
+    flags.DEFINE_list(
+        "scheme", ["int8"], "Some of int8, int16x8, w4a8, mixed; one table holds all."
+    )
     flags.DEFINE_list(
         "algorithm",
         ["minmax"],
@@ -83,6 +86,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
     )
+    flags.DEFINE_enum("part", "all", list(PARTS), PART_HELP)
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
@@ -108,6 +112,7 @@ def main(argv: list[str]) -> int:
             input_range=FLAGS.input_range,
             real_limit=_REAL_POOL * FLAGS.num_images,
             evaluation_limit=FLAGS.num_evaluation or None,
+            part=FLAGS.part,
             data_dir=FLAGS.data_dir,
         )
         if "real" in sources and len(task.real) < FLAGS.num_images:

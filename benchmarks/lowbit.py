@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
+from benchmarks.data.choice import PART_HELP, PARTS
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import Task, environment, fingerprint, load_task, task_images
 from benchmarks.output import table
@@ -101,6 +102,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
     )
+    flags.DEFINE_enum("part", "all", list(PARTS), PART_HELP)
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
@@ -349,6 +351,7 @@ def main(argv: list[str]) -> int:
             input_range=FLAGS.input_range,
             real_limit=4 * FLAGS.num_images,
             evaluation_limit=FLAGS.num_evaluation or None,
+            part=FLAGS.part,
             data_dir=FLAGS.data_dir,
         )
         run_id = fingerprint(task, {**shared, "reconstruction_steps": FLAGS.reconstruction_steps})

@@ -42,7 +42,7 @@ from tflite_export.images import Generated, generate_into
 from tflite_export.proof import output_paths, proof, summary, write_set
 from tflite_export.quality.held_out import UNKNOWN, Estimate, estimate
 from tflite_export.quality.layer_comparison import calibration_verdict
-from tflite_export.quantization import check_algorithm, quantize
+from tflite_export.quantization import Limit, check_algorithm, check_limit, quantize
 from tflite_export.targets.advice import layer_names
 from tflite_export.targets.report import (
     check_targets,
@@ -194,6 +194,9 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     """
     path, proof_path = output_paths(FLAGS.output)
     algorithm = check_algorithm(FLAGS.algorithm, scheme=FLAGS.scheme, head=FLAGS.head)
+    check_limit(
+        Limit(max_kib=FLAGS.max_kib, min_agreement=FLAGS.min_agreement), scheme=FLAGS.scheme
+    )
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
     if _vela_system() and not set(targets) & set(CONFIGURATIONS):
         raise ValueError(
@@ -249,6 +252,8 @@ def _quantized(
         say=console.say,
         timeout=FLAGS.timeout,
         float_tflite=float_tflite,
+        max_kib=FLAGS.max_kib,
+        min_agreement=FLAGS.min_agreement,
     )
     check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
     return tflite, notes
@@ -380,6 +385,8 @@ def main(argv: list[str]) -> int:
     )
     report |= {"algorithm": notes["algorithm"], "algorithm_notes": notes}
     report["candidates"] = notes.get("candidates", {})
+    if "mixed" in notes:
+        report["mixed"] = notes["mixed"]
     judged = judge(
         tflite,
         targets=targets,

@@ -55,7 +55,23 @@ def define_flags() -> None:
         "scheme",
         "int8",
         list(SCHEMES),
-        "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights.",
+        "int8: all 8 bits. int16x8: 16-bit activations. w4a8: 4-bit weights. mixed: 4 or 8 bits "
+        "for the weights of each layer, by --max_kib or --min_agreement.",
+    )
+    flags.DEFINE_float(
+        "max_kib",
+        None,
+        "With --scheme=mixed: size of the file in KiB (1024 bytes) that it may not exceed. Without "
+        "both limits: 60 % of the int8 file, or the smallest file where that is larger.",
+        lower_bound=0.0,
+    )
+    flags.DEFINE_float(
+        "min_agreement",
+        None,
+        "With --scheme=mixed: the smallest file whose predicted agreement with the float model is "
+        "at least this share, 0 to 1.",
+        lower_bound=0.0,
+        upper_bound=1.0,
     )
     flags.DEFINE_enum(
         "algorithm",

@@ -6,6 +6,7 @@ they compare.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ import numpy as np
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
+from tflite_export.algorithms.bit_allocation import Limit
 from tflite_export.calibration.check import Images, check_calibration, few_images
 from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.converter import (
@@ -24,17 +26,23 @@ from tflite_export.conversion.converter import (
     to_tflite_with_ranges,
 )
 from tflite_export.conversion.freeze import collected, input_shapes, plain
+from tflite_export.simulation.fake_quant import WeightBits
 from tflite_export.tflite.edit import with_own_biases
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
 # what measured best of the algorithms that need nothing installed (docs/experiments/algorithms.md)
-_BEST = {"int8": "bias_correction", "int16x8": "minmax", "w4a8": "reconstruction"}
+_BEST = {
+    "int8": "bias_correction",
+    "int16x8": "minmax",
+    "w4a8": "reconstruction",
+    "mixed": "reconstruction",
+}
 _PLAIN = "minmax"  # what "best" never falls behind: the converter's own ranges and roundings
 HEADS = ("model", "logits")
 _FALLBACK = "Algorithm {algorithm} does not take this model ({why}), so minmax was used."
-_EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8")
+_EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8", "mixed")
 
 
 class Quantized(NamedTuple):
@@ -86,10 +94,18 @@ def _minmax(
     say: Any,
     timeout: float | None,
     float_tflite: bytes | None = None,
+    weight_bits: WeightBits | None = None,
 ) -> bytes:
     if isinstance(model, bytes):
         return _ranges(
-            model, arrays, scheme=scheme, seed=seed, say=say, timeout=timeout, rule="minmax"
+            model,
+            arrays,
+            scheme=scheme,
+            seed=seed,
+            say=say,
+            timeout=timeout,
+            rule="minmax",
+            weight_bits=weight_bits,
         )
     return convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
 
@@ -105,21 +121,24 @@ def _ranges(
     rule: str,
     equalized: bool = False,
     corrected: bool = False,
+    weight_bits: WeightBits | None = None,
 ) -> bytes:
-    """Ranges by `rule`; weights equalized before, biases corrected after."""
+    """Ranges by `rule`; weights equalized before, biases corrected after. weight_bits: by tensor
+    index, where the scheme leaves them open.
+    """
     from dgh_tf.models.tflite.batch import proven
     from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.equalization import correct_biases, equalize
     from tflite_export.simulation.fake_quant import integer_constants, quantized_constants
     from tflite_export.simulation.ranges import collect_ranges
 
-    bits = SCHEMES[scheme].weight_bits
+    bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = _float(model, arrays, timeout)
     graph = proven(read_graph(tflite), arrays)
     constants = equalize(graph, images=few_images(arrays)) if equalized else {}
     ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
     weights = integer_constants(
-        graph, weight_bits=bits, rule="mse" if bits == 4 else "minmax", constants=constants
+        graph, weight_bits=bits, rule="minmax" if bits == 8 else "mse", constants=constants
     )
     if corrected:
         quantized = quantized_constants(graph, constants=constants, weights=weights)
@@ -131,7 +150,7 @@ def _ranges(
         tflite,
         ranges=ranges,
         constants=constants,
-        weights=weights if bits == 4 else None,
+        weights=None if bits == 8 else weights,
         weight_bits=bits,
         timeout=timeout,
     )
@@ -146,12 +165,13 @@ def _reconstruction(
     say: Callable[[str], None] | None,
     timeout: float | None,
     steps: int = _STEPS,
+    weight_bits: WeightBits | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `reconstruction.reconstruct`."""
     from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.block_reconstruction import learn_rounding
 
-    bits = SCHEMES[scheme].weight_bits
+    bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = _float(model, arrays, timeout)
     ranges, found = learn_rounding(
         read_graph(tflite), arrays, weight_bits=bits, steps=steps, seed=seed, say=say
@@ -204,7 +224,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         _EIGHT_BIT_ACTIVATIONS,
     ),
     "reconstruction": Algorithm(_reconstruction, _EIGHT_BIT_ACTIVATIONS),
-    "distillation": Algorithm(_distillation, _EIGHT_BIT_ACTIVATIONS),
+    "distillation": Algorithm(_distillation, ("int8", "w4a8")),
     "ai_edge": Algorithm(_ai_edge, ("int8", "int16x8")),
 }
 NAMES = ("best", *ALGORITHMS)
@@ -225,8 +245,7 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
     if scheme not in ALGORITHMS[chosen].schemes:
         having = ", ".join(name for name, each in ALGORITHMS.items() if scheme in each.schemes)
         raise ValueError(
-            f"Algorithm {algorithm} has no scheme {scheme}: it works on 8-bit "
-            f"activations. Use --algorithm={having} "
+            f"Algorithm {algorithm} has no scheme {scheme}. Use --algorithm={having} "
             f"or --scheme={' or '.join(ALGORITHMS[chosen].schemes)}."
         )
     if chosen == "ai_edge":
@@ -325,6 +344,101 @@ def _made(
     return tflite, notes
 
 
+def _mixed(
+    model: bytes,
+    arrays: dict[str, np.ndarray],
+    limit: Limit,
+    *,
+    chosen: str,
+    make: Callable[..., tuple[str, bytes, dict[str, Any]]],
+    say: Callable[[str], None] | None,
+    timeout: float | None,
+) -> tuple[str, bytes, dict[str, Any]]:
+    """(algorithm, file, notes) with bits chosen per layer, by `make(weight_bits=...)`.
+
+    The choice predicts files of weights rounded to nearest. Where the algorithm's own file stays
+    below the agreement asked for, the next larger choice is taken. Raises ValueError where none
+    is left, or the file is larger than asked.
+    """
+    from tflite_export.algorithms.bit_allocation import allocate
+    from tflite_export.algorithms.bit_simulation import measured
+
+    rule = "mse" if chosen in ("mse", "reconstruction") else "minmax"  # as the algorithm's ranges
+    limits = dataclasses.asdict(limit)
+    found = allocate(model, arrays, limit=limit, rule=rule, say=say, timeout=timeout)
+    while True:
+        name, tflite, notes = make(weight_bits=found.bits)
+        kept = measured(model, tflite, arrays)
+        notes = {**notes, "mixed": {**limits, **found.as_json(), "file": kept}}
+        if limit.max_kib is not None and len(tflite) > limit.max_kib * 1024:
+            raise ValueError(
+                f"The file takes {len(tflite) / 1024:.1f} KiB, more than max_kib="
+                f"{limit.max_kib:g}. Give a size a little smaller, or another algorithm."
+            )
+        agreement = kept["agreement"]
+        if say:
+            told = "" if agreement is None else f", predicted agreement {agreement:.3f}"
+            say(f"mixed by {name}: the file keeps {kept['sqnr_db']:.1f} dB of the logits{told}")
+        if limit.min_agreement is None or agreement is None or agreement >= limit.min_agreement:
+            return name, tflite, notes
+        larger = found.larger()
+        if larger is None:
+            raise ValueError(
+                f"min_agreement={limit.min_agreement:g} cannot be met: with all weights at 8 bits "
+                f"the file's predicted agreement is {agreement:.3f}. Ask for less, or use another "
+                "algorithm."
+            )
+        found = larger
+        if say:
+            say(f"below {limit.min_agreement:g}: again with {found.point.layers} layers at 4 bits")
+
+
+def _require_file_start(chosen: str, scheme: str) -> None:
+    """Raises ValueError for what cannot start from a float .tflite file."""
+    if chosen != "ai_edge" and (scheme == "int16x8" or chosen == "distillation"):
+        raise ValueError(
+            f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file. "
+            "Pass the Keras model, or use scheme int8 or w4a8 and another algorithm."
+        )
+
+
+def _chosen(
+    algorithm: str,
+    chosen: str,
+    model: Any,
+    arrays: dict[str, np.ndarray],
+    *,
+    float_tflite: bytes | None,
+    options: dict[str, Any],
+    **bits: Any,
+) -> tuple[str, bytes, dict[str, Any]]:
+    """(algorithm, file, notes) by the algorithm asked for. bits: `weight_bits`, where the scheme
+    leaves them open.
+    """
+    options = {**options, **bits}
+    file, timeout = isinstance(model, bytes), options["timeout"]
+    if algorithm == "best" and chosen != _PLAIN:
+        start = _float(model if file else float_tflite or model, arrays, timeout)
+        return _best(chosen, model, arrays, float_tflite=start, options=options)
+    start_at = model
+    if float_tflite is not None and chosen not in (_PLAIN, "distillation") and not file:
+        start_at = float_tflite
+    if chosen == _PLAIN and not file:
+        options["float_tflite"] = float_tflite  # the converter starts from the model itself
+    result = ALGORITHMS[chosen].function(start_at, arrays, **options)
+    return chosen, *(result if isinstance(result, tuple) else (result, {}))
+
+
+def check_limit(limit: Limit, *, scheme: str) -> None:
+    """Raises ValueError for a limit beside a scheme that chooses nothing by it."""
+    if scheme != "mixed" and limit != Limit():
+        name = "max_kib" if limit.max_kib is not None else "min_agreement"
+        raise ValueError(
+            f"{name} is for scheme mixed, which chooses the bits of each layer; got scheme "
+            f"{scheme}. Use scheme mixed, or leave {name} out."
+        )
+
+
 def quantize(
     model: Any,
     images: Images,
@@ -336,6 +450,8 @@ def quantize(
     say: Callable[[str], None] | None = None,
     timeout: float | None = None,
     float_tflite: bytes | None = None,
+    max_kib: float | None = None,
+    min_agreement: float | None = None,
     **options: Any,
 ) -> Quantized:
     """Makes a full-integer .tflite file from a float model and calibration images.
@@ -353,6 +469,7 @@ def quantize(
         each conversion.
       float_tflite: the Keras model's file of `to_float_tflite`, where it is made already, so that
         it is not made again.
+      max_kib, min_agreement: of scheme "mixed", one of the two: see `bit_allocation.Limit`.
       options: of one algorithm alone, such as `steps`.
     Raises:
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
@@ -360,45 +477,34 @@ def quantize(
       ConversionError: the converter failed.
     """
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
+    limit = Limit(max_kib=max_kib, min_agreement=min_agreement)
+    check_limit(limit, scheme=scheme)
     model = float_file(model) or model
     arrays = _arrays(model, images)
-    if (
-        isinstance(model, bytes)
-        and chosen != "ai_edge"
-        and (scheme == "int16x8" or chosen == "distillation")
-    ):
-        raise ValueError(
-            f"Scheme {scheme} by algorithm {chosen} starts from a Keras model; got a .tflite file. "
-            "Pass the Keras model, or use scheme int8 or w4a8 and another algorithm."
-        )
+    if isinstance(model, bytes):
+        _require_file_start(chosen, scheme)
     if chosen == "distillation":
         options["head"] = head
     elif head == "logits":
         from tflite_export.tflite.edit import without_softmax
 
         model = without_softmax(_float(float_tflite or model, arrays, timeout)).data
+    elif scheme == "mixed":
+        model = _float(float_tflite or model, arrays, timeout)
     options |= {"scheme": scheme, "seed": seed, "say": say, "timeout": timeout}
-    if algorithm == "best" and chosen != _PLAIN:
-        start_file = model if isinstance(model, bytes) else float_tflite or model
-        chosen, tflite, notes = _best(
-            chosen,
-            model,
-            arrays,
-            float_tflite=_float(start_file, arrays, timeout),
-            options=options,
+    make = functools.partial(
+        _chosen, algorithm, chosen, model, arrays, float_tflite=float_tflite, options=options
+    )
+    if scheme == "mixed":
+        used, tflite, notes = _mixed(
+            model, arrays, limit, chosen=chosen, make=make, say=say, timeout=timeout
         )
     else:
-        start_at = model
-        if float_tflite is not None and chosen not in (_PLAIN, "distillation"):
-            start_at = model if isinstance(model, bytes) else float_tflite
-        if chosen == _PLAIN and not isinstance(model, bytes):
-            options["float_tflite"] = float_tflite  # the converter starts from the model itself
-        result = ALGORITHMS[chosen].function(start_at, arrays, **options)
-        tflite, notes = result if isinstance(result, tuple) else (result, {})
+        used, tflite, notes = make()
     return Quantized(
         tflite,
         {
-            "algorithm": chosen,
+            "algorithm": used,
             "head": head,
             "seed": seed,
             "images": _count(arrays),

@@ -28,7 +28,7 @@ from tflite_export.images import (
 )
 from tflite_export.proof import output_paths, proof, summary, write_set
 from tflite_export.quality.held_out import Estimate, estimate
-from tflite_export.quantization import check_algorithm
+from tflite_export.quantization import Limit, check_algorithm, check_limit
 from tflite_export.quantization import quantize as quantize_with
 from tflite_export.targets import report as targets
 from tflite_export.tflite.edit import without_softmax
@@ -143,6 +143,8 @@ class QuantizedModel:
         """
         file, proof_file = output_paths(pathlib.Path(path))
         report = {**self.proof, "algorithm": self.notes["algorithm"], "algorithm_notes": self.notes}
+        if "mixed" in self.notes:
+            report["mixed"] = self.notes["mixed"]
         report["targets"] = self._told.get("targets", {})
         if "estimate" in self._told:
             found: Estimate = self._told["estimate"]
@@ -156,6 +158,38 @@ def _one_or_all(images: Mapping[str, np.ndarray]) -> Images:
     return images if len(images) > 1 else next(iter(images.values()))
 
 
+def _checked(model: Any, images: Images) -> dict[str, np.ndarray]:
+    """The images by input name; what is odd about their units is warned of."""
+    arrays, doubts = checked_images(
+        model,
+        collected(model, images),
+        value_range=None,
+        what="images",
+        preprocess=None,
+        input_range=None,
+    )
+    for text in doubts:
+        warnings.warn(text, UserWarning, stacklevel=3)
+    return arrays
+
+
+def _proof(
+    tflite: bytes,
+    scheme: str,
+    model: Any,
+    images: Mapping[str, np.ndarray],
+    model_sha256: str | None,
+) -> dict[str, Any]:
+    return proof(
+        tflite,
+        scheme=scheme,
+        float_weight_bytes=weight_bytes(model),
+        images=images,
+        calibration_sha256=digest(_one_or_all(images)),
+        model_sha256=model_sha256,
+    )
+
+
 def quantize(
     model: Any,
     images: Images | None = None,
@@ -167,6 +201,8 @@ def quantize(
     config: dgh_tf.GenerationConfig | None = None,
     verbose: int | str = "auto",
     timeout: float | None = None,
+    max_kib: float | None = None,
+    min_agreement: float | None = None,
     **options: Any,
 ) -> QuantizedModel:
     """Turns a float model into a full-integer .tflite file, as the command convert does.
@@ -175,11 +211,14 @@ def quantize(
       model: a trained Keras model, which is left unchanged, or the path of one.
       images: that calibrate the file: float32 [number, ...input shape] in the model's input units,
         or a dict by input name. Left out, they are generated from the model.
-      scheme: "int8", "int16x8" or "w4a8". algorithm: "best" or one of quantization.NAMES.
+      scheme: "int8", "int16x8", "w4a8" or "mixed". algorithm: "best" or one of quantization.NAMES.
       head: "logits" leaves out a softmax or sigmoid at the end.
       seed: of what the algorithm draws. config: settings of generated images, which have a seed of
         their own.
       verbose: progress; "auto" or 1 as Keras shows it, 0 is silent.
+      max_kib, min_agreement: of scheme "mixed", one of the two: the size of the file in KiB, or the
+        agreement with the float model, 0..1, that the smallest file should keep. Without both: 60 %
+        of the int8 file.
       timeout: seconds of each conversion. options: of one algorithm alone, such as steps=300.
     Raises:
       ValueError: unknown names, bad images, or a model that cannot be quantized like this.
@@ -196,22 +235,14 @@ def quantize(
     if isinstance(verbose, bool) or verbose not in _VERBOSE:
         raise ValueError(f"verbose={verbose!r}: expected 'auto', 0, 1 or 2.")
     check_algorithm(algorithm, scheme=scheme, head=head)
+    check_limit(Limit(max_kib=max_kib, min_agreement=min_agreement), scheme=scheme)
     named = isinstance(model, str | os.PathLike)
     sha256 = model_sha256(os.fspath(model)) if named else None
     keras_model, settings = given_model(model), config or dgh_tf.GenerationConfig()
     held_out = None
     if images is None:
         images, held_out = generate(keras_model, settings, verbose=verbose)
-    arrays, doubts = checked_images(
-        keras_model,
-        collected(keras_model, images),
-        value_range=None,
-        what="images",
-        preprocess=None,
-        input_range=None,
-    )
-    for text in doubts:
-        warnings.warn(text, UserWarning, stacklevel=2)
+    arrays = _checked(keras_model, images)
     float_tflite = whole = to_float_tflite(keras_model, images=arrays, timeout=timeout)
     if head == "logits":
         float_tflite = without_softmax(float_tflite).data
@@ -225,6 +256,8 @@ def quantize(
         say=None,
         timeout=timeout,
         float_tflite=whole,
+        max_kib=max_kib,
+        min_agreement=min_agreement,
         **options,
     )
     return QuantizedModel(
@@ -236,12 +269,5 @@ def quantize(
         images=arrays,
         held_out=held_out,
         config=settings,
-        proof=proof(
-            made.tflite,
-            scheme=scheme,
-            float_weight_bytes=weight_bytes(keras_model),
-            images=arrays,
-            calibration_sha256=digest(_one_or_all(arrays)),
-            model_sha256=sha256,
-        ),
+        proof=_proof(made.tflite, scheme, keras_model, arrays, sha256),
     )

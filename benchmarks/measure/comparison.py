@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.data import datasets
+from benchmarks.data.choice import part_of
 from benchmarks.data.sources import GENERATED, calibration_images, kept
 from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.output import table
@@ -73,11 +74,13 @@ def load_task(
     input_range: str = "",
     real_limit: int | None = None,
     evaluation_limit: int | None = None,
+    part: str = "all",
     data_dir: str | None = None,
 ) -> Task:
     """Loads a model and its sets and runs the float model.
 
     Args: as the flags of benchmarks.calibration; the limits are numbers of images, None for all.
+      part: of the evaluation images, one of choice.PARTS.
     Raises: ValueError, FileNotFoundError for models and sets that cannot be used.
     """
     from benchmarks.measure.evaluation import float_outputs
@@ -100,7 +103,7 @@ def load_task(
         detector=model == "demo_detector",
     )
     real_x, _ = read(real, role="real", limit=real_limit)
-    x, truth = read(evaluation, role="evaluation", limit=evaluation_limit)
+    x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)
     network = Network(loaded)
     found = network_ranges(network, text=input_range)[0]
     say(f"input range: {found.low} .. {found.high} ({found.source})")

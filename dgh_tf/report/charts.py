@@ -102,6 +102,25 @@ def gaps(start: dict[str, float], end: dict[str, float], *, caption: str) -> Cha
     return Chart(_svg(draw), "Gap of every layer", caption, legend)
 
 
+def sizes(curve: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Chart:
+    """Size of a mixed file against what it keeps, with the choice; see "mixed" in F.json."""
+    figure = "sqnr_db" if chosen["agreement"] is None else "agreement"
+    label = "SQNR of the logits, dB" if figure == "sqnr_db" else "predicted agreement"
+
+    def draw(axes: Any) -> None:
+        for line, points, marker in (("a", curve, ".-"), ("b", [chosen], "o")):
+            x, y = [each["bytes"] / 1024 for each in points], [each[figure] for each in points]
+            axes.plot(x, y, marker, color=_LINES[line])
+        axes.set(xlabel="KiB", ylabel=label)
+
+    caption = (
+        "From all weights at 4 bits, left, to all at 8, right. Predicted on images that calibrate "
+        "nothing, with weights rounded to nearest; a file with learned roundings keeps more."
+    )
+    legend = (("a", "choices for other sizes"), ("b", "this file"))
+    return Chart(_svg(draw), "Size and what it keeps", caption, legend)
+
+
 def histogram(images: np.ndarray, *, low: np.ndarray, high: np.ndarray, title: str) -> Chart:
     """Where the values of up to 256 inputs lie between the ends of the valid range.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from dgh_tf.common.files import read_json
 from dgh_tf.report import text
+from dgh_tf.report.charts import Chart, sizes
 
 _TONES = {"fine": "good", "doubtful": "warn", "do not ship": "bad"}
 _WORDS = {"fine": "fine", "doubtful": "doubtful", "do not ship": "not fit to ship"}
@@ -122,6 +123,7 @@ class IntegerFile:
     targets: tuple[Target, ...] = ()
     estimate: Estimate | None = None
     compared: Compared | None = None
+    curve: Chart | None = None
     command: str = ""
 
 
@@ -193,6 +195,7 @@ def _read(path: pathlib.Path, data: dict[str, Any], *, model: str) -> IntegerFil
         targets=targets,
         estimate=estimate,
         compared=compared,
+        curve=sizes(data["mixed"]["curve"], data["mixed"]["point"]) if "mixed" in data else None,
         command=_command(path, data, model=model),
     )
 
@@ -424,6 +427,11 @@ def _command(path: pathlib.Path, data: dict[str, Any], *, model: str) -> str:
         **({"head": notes["head"]} if notes.get("head", "model") != "model" else {}),
         **({"seed": notes["seed"]} if notes.get("seed") else {}),
         **({"target": ",".join(data["targets"])} if data.get("targets") else {}),
+        **{
+            name: data["mixed"][name]
+            for name in ("max_kib", "min_agreement")
+            if data.get("mixed", {}).get(name) is not None
+        },
     }
     words = [f"--{name}={value}" for name, value in options.items()]
     return shlex.join(["python", "-m", "tflite_export.convert", *words])

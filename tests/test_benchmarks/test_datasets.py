@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.data import datasets
+from benchmarks.data.choice import part_of
 from benchmarks.data.preprocessing import preprocessing
 
 RNG = np.random.default_rng(0)
@@ -199,3 +200,18 @@ def test_tfds_data_on_disk(tmp_path):
         load("tfds:tiny_set/val", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="cannot give 'no_such_set'"):
         load("tfds:no_such_set", data_dir=str(tmp_path))
+
+
+def test_even_and_odd_parts_share_no_image_and_keep_each_label_with_its_image():
+    x, y = np.arange(7.0)[:, None], np.arange(7) * 10
+    even, odd = (part_of(x, y, part=name) for name in ("even", "odd"))
+    assert even[0].ravel().tolist() == [0, 2, 4, 6] and even[1].tolist() == [0, 20, 40, 60]
+    assert odd[0].ravel().tolist() == [1, 3, 5] and odd[1].tolist() == [10, 30, 50]
+    assert part_of(x, {"boxes": y}, part="odd")[1]["boxes"].tolist() == [10, 30, 50]
+    assert part_of(x, None, part="even")[1] is None
+    assert part_of(x, y, part="all")[0] is x
+
+
+def test_a_part_without_images_is_refused():
+    with pytest.raises(ValueError, match="--part=odd of 1 evaluation images leaves none"):
+        part_of(np.zeros((1, 2)), None, part="odd")

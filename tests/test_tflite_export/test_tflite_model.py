@@ -180,6 +180,7 @@ def test_schemes_have_one_name_each():
         "int8": ("int8", 8, 8, "int8"),
         "int16x8": ("int16x8", 8, 16, "int16"),
         "w4a8": ("w4a8", 4, 8, "int8"),
+        "mixed": ("mixed", 4, 8, "int8"),
     }
     with pytest.raises(ValueError, match="Unknown scheme 'int4'.*int8, int16x8, w4a8"):
         find_scheme("int4")

@@ -23,6 +23,7 @@ from tflite_export.algorithms import adaround
 from tflite_export.algorithms.equalization import correct_span
 from tflite_export.calibration.check import few_images
 from tflite_export.simulation.fake_quant import (
+    WeightBits,
     along,
     bits_of_weights,
     channel_axes,
@@ -416,7 +417,7 @@ def reconstruct(
     images: np.ndarray | Mapping[str, np.ndarray],
     *,
     ranges: Ranges,
-    weight_bits: int = 8,
+    weight_bits: WeightBits = 8,
     activation_bits: int = 8,
     rule: str = "mse",
     constants: Mapping[int, Any] | None = None,

@@ -36,7 +36,7 @@ class Pair(NamedTuple):
     clipped: bool
 
 
-def _bias(graph: Graph, position: int) -> int:
+def own_bias(graph: Graph, position: int) -> int:
     """Tensor index of the operator's constant bias; -1 without one, or with one that others read
     too: what is written there would change them.
     """
@@ -161,7 +161,7 @@ def equalize(
         for i in (
             graph.operators[pair.first].inputs[1],
             graph.operators[pair.second].inputs[1],
-            _bias(graph, pair.first),
+            own_bias(graph, pair.first),
         ):
             if i >= 0:
                 constants[i] = np.asarray(graph.tensors[i].value, np.float64)
@@ -189,7 +189,7 @@ def equalize(
             total[pair.first] *= scale
             constants[first.inputs[1]] = _scaled(w1, first.kind, 1 / scale, outgoing=True)
             constants[second.inputs[1]] = _scaled(w2, second.kind, scale, outgoing=False)
-            if (bias := _bias(graph, pair.first)) >= 0:
+            if (bias := own_bias(graph, pair.first)) >= 0:
                 constants[bias] = constants[bias] / scale
     return {i: value.astype(np.float32) for i, value in constants.items()}
 
@@ -257,7 +257,7 @@ def correct_span(
         operator, one, bias = (
             graph.operators[position],
             range(position, position + 1),
-            _bias(graph, position),
+            own_bias(graph, position),
         )
         inputs = {i for i in operator.inputs if i in plain}  # x * x reads one twice
         if operator.kind in _KINDS and bias >= 0:

@@ -31,6 +31,7 @@ from tflite_export.conversion.freeze import (
     plain,
     save_frozen,
 )
+from tflite_export.simulation.fake_quant import WeightBits, bits_at
 from tflite_export.tflite.edit import (
     float_weights,
     in_order,
@@ -133,6 +134,11 @@ def to_tflite(
       ConversionError: the converter failed or crashed.
     """
     find_scheme(scheme)
+    if scheme == "mixed":
+        raise ValueError(
+            "Scheme mixed chooses the bits of each layer by a limit. Use quantize(model, images, "
+            "scheme='mixed', max_kib=...)."
+        )
     if float_file(model) is not None:
         raise ValueError(
             f"Model '{model.name}' is a .tflite file, which TensorFlow's converter does not start "
@@ -189,7 +195,7 @@ def to_tflite_with_ranges(
     ranges: Mapping[int, tuple[float, float]],
     constants: Mapping[int, np.ndarray] | None = None,
     weights: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,
-    weight_bits: int = 8,
+    weight_bits: WeightBits = 8,
     timeout: float | None = None,
 ) -> bytes:
     """A float .tflite file becomes a full-integer one with exactly these ranges, biases and
@@ -202,8 +208,8 @@ def to_tflite_with_ranges(
       constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
       weights: (integers, scales) to use instead of the converter's rounding, as
         `simulator.quantize_weights` makes them.
-      weight_bits: of `weights`: 8 (INT8 tensors) or 4 (packed INT4; operators without a kernel for
-        it stay at 8).
+      weight_bits: of `weights`, one for all or by tensor index: 8 (INT8 tensors) or 4 (packed INT4;
+        operators without a kernel for it stay at 8).
       timeout: seconds for the converter; None waits for ever.
     Returns:
       The .tflite bytes with int8 activations, inputs and outputs. 16-bit activations have no such
@@ -217,15 +223,30 @@ def to_tflite_with_ranges(
         (folder / "calibrated.tflite").write_bytes(with_ranges(changed, ranges=ranges).data)
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
+    return with_chosen_weights(
+        tflite, float_tflite, weights=weights or {}, weight_bits=weight_bits
+    ).data
+
+
+def with_chosen_weights(
+    tflite: bytes | TFLiteModel,
+    float_tflite: bytes | TFLiteModel,
+    *,
+    weights: Mapping[int, tuple[np.ndarray, np.ndarray]],
+    weight_bits: WeightBits,
+) -> TFLiteModel:
+    """The int8 file with other integers; `weights` and `weight_bits` by tensor index of the float
+    file, as `to_tflite_with_ranges` takes them.
+    """
     made = read_model(tflite)
-    split: dict[int, dict[str, Any]] = {weight_bits: {}, 8: {}}
+    split: dict[int, dict[str, Any]] = {}
     for o in read_model(float_tflite).operators:
-        if o.kind in CHANNEL_AXIS and o.inputs[1] in (weights or {}):
-            bits = weight_bits if o.kind in FOUR_BIT_VERSION else 8
-            split[bits][o.output_tensors[0].name] = (weights or {})[o.inputs[1]]
-    for bits, named in split.items():
-        made = with_integers(made, weights=named, weight_bits=bits) if named else made
-    return made.data
+        if o.kind in CHANNEL_AXIS and o.inputs[1] in weights:
+            bits = bits_at(weight_bits, o.inputs[1]) if o.kind in FOUR_BIT_VERSION else 8
+            split.setdefault(bits, {})[o.output_tensors[0].name] = weights[o.inputs[1]]
+    for bits, named in sorted(split.items()):
+        made = with_integers(made, weights=named, weight_bits=bits)
+    return made
 
 
 def to_float_tflite(

@@ -128,9 +128,14 @@ def correlations(evidence: Evidence) -> np.ndarray | None:
         np.asarray(next(iter(side.values())), np.float64)
         for side in (evidence.float_logits, evidence.logits)
     )
+    return logit_correlations(*(side.reshape(len(side), -1) for side in sides))
+
+
+def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of two arrays [images, classes]; float64 [images]."""
     a, b = (
-        side.reshape(len(side), -1) - side.reshape(len(side), -1).mean(axis=1, keepdims=True)
-        for side in sides
+        side - side.mean(axis=1, keepdims=True)
+        for side in (np.asarray(reference, np.float64), np.asarray(logits, np.float64))
     )
     return np.sum(a * b, axis=1) / np.maximum(
         np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12
@@ -152,7 +157,15 @@ def expected_agreements(evidence: Evidence) -> np.ndarray | None:
     if found is None:
         return None
     classes = next(iter(evidence.reference.values()))[0].size
-    return np.sqrt(np.interp(np.arccos(np.clip(found, -1.0, 1.0)), *_normal_agreement(classes)))
+    return agreement_of_correlation(found, classes=classes)
+
+
+def agreement_of_correlation(correlation: np.ndarray, *, classes: int) -> np.ndarray:
+    """The agreement to expect, 0..1, where logits keep this correlation: see
+    `expected_agreements`.
+    """
+    angles = np.arccos(np.clip(correlation, -1.0, 1.0))
+    return np.sqrt(np.interp(angles, *_normal_agreement(classes)))
 
 
 def heads(evidence: Evidence) -> dict[str, dict[str, float]]:

@@ -73,27 +73,29 @@ def hold_back(
     )
 
 
-def _soft(images: np.ndarray) -> np.ndarray:
+def soft(images: np.ndarray) -> np.ndarray:
     """The images at half contrast: each channel halfway to its mean in its image."""
     axes = tuple(range(1, images.ndim - 1))
     mean = images.mean(axis=axes, keepdims=True)
     return (mean + _CONTRAST * (images - mean)).astype(np.float32)
 
 
-def _logits(tflite: bytes) -> bytes:
+def before_softmax(tflite: bytes) -> bytes:
+    """The file that ends at its logits."""
     try:
         return without_softmax(tflite).data
     except ValueError:  # the outputs are the logits
         return tflite
 
 
-def _outputs(runner: Runner, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def outputs_of(runner: Runner, images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a file gives, by output name, also where it has one output."""
     names = list(runner.outputs)
     made: Any = runner.predict(images)
     return made if isinstance(made, dict) else {names[0]: made}
 
 
-def _relative_noise(want: np.ndarray, got: np.ndarray) -> np.ndarray:
+def relative_noise(want: np.ndarray, got: np.ndarray) -> np.ndarray:
     """Mean squared error of each image over the variance of `want` around its mean; [images]."""
     want, got = want.astype(np.float64), got.astype(np.float64)
     error = np.square(want - got).reshape(len(want), -1).mean(axis=1)
@@ -109,16 +111,16 @@ def compare(
       float_tflite: of `to_float_tflite`. files: integer files of it, by algorithm.
       images: float32 [images, ...] by input name, best ones that calibrated none of the files.
     """
-    kinds = [dict(images), {name: _soft(array) for name, array in images.items()}]
-    reference = Runner(_logits(float_tflite))
-    wanted = [_outputs(reference, kind) for kind in kinds]
+    kinds = [dict(images), {name: soft(array) for name, array in images.items()}]
+    reference = Runner(before_softmax(float_tflite))
+    wanted = [outputs_of(reference, kind) for kind in kinds]
     found = {}
     for name, tflite in files.items():
-        runner = Runner(_logits(tflite))
+        runner = Runner(before_softmax(tflite))
         noise, ratios = [], []
         for kind, want in zip(kinds, wanted, strict=True):
-            got = _outputs(runner, kind)
-            heads = [_relative_noise(want[head], got[head]) for head in want]
+            got = outputs_of(runner, kind)
+            heads = [relative_noise(want[head], got[head]) for head in want]
             noise.append(np.mean(heads, axis=0))
             ratios.append(
                 float(np.mean([decibels(np.ones(1), h.mean(keepdims=True)) for h in heads]))

@@ -22,6 +22,9 @@ _SHRINK = np.linspace(
 )  # candidates of the clipping search, as parts of the largest weight
 
 
+WeightBits = int | Mapping[int, int]  # of all weights, or by tensor index; others have 8
+
+
 def channel_axes(graph: Graph) -> dict[int, int]:
     """Axis of output channels by tensor index, of all constant weights that TFLite quantizes per
     channel.
@@ -40,12 +43,20 @@ def along(values: np.ndarray, *, axis: int, rank: int) -> np.ndarray:
     return np.reshape(values, [-1 if i == axis else 1 for i in range(rank)])
 
 
-def bits_of_weights(graph: Graph, weight_bits: int) -> dict[int, int]:
+def bits_of_weights(graph: Graph, weight_bits: WeightBits) -> dict[int, int]:
     """Bits by tensor index of the weights: those of operators without a kernel for fewer than 8
     (TRANSPOSE_CONV) keep 8.
     """
     kinds = {o.inputs[1]: o.kind for o in graph.operators if o.kind in CHANNEL_AXIS}
-    return {i: weight_bits if kinds[i] in FOUR_BIT_VERSION else 8 for i in channel_axes(graph)}
+    return {
+        i: bits_at(weight_bits, i) if kinds[i] in FOUR_BIT_VERSION else 8
+        for i in channel_axes(graph)
+    }
+
+
+def bits_at(weight_bits: WeightBits, index: int) -> int:
+    """Bits of one weight tensor."""
+    return weight_bits if isinstance(weight_bits, int) else weight_bits.get(index, 8)
 
 
 def quantize_weights(
@@ -80,7 +91,7 @@ def quantize_weights(
 def integer_constants(
     graph: Graph,
     *,
-    weight_bits: int = 8,
+    weight_bits: WeightBits = 8,
     rule: str = "minmax",
     constants: Mapping[int, Any] | None = None,
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -106,7 +117,7 @@ def _per_tensor(value: np.ndarray) -> np.ndarray:
 def quantized_constants(
     graph: Graph,
     *,
-    weight_bits: int = 8,
+    weight_bits: WeightBits = 8,
     rule: str = "minmax",
     constants: Mapping[int, Any] | None = None,
     weights: Mapping[int, tuple[np.ndarray, np.ndarray]] | None = None,

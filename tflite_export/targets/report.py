@@ -70,7 +70,7 @@ def check_targets(names: Sequence[str], *, scheme: str = "int8") -> list[str]:
         )
     if any(name in vela.CONFIGURATIONS for name in chosen):
         vela.check_installed()
-        if scheme == "w4a8":
+        if scheme in ("w4a8", "mixed"):
             raise ValueError(
                 "The Ethos-U compiler Vela crashes on packed INT4 weights. Use "
                 "--scheme=int8, or leave these targets out."

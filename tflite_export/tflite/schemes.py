@@ -11,7 +11,8 @@ class Scheme:
 
     Attributes:
       name: what --scheme takes and F.json holds.
-      weight_bits: of convolutions, depthwise and dense layers.
+      weight_bits: of convolutions, depthwise and dense layers. Of mixed: the fewest; each layer has
+        4 or 8, which `bit_allocation` chooses.
       activation_bits: of every tensor between operators.
       io_dtype: dtype of the file's inputs and outputs.
       converter_operators: the operator set's name in tf.lite.OpsSet. TensorFlow has none for 4-bit
@@ -37,6 +38,7 @@ SCHEMES: dict[str, Scheme] = {
             "EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8",
         ),
         Scheme("w4a8", 4, 8, "int8", "TFLITE_BUILTINS_INT8"),
+        Scheme("mixed", 4, 8, "int8", "TFLITE_BUILTINS_INT8"),
     )
 }
 
