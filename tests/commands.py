@@ -22,7 +22,7 @@ def forget():
 def ready(command):
     """The command's module, its flags defined afresh, as a new process would have them."""
     forget()
-    if command in ("dgh_tf.report", "benchmarks.suite", "benchmarks.zoo"):
+    if command in ("dgh_tf.report", "benchmarks.suite", "benchmarks.tools", "benchmarks.zoo"):
         command += ".__main__"
     module = sys.modules.get(command)
     module = importlib.reload(module) if module else importlib.import_module(command)
