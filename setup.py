@@ -54,6 +54,13 @@ setup(
         "dgh_tf.report": ["*.html", "*.css", "*.js"],
         "tflite_export": ["py.typed"],
     },
+    entry_points={
+        "console_scripts": [  # the same as python -m
+            "dgh-generate = dgh_tf.generate:command",
+            "dgh-quantize = tflite_export.convert:command",
+            "dgh-verdict = benchmarks.verdict:command",
+        ]
+    },
     install_requires=[
         "tensorflow>=2.19,<2.22",  # both ends are tried by SLOW=1 .ci/run
         "tf-keras>=2.19,<2.22",  # of the same version: each release needs its own TensorFlow

@@ -1,4 +1,7 @@
-"""What an integer file will cost on real data, told without any: python -m benchmarks.verdict."""
+"""What an integer file will cost on real data, told without any: python -m benchmarks.verdict.
+
+Example: python -m benchmarks.verdict --model=model.keras --tflite=model.tflite
+"""
 
 from __future__ import annotations
 
@@ -213,6 +216,11 @@ def table_of(result: dict[str, Any]) -> str:
     return "\n".join([text, "", *(f"- {reason}" for reason in result["reasons"])])
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command as a console script starts it."""
     define_flags()
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,4 +1,7 @@
-"""python -m dgh_tf.generate: a trained model in, a folder of calibration images out."""
+"""python -m dgh_tf.generate: a trained model in, a folder of calibration images out.
+
+Example: python -m dgh_tf.generate --model=model.keras --output_dir=images --num_images=64
+"""
 
 from __future__ import annotations
 
@@ -189,6 +192,11 @@ def _run(folder: pathlib.Path, config: GenerationConfig, sha256: str, job: Job) 
     return 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command as a console script starts it."""
     define_flags()
     console.run(main)
+
+
+if __name__ == "__main__":
+    command()

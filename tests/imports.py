@@ -24,7 +24,7 @@ def is_command(name):
     return any(
         isinstance(node, ast.If)
         and "__main__" in ast.unparse(node.test)
-        and re.search(r"^(console\.)?run\(", ast.unparse(node.body), re.MULTILINE)
+        and re.search(r"^((console\.)?run\(|command\(\))", ast.unparse(node.body), re.MULTILINE)
         for node in ast.parse(MODULES[name].read_text()).body
     )
 

@@ -1,8 +1,7 @@
 """python -m tflite_export.convert: a Keras model becomes a full-integer .tflite file, with
 given calibration images or with generated ones.
 
-Flags are defined only when this runs as a command, so that importing it beside another command
-never clashes.
+Example: python -m tflite_export.convert --model=model.keras --output=model.tflite
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ _LONG = (
 
 
 def define_flags() -> None:
-    """The flags, shown by --help as this command's own."""
+    """Only when this runs as a command, so that importing it beside another one never clashes."""
     convert_flags.define_flags()
     flags.adopt_module_key_flags(convert_flags)
 
@@ -426,6 +425,11 @@ def main(argv: list[str]) -> int:
     return console.fail(failure, code=_BELOW) if failure else 0
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """The command as a console script starts it."""
     define_flags()
     console.run(main)
+
+
+if __name__ == "__main__":
+    command()

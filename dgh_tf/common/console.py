@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import logging as python_logging
 import os
@@ -16,7 +17,9 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dgh_tf.common.help import help_text
 from dgh_tf.common.quiet import quiet_tensorflow
+from dgh_tf.common.user_code import import_user_code
 
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
 
@@ -124,6 +127,8 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
             2,
         )
     try:
+        if "import" in flags.FLAGS:
+            import_user_code(flags.FLAGS["import"].value)
         return main(argv) or 0
     except Interrupted as stop:
         return _report("stopped", str(stop), stop.exit_code)
@@ -143,12 +148,26 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("error", text, 1)
 
 
-def _parsed(argv: list[str]) -> list[str]:
+def _parsed(argv: list[str], *, doc: str = "") -> list[str]:
     """The arguments that are no flags. A flag that cannot be read ends the process with one line,
-    not with the whole usage.
+    not with the whole usage. doc: of the command, for --help.
     """
     if "verbose" not in flags.FLAGS:  # of commands alone: a program may have a flag of that name
         flags.DEFINE_bool("verbose", False, "Show the traceback behind an error.")
+    if "model" in flags.FLAGS and "import" not in flags.FLAGS:
+        flags.DEFINE_multi_string(
+            "import",
+            [],
+            "A module or .py file of yours that registers custom layers; may be given again. It "
+            "runs with your rights.",
+        )
+        flags.declare_key_flag("import")
+    if "--version" in argv[1:]:
+        say(f"dgh-tf {_version()}")
+        sys.exit(0)
+    if {"-h", "--help"} & set(argv[1:]):
+        say(help_text(doc))
+        sys.exit(0)
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -158,6 +177,11 @@ def _parsed(argv: list[str]) -> list[str]:
             str(error),
         )
         sys.exit(_report("error", f"{' '.join(text.split()).rstrip('.')}. See --help.", 1))
+
+
+def _version() -> str:
+    """Of the tree that runs; an installed package of another one may be older."""
+    return str(sys.modules["dgh_tf"].__version__)
 
 
 def _open_closed_streams() -> None:
@@ -216,4 +240,5 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             exec("")
         sys.exit(code)
 
-    app.run(ended, flags_parser=_parsed)
+    doc = sys.modules[main.__module__].__doc__ or ""
+    app.run(ended, flags_parser=functools.partial(_parsed, doc=doc))

@@ -24,6 +24,7 @@ from dgh_tf.models.batchnorm import (
 from dgh_tf.models.evidence import is_initial, tell_evidence
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
+from dgh_tf.models.tflite_model import float_file
 from dgh_tf.models.validation import (
     OTHER_NORMS,
     require_alive,
@@ -120,6 +121,11 @@ class Network:
         """Names of the heads in the order in which `forward` gives them, and a first test of the
         precision.
         """
+        if precision != "float32" and float_file(self.model) is not None:
+            raise ValueError(
+                f"precision={precision} needs a Keras model: what a .tflite file holds is computed "
+                "in float32. Leave it out."
+            )
         names: list[str] = []
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
         tf.function(

@@ -79,7 +79,7 @@ def test_help_needs_no_tensorflow(command):
         for line in done.stderr.splitlines()
         if line.startswith("import time:")
     }
-    assert f"{command.replace('.', '/')}.py:" in done.stdout and "--output" in done.stdout
+    assert command in done.stdout.split("\n\n")[0] and "--output" in done.stdout
     assert "absl.app" in modules  # the list is read right
     assert not modules & {"tensorflow", "keras", "matplotlib", "sklearn", "keras_cv"}
     assert seconds < 6
@@ -218,3 +218,98 @@ def test_settings_in_errors_are_flags_in_a_command(flag):
     """Functions write name=value, as one gives it in Python."""
     code, _, err = commands.call("dgh_tf.generate", "--output_dir=never", "--steps=1", flag)
     assert code == 1 and err.startswith(f"error: {flag}: expected")
+
+
+@pytest.mark.parametrize("command", ["dgh_tf.generate", "tflite_export.convert"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_shows_an_example_and_every_flag_in_a_group(command, flag):
+    done = python("-m", command, flag)
+    assert done.returncode == 0, done.stderr
+    assert f"Example: python -m {command} --model=" in done.stdout
+    assert "--flagfile=FILE" in done.stdout
+    places = [done.stdout.index(f"\n{word}:\n") for word in ("Model", "Output", "Images")]
+    assert places == sorted(places)
+    assert done.stdout.index("  --model\n") < places[1] < done.stdout.index("  --num_images\n")
+
+
+def test_version_is_told_without_other_flags():
+    import dgh_tf
+
+    done = python("-m", "tflite_export.convert", "--version")
+    assert (done.returncode, done.stdout) == (0, f"dgh-tf {dgh_tf.__version__}\n")
+
+
+LAYER = """
+import keras
+
+@keras.saving.register_keras_serializable(package="mine")
+class Doubled(keras.layers.Layer):
+    def call(self, x):
+        return 2.0 * x
+"""
+
+
+@pytest.fixture(scope="module")
+def custom(tmp_path_factory):
+    """(folder, model file): a model with a layer that layer_of_mine.py alone knows."""
+    folder = tmp_path_factory.mktemp("custom")
+    (folder / "layer_of_mine.py").write_text(LAYER)
+    build = (
+        "import keras, layer_of_mine; x = keras.Input((8, 8, 3)); "
+        "y = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(x)); "
+        "y = layer_of_mine.Doubled()(y); y = keras.layers.GlobalAveragePooling2D()(y); "
+        "keras.Model(x, keras.layers.Dense(3)(y)).save('m.keras')"
+    )
+    done = subprocess.run([sys.executable, "-c", build], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, folder / "m.keras"
+
+
+@pytest.mark.parametrize("form", ["layer_of_mine.py", "layer_of_mine"])
+def test_import_brings_custom_layers(custom, form, monkeypatch):
+    from dgh_tf import load_model
+    from dgh_tf.common.user_code import import_user_code
+
+    folder, model = custom
+    with pytest.raises(ValueError, match="Doubled"):
+        load_model(model)
+    monkeypatch.chdir(folder)
+    try:
+        import_user_code([form])
+        x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+        loaded = load_model(model)
+        inner = loaded.layers[-3]
+        assert type(inner).__name__ == "Doubled"
+        np.testing.assert_allclose(inner(x), 2.0 * x, rtol=1e-6)
+    finally:
+        import keras
+
+        sys.modules.pop("layer_of_mine", None)
+        keras.saving.get_custom_objects().pop("mine>Doubled", None)
+
+
+def test_import_refuses_what_is_not_there_and_what_fails(tmp_path):
+    from dgh_tf.common.user_code import import_user_code
+
+    with pytest.raises(FileNotFoundError, match=r"import=none_such\.py: no such file"):
+        import_user_code(["none_such.py"])
+    with pytest.raises(ValueError, match="import=none_such: no such module"):
+        import_user_code(["none_such"])
+    bad = tmp_path / "bad_of_mine.py"
+    bad.write_text("1 / 0\n")
+    with pytest.raises(ValueError, match="ended in ZeroDivisionError"):
+        import_user_code([str(bad)])
+    assert "bad_of_mine" not in sys.modules
+    taken = tmp_path / "json.py"
+    taken.write_text("")
+    with pytest.raises(ValueError, match="loaded already"):
+        import_user_code([str(taken)])
+
+
+def test_the_command_takes_import(custom):
+    folder, _ = custom
+    done = python(
+        "-m", "dgh_tf.generate", "--model=demo", "--output_dir", str(folder / "run"),
+        "--import", str(folder / "none_such.py"),
+    )  # fmt: skip
+    assert done.returncode == 1 and "--import=" in done.stderr and "no such file" in done.stderr

@@ -339,3 +339,16 @@ def test_schemes_that_need_the_keras_model_say_so(tmp_path):
         quantize(model, tiny.images(4), scheme="int16x8")
     with pytest.raises(ValueError, match="not saved as Keras model"):
         model.save(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_of_a_float_file_is_refused(precision, tmp_path):
+    """A .tflite file computes in float32 whatever is asked for; it was ignored before."""
+    import dgh_tf
+    import tflite_export
+
+    path = tmp_path / "m.tflite"
+    path.write_bytes(tflite_export.to_float_tflite(dgh_tf.load_model("demo")))
+    config = dgh_tf.GenerationConfig(num_images=2, steps=1, precision=precision, input_range="-1,1")
+    with pytest.raises(ValueError, match=f"precision={precision} needs a Keras model"):
+        dgh_tf.generate_images(dgh_tf.load_model(path), config, verbose=0)
