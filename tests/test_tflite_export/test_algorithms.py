@@ -12,7 +12,8 @@ from dgh_tf.models.tflite.run import read_graph
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import Runner, check_integer, to_float_tflite, to_tflite_with_ranges
 from tflite_export.algorithms import ai_edge
-from tflite_export.algorithms.block_reconstruction import find_blocks, reconstruct
+from tflite_export.algorithms.block_reconstruction import reconstruct
+from tflite_export.algorithms.blocks import find_blocks
 from tflite_export.calibration import check
 from tflite_export.quantization import ALGORITHMS, check_algorithm, quantize
 from tflite_export.simulation.fake_quant import integer_constants, predict

@@ -10,6 +10,7 @@ them afterwards (tflite_export.equalization).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from dgh_tf.models.tflite.batch import proven
 from dgh_tf.models.tflite.run import Graph, feeds_of, run
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.algorithms import adaround
+from tflite_export.algorithms.blocks import Values, advance, find_blocks, outside
 from tflite_export.algorithms.equalization import correct_span
 from tflite_export.calibration.check import few_images
 from tflite_export.simulation.fake_quant import (
@@ -33,20 +35,12 @@ from tflite_export.simulation.fake_quant import (
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
 
-_RATE, _BIAS_RATE = (
-    0.2,
-    1e-3,
-)  # Adam's, for choices and for biases in units of the channel's largest weight
+# Adam's, for choices and for biases in units of the channel's largest weight
+_RATE, _BIAS_RATE = 0.2, 1e-3
 _BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of steps
-_PENALTY = (
-    1.0,
-    1000.0,
-)
 # first and last, against a reconstruction error of 1 for rounding to nearest: in the end all
 # choices are made
-_CHUNK = 32  # images at once where nothing is learned
-
-Values = dict[int, np.ndarray]
+_PENALTY = (1.0, 1000.0)
 
 
 class Reconstruction(NamedTuple):
@@ -73,94 +67,6 @@ class _Block(NamedTuple):
     biases: Values
     units: Values
     limits: dict[int, int]
-
-
-def find_blocks(graph: Graph, *, max_layers: int = 4) -> list[range]:
-    """Spans of operators to reconstruct one after the other, each with weights; together all
-    operators up to the last weights.
-
-    A graph is cut where a single tensor passes, so a residual branch stays whole. A depthwise layer
-    goes with the next span, operators without weights too. A span of more than `max_layers` layers
-    with weights is cut further.
-    """
-    weighted = [
-        o.kind in CHANNEL_AXIS and o.inputs[1] in channel_axes(graph) for o in graph.operators
-    ]
-    last_use = {
-        i: place
-        for place, o in enumerate(graph.operators)
-        for i in o.inputs
-        if graph.tensors[i].value is None
-    }
-    last_use |= dict.fromkeys(graph.outputs, len(graph.operators))
-    made, blocks, start = set(graph.inputs), [], 0
-    for place, operator in enumerate(graph.operators):
-        made |= set(operator.outputs)
-        alive = [i for i in made if last_use.get(i, -1) > place]
-        layers = sum(weighted[start : place + 1])
-        single = len(alive) <= 1 and not (operator.kind == "DEPTHWISE_CONV_2D" and layers == 1)
-        if layers and (single or (layers >= max_layers and weighted[place])):
-            blocks.append(range(start, place + 1))
-            start = place + 1
-    rest = sum(weighted[start:])
-    return [*blocks, range(start, len(graph.operators))] if rest else blocks
-
-
-def _outside(graph: Graph, span: range) -> tuple[list[int], list[int]]:
-    """Activations a span reads from before it, and makes for after it (or for the graph's
-    outputs).
-    """
-    made = {i for p in span for i in graph.operators[p].outputs}
-    read = {
-        i
-        for p in span
-        for i in graph.operators[p].inputs
-        if i >= 0 and graph.tensors[i].value is None
-    } - made
-    later = {i for p, o in enumerate(graph.operators) if p >= span.stop for i in o.inputs} | set(
-        graph.outputs
-    )
-    return sorted(read), sorted(made & later)
-
-
-def _advance(
-    graph: Graph,
-    span: range,
-    values: Values,
-    constants: Mapping[int, Any],
-    observe: Callable | None,
-) -> Values:
-    """`values` with what the span makes of them, over all images; what is not read any more is
-    dropped.
-    """
-    import tensorflow as tf
-
-    read, made = _outside(graph, span)
-
-    def forward(*tensors):
-        outputs = run(
-            graph,
-            dict(zip(read, tensors, strict=True)),
-            constants=constants,
-            observe=observe,
-            operators=span,
-        )
-        return [outputs[i] for i in made]
-
-    specs = [tf.TensorSpec((None, *values[i].shape[1:]), tf.float32) for i in read]
-    traced, count = (
-        tf.function(forward, autograph=False).get_concrete_function(*specs),
-        len(next(iter(values.values()))),
-    )
-    parts = [
-        traced(*(tf.constant(values[i][k : k + _CHUNK]) for i in read))
-        for k in range(0, count, _CHUNK)
-    ]
-    later = {i for o in graph.operators[span.stop :] for i in o.inputs}
-    kept = {i: v for i, v in values.items() if i in later}
-    return kept | {
-        i: np.concatenate([part[k].numpy() for part in parts]) for k, i in enumerate(made)
-    }
 
 
 def _error(targets: Mapping[int, Any], outputs: Mapping[int, Any]) -> Any:
@@ -214,19 +120,106 @@ def _dropping(observe: Callable, *, drop: float, seed: Any) -> Callable:
     return watch if drop else observe
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What holds for all blocks of one `reconstruct`, whose arguments these are.
+
+    Attributes: nearest: (integers, scales) of rounding to nearest. limits: largest integers.
+      floats: constants instead of the file's. observe: fake-quantizes activations.
+    """
+
+    graph: Graph
+    nearest: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    limits: dict[int, int]
+    floats: Mapping[int, Any]
+    observe: Callable
+    steps: int
+    batch_size: int
+    drop: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Variables:
+    """What is learned of a block, by tensor index: choices v of its weights, and shifts of its
+    biases in their units.
+    """
+
+    choices: dict[int, Any]
+    shifts: dict[int, Any]
+
+    @property
+    def all(self) -> list[Any]:
+        return [*self.choices.values(), *self.shifts.values()]
+
+    def rates(self, progress: Any) -> list[Any]:
+        """Adam's. Biases settle; choices are settled by the penalty."""
+        slower = 1.0 - progress
+        return [_RATE] * len(self.choices) + [_BIAS_RATE * slower] * len(self.shifts)
+
+
+def _variables(block: _Block) -> _Variables:
+    import tensorflow as tf
+
+    return _Variables(
+        {
+            i: tf.Variable(adaround.initial_choice(w, block.scales[i]))
+            for i, w in block.weights.items()
+        },
+        {i: tf.Variable(tf.zeros_like(unit)) for i, unit in block.units.items()},
+    )
+
+
+def _loss(
+    learning: _Run,
+    block: _Block,
+    variables: _Variables,
+    feeds: Mapping[int, Any],
+    targets: Mapping[int, Any],
+    *,
+    constants: Mapping[int, Any],
+    observe: Callable,
+    scale: float,
+    progress: Any,
+) -> Any:
+    """The block's error, in units of `scale`, and the price of choices that are not made; a scalar
+    tensor.
+    """
+    import tensorflow as tf
+
+    size = sum(v.shape.num_elements() for v in variables.choices.values())
+    beta, on = adaround.annealed_beta(progress, start=_BETA)
+    soft = {
+        i: adaround.soft_weights(
+            v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i]
+        )
+        for i, v in variables.choices.items()
+    }
+    biases = {i: block.biases[i] + block.units[i] * shift for i, shift in variables.shifts.items()}
+    outputs = run(
+        learning.graph,
+        feeds,
+        constants={**constants, **soft, **biases},
+        operators=block.span,
+        observe=observe,
+    )
+    penalty = (
+        tf.add_n([adaround.rounding_penalty(v, beta) for v in variables.choices.values()]) / size
+    )
+    return (
+        _error(targets, outputs) / scale
+        + on * _PENALTY[0] * (_PENALTY[1] / _PENALTY[0]) ** progress * penalty
+    )
+
+
 def _learn(
-    graph: Graph,
+    learning: _Run,
     block: _Block,
     *,
     constants: Mapping[int, Any],
     floats: Values,
     quantized: Values,
     targets: Values,
-    observe: Callable,
     scale: float,
-    steps: int,
-    batch_size: int,
-    drop: float,
     seed: int,
 ) -> tuple[Values, Values]:
     """Optimizes a block's choices v and biases; returns both. The block's inputs are given twice:
@@ -234,15 +227,9 @@ def _learn(
     """
     import tensorflow as tf
 
-    choices = {
-        i: tf.Variable(adaround.initial_choice(w, block.scales[i]))
-        for i, w in block.weights.items()
-    }
-    shifts = {i: tf.Variable(tf.zeros_like(unit)) for i, unit in block.units.items()}
-    variables = [*choices.values(), *shifts.values()]
-    rates = [_RATE] * len(choices) + [_BIAS_RATE] * len(shifts)
-    moments = [tf.Variable(tf.zeros_like(v)) for v in variables for _ in range(2)]
-    size, data = sum(v.shape.num_elements() for v in choices.values()), (floats, quantized, targets)
+    variables, data = _variables(block), (floats, quantized, targets)
+    moments = [tf.Variable(tf.zeros_like(v)) for v in variables.all for _ in range(2)]
+    drop = learning.drop
 
     def step(number, *tensors):
         floats, quantized, targets = tf.nest.pack_sequence_as(data, tensors)
@@ -252,69 +239,46 @@ def _learn(
                 floats[i],
                 value,
             )
-            if drop and i not in graph.inputs
+            if drop and i not in learning.graph.inputs
             else value
             for i, value in quantized.items()
         }
-        progress = tf.cast(number / steps, tf.float32)
-        beta, on = adaround.annealed_beta(progress, start=_BETA)
+        progress = tf.cast(number / learning.steps, tf.float32)
         with tf.GradientTape() as tape:
-            soft = {
-                i: adaround.soft_weights(
-                    v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i]
-                )
-                for i, v in choices.items()
-            }
-            biases = {i: block.biases[i] + block.units[i] * shift for i, shift in shifts.items()}
-            outputs = run(
-                graph,
+            loss = _loss(
+                learning,
+                block,
+                variables,
                 feeds,
-                constants={**constants, **soft, **biases},
-                operators=block.span,
-                observe=_dropping(observe, drop=drop, seed=(seed, number)),
+                targets,
+                constants=constants,
+                observe=_dropping(learning.observe, drop=drop, seed=(seed, number)),
+                scale=scale,
+                progress=progress,
             )
-            penalty = (
-                tf.add_n([adaround.rounding_penalty(v, beta) for v in choices.values()]) / size
-            )
-            loss = (
-                _error(targets, outputs) / scale
-                + on * _PENALTY[0] * (_PENALTY[1] / _PENALTY[0]) ** progress * penalty
-            )
-        slower = 1.0 - progress  # biases settle; choices are settled by the penalty
-        _adam(
-            variables,
-            tape.gradient(loss, variables),
-            moments,
-            [rate * (slower if k >= len(choices) else 1.0) for k, rate in enumerate(rates)],
-            tf.cast(number + 1, tf.float32),
-        )
+        gradients = tape.gradient(loss, variables.all)
+        count = tf.cast(number + 1, tf.float32)
+        _adam(variables.all, gradients, moments, variables.rates(progress), count)
 
     count, generator = len(next(iter(targets.values()))), np.random.default_rng(seed)
-    batch_size = min(batch_size, count)
+    batch_size = min(learning.batch_size, count)
     specs = [tf.TensorSpec((batch_size, *v.shape[1:]), tf.float32) for v in tf.nest.flatten(data)]
     traced = tf.function(step, autograph=False).get_concrete_function(
         tf.TensorSpec((), tf.int32), *specs
     )
-    for number in range(steps):
+    for number in range(learning.steps):
         chosen = np.sort(generator.choice(count, batch_size, replace=False))
         traced(tf.constant(number), *(tf.constant(v[chosen]) for v in tf.nest.flatten(data)))
-    return {i: v.numpy() for i, v in choices.items()}, {
-        i: block.biases[i] + block.units[i] * v.numpy() for i, v in shifts.items()
+    return {i: v.numpy() for i, v in variables.choices.items()}, {
+        i: block.biases[i] + block.units[i] * v.numpy() for i, v in variables.shifts.items()
     }
 
 
-def _block(
-    graph: Graph,
-    span: range,
-    *,
-    nearest: Mapping[int, tuple[np.ndarray, np.ndarray]],
-    floats: Mapping[int, Any],
-    done: Mapping[int, Any],
-    limits: dict[int, int],
-) -> _Block:
+def _block(learning: _Run, span: range, *, done: Mapping[int, Any]) -> _Block:
     """The span's own weights and biases: constants that earlier blocks chose, or that other
     operators share, stay.
     """
+    graph, nearest, floats = learning.graph, learning.nearest, learning.floats
     axes, uses = channel_axes(graph), [i for o in graph.operators for i in o.inputs]
     weights, floors, scales, biases, units = {}, {}, {}, {}, {}
     for operator in (graph.operators[p] for p in span):
@@ -340,12 +304,12 @@ def _block(
             and operator.kind != "TRANSPOSE_CONV"
         ):
             biases[bias] = np.asarray(floats.get(bias, graph.tensors[bias].value), np.float32)
-            units[bias] = nearest[index][1] * np.float32(limits[index])
-    return _Block(span, weights, floors, scales, biases, units, limits)
+            units[bias] = nearest[index][1] * np.float32(learning.limits[index])
+    return _Block(span, weights, floors, scales, biases, units, learning.limits)
 
 
 def _solve(
-    graph: Graph,
+    learning: _Run,
     block: _Block,
     *,
     before: Values,
@@ -353,16 +317,15 @@ def _solve(
     plain: Values,
     wanted: Values,
     fixed: Mapping[int, Any],
-    floats: Mapping[int, Any],
-    observe: Callable,
-    **options: Any,
+    seed: int,
 ) -> tuple[Values, Values]:
     """Integers of a block's weights and its biases, learned, the mean error taken off. `before`,
     `inputs`: what it reads in float and quantized; `plain`, `wanted`: what it gives rounded to
     nearest and in float.
     """
-    read, made = _outside(graph, block.span)
-    in_float = _advance(
+    graph, observe = learning.graph, learning.observe
+    read, made = outside(graph, block.span)
+    in_float = advance(
         graph, block.span, inputs, constants={**fixed, **block.weights}, observe=observe
     )
     scale = (
@@ -370,15 +333,14 @@ def _solve(
     )  # of rounding to nearest alone: the error counts in its units
     plain_in, quantized_in = ({i: v[i] for i in read} for v in (before, inputs))
     choices, biases = _learn(
-        graph,
+        learning,
         block,
         constants=fixed,
         floats=plain_in,
         quantized=quantized_in,
         targets=wanted,
-        observe=observe,
         scale=scale,
-        **options,
+        seed=seed,
     )
     integers = {
         i: adaround.hard_integers(v, floors=block.floors[i], limit=block.limits[i])
@@ -391,7 +353,7 @@ def _solve(
         plain_in,
         quantized_in,
         constants={**fixed, **learned},
-        float_constants=floats,
+        float_constants=learning.floats,
         watch=observe,
     )
     return integers, biases
@@ -448,51 +410,34 @@ def reconstruct(
     spans = _spans(graph, max_layers=max_layers, steps=steps, batch_size=batch_size, drop=drop)
     graph = proven(graph, images)
     floats, start = dict(constants or {}), time.perf_counter()
-    limits = {i: 2 ** (bits - 1) - 1 for i, bits in bits_of_weights(graph, weight_bits).items()}
-    nearest = integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats)
-    fixed = quantized_constants(graph, constants=floats, weights=nearest)
-    observe = fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits)
+    bits = bits_of_weights(graph, weight_bits)
+    learning = _Run(
+        graph=graph,
+        nearest=integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats),
+        limits={i: 2 ** (each - 1) - 1 for i, each in bits.items()},
+        floats=floats,
+        observe=fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits),
+        steps=steps,
+        batch_size=batch_size,
+        drop=drop,
+    )
+    fixed = quantized_constants(graph, constants=floats, weights=learning.nearest)
     found = Reconstruction({}, {}, [])
     targets = {i: np.asarray(v, np.float32) for i, v in feeds_of(graph, images).items()}
     inputs = dict(targets)
     for place, span in enumerate(spans):
-        block = _block(
-            graph, span, nearest=nearest, floats=floats, done=found.weights, limits=limits
+        before, targets = targets, advance(graph, span, targets, constants=floats, observe=None)
+        inputs = _next_inputs(
+            learning,
+            span,
+            found,
+            fixed,
+            before=before,
+            inputs=inputs,
+            targets=targets,
+            seed=seed * 1000 + place,
         )
-        before, targets = targets, _advance(graph, span, targets, constants=floats, observe=None)
-        made = _outside(graph, span)[1]
-        wanted = {i: targets[i] for i in made}
-        plain = _advance(graph, span, inputs, constants=fixed, observe=observe)
-        to_nearest = learned_error = _mean_error(wanted, plain, made)
-        if block.weights:
-            integers, biases = _solve(
-                graph,
-                block,
-                before=before,
-                inputs=inputs,
-                plain=plain,
-                wanted=wanted,
-                fixed=fixed,
-                floats=floats,
-                observe=observe,
-                steps=steps,
-                batch_size=batch_size,
-                drop=drop,
-                seed=seed * 1000 + place,
-            )
-            learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
-            after = _advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
-            learned_error = _mean_error(wanted, after, made)
-            better = learned_error < to_nearest
-            found.weights.update(
-                {i: (integers[i], nearest[i][1]) if better else nearest[i] for i in integers}
-            )
-            if better:
-                found.biases.update(biases)
-                fixed.update(learned)
-                plain = after
-        inputs = plain
-        found.errors.append((span, to_nearest, learned_error))
+        _, to_nearest, learned_error = found.errors[-1]
         left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
         if say:
             say(
@@ -501,6 +446,52 @@ def reconstruct(
                 f"about {left:.0f} s left"
             )
     return found
+
+
+def _next_inputs(
+    learning: _Run,
+    span: range,
+    found: Reconstruction,
+    fixed: dict[int, Any],
+    *,
+    before: Values,
+    inputs: Values,
+    targets: Values,
+    seed: int,
+) -> Values:
+    """Learns one block, and returns what the quantized graph gives up to there. `found` and `fixed`
+    take what was learned, where it is better than rounding to nearest.
+    """
+    graph, observe = learning.graph, learning.observe
+    block = _block(learning, span, done=found.weights)
+    made = outside(graph, span)[1]
+    wanted = {i: targets[i] for i in made}
+    plain = advance(graph, span, inputs, constants=fixed, observe=observe)
+    to_nearest = learned_error = _mean_error(wanted, plain, made)
+    if block.weights:
+        integers, biases = _solve(
+            learning,
+            block,
+            before=before,
+            inputs=inputs,
+            plain=plain,
+            wanted=wanted,
+            fixed=fixed,
+            seed=seed,
+        )
+        learned = {**{i: n * block.scales[i] for i, n in integers.items()}, **biases}
+        after = advance(graph, span, inputs, constants={**fixed, **learned}, observe=observe)
+        learned_error = _mean_error(wanted, after, made)
+        nearest, better = learning.nearest, learned_error < to_nearest
+        found.weights.update(
+            {i: (integers[i], nearest[i][1]) if better else nearest[i] for i in integers}
+        )
+        if better:
+            found.biases.update(biases)
+            fixed.update(learned)
+            plain = after
+    found.errors.append((span, to_nearest, learned_error))
+    return plain
 
 
 def learn_rounding(
