@@ -154,7 +154,7 @@ class Step:
     def _observe(self, units: list[tf.Tensor]) -> Observation:
         """A forward pass of images in canvas units."""
         images = self.inputs.to_model(units)
-        tapped = self.network.forward(images, precision=self.config.precision)
+        tapped = self.network.forward(images, precision=self.config.precision, folded=True)
         return Observation(
             moments=batch_moments(tapped, units, self.problem),
             tapped=tapped,

@@ -22,6 +22,7 @@ from dgh_tf.models.batchnorm import (
     read_batchnorm,
 )
 from dgh_tf.models.evidence import is_initial, tell_evidence
+from dgh_tf.models.folding import find_folded
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
 from dgh_tf.models.tflite_model import float_file
@@ -78,18 +79,23 @@ class Network:
             for s, first in zip(shapes, self.channels_first, strict=True)
         ]
         norms = batchnorm_layers(model)
-        reached, self.unmatched, logits = self._survey(norms)
+        reached, self.unmatched, logits, order = self._survey(norms)
         require_finite(model, reached)
         self.evidence = tell_evidence(norms, reached, asked=use_statistics)
         self.layers = [bn for bn in reached if use_statistics and not is_initial(bn)]
         self._affines = [inference_affine(bn) for bn in self.layers]
+        self._folded = find_folded(order, self.layers)
         require_alive(model, logits, self.input_shapes)
 
-    def forward(self, inputs: list[tf.Tensor], *, precision: str = "float32") -> Tapped:
+    def forward(
+        self, inputs: list[tf.Tensor], *, precision: str = "float32", folded: bool = False
+    ) -> Tapped:
         """One forward pass in inference mode; call it inside tf.function. Inputs are in model
         units, in order, channels last.
 
-        precision: what layers compute in, see `computing_in`.
+        precision: what layers compute in, see `computing_in`. folded: compute BN layers within the
+          layers before them where that is possible (in float32), which is faster and rounds
+          differently.
         """
         position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
         known: dict[int, tuple[tf.Tensor, ...]] = {}  # by id of what a layer gave
@@ -100,16 +106,38 @@ class Network:
             known[id(y)] = sums
             return y
 
-        instead = {
+        # by id of the BN layer's input: that input, and the output from which it was told
+        convolved: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
+
+        def convolve(fold, x):
+            y = fold.output(x)
+            before = fold.input(y)  # nobody computes it but who else asks for it
+            convolved[id(before)] = before, y
+            return before
+
+        def passed_on(fold, plainly, x):
+            if id(x) not in convolved:
+                return plainly(x)
+            y, sums = fold.with_sums(convolved[id(x)][1])
+            known[id(y)] = sums
+            return y
+
+        instead: dict[int, Callable] = {
             id(bn.layer): functools.partial(normalized, bn, *affine)
             for bn, affine in zip(self.layers, self._affines, strict=True)
             if affine
         }
+        folds = self._folded if folded and precision == "float32" else {}
+        for key, fold in folds.items():
+            instead[key] = functools.partial(passed_on, fold, instead[key])
+            instead[id(fold.layer)] = functools.partial(convolve, fold)
+        layers = [*(bn.layer for bn in self.layers), *(fold.layer for fold in folds.values())]
         with (
             computing_in(self.model, precision),
-            record_calls([bn.layer for bn in self.layers], instead=instead) as recorded,
+            record_calls(layers, instead=instead) as everything,
         ):
             outputs = self.outputs(inputs)
+        recorded = [call for call in everything if id(call[0]) in position]
         calls = [(position[id(layer)], x) for layer, x, _ in recorded]
         return Tapped(
             calls,
@@ -136,17 +164,20 @@ class Network:
         ).get_concrete_function(*specs)
         return names
 
-    def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable]:
-        """The BN layers that a forward pass reaches, the names for `unmatched`, and the traced
-        function from inputs to heads' logits.
+    def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable, list]:
+        """The BN layers that a forward pass reaches, the names for `unmatched`, the traced function
+        from inputs to heads' logits, and (layer, input, output) of calls of layers with kernels and
+        BN layers.
         """
         kernels = kernel_layers(self.model)
         ranks: dict[int, tuple[Any, int]] = {}
         followed: set[int] = set()
+        order: list = []
 
         def trace(*inputs):
             with record_calls([*norms, *kernels]) as recorded:
                 outputs = self.outputs(list(inputs))
+            order.extend(recorded)
             own = {id(layer) for layer in norms}
             calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
@@ -173,6 +204,7 @@ class Network:
             layers,
             [*others, *(layer.name for layer in kernels if id(layer) not in followed)],
             logits,
+            order,
         )
 
     def own_layout(self, inputs: list) -> list:

@@ -96,30 +96,45 @@ def _sums(x: tf.Tensor, shift: np.ndarray | None) -> tuple[tf.Tensor, tf.Tensor]
     and one sum over x.
     """
     repeat, channels = row_repeat(x), x.shape[-1]
+    affine = fused(_affine) if _is_large(x) else _affine
 
     @tf.custom_gradient
     def sums(x):
-        rows = tf.reshape(x, [-1, repeat * channels])
-
         def gradient(by_sum, by_square):
+            rows = tf.reshape(x, [-1, repeat * channels])
             factor, offset = _slope(by_sum, by_square, shift, repeat)
-            return tf.reshape(rows * factor + offset, tf.shape(x))
+            return tf.reshape(affine(rows, factor, offset), tf.shape(x))
 
-        return _shifted_sums(rows, shift, channels), gradient
+        return _shifted_sums(x, shift), gradient
 
     return sums(x)
 
 
-def _shifted_sums(
-    rows: tf.Tensor, shift: np.ndarray | None, channels: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    d = (
-        rows
-        if shift is None
-        else rows - np.tile(shift, rows.shape[1] // channels).astype(np.float32)
-    )
-    ones = tf.ones([1, tf.shape(d)[0]], tf.float32)
-    return _total(ones, d, channels), 0.5 * _total(ones, tf.square(d), channels)
+def _is_large(x: tf.Tensor) -> bool:
+    return (x.shape[1:].num_elements() or 0) >= LARGE
+
+
+def _shifted_sums(x: tf.Tensor, shift: np.ndarray | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums over positions of d = x - shift, and of d^2 / 2."""
+    repeat, channels = row_repeat(x), x.shape[-1]
+    if _is_large(x):
+        # over the images first: compiled, that is one pass over x for both sums
+        size = x.shape[1:].num_elements()
+        shifts = 0.0 if shift is None else tf.tile(tf.constant(shift), [size // channels])
+        parts = fused(_image_sums)(tf.reshape(x, [-1, size]), shifts)
+        values, squares = (tf.reshape(part, [-1, repeat * channels]) for part in parts)
+        ones = tf.ones([1, size // (repeat * channels)])
+    else:
+        values = tf.reshape(x, [-1, repeat * channels])
+        if shift is not None:
+            values -= np.tile(shift, repeat).astype(np.float32)
+        squares, ones = tf.square(values), tf.ones([1, tf.shape(values)[0]])
+    return _total(ones, values, channels), 0.5 * _total(ones, squares, channels)
+
+
+def _image_sums(rows, shift):
+    d = rows - shift
+    return tf.reduce_sum(d, 0), tf.reduce_sum(tf.square(d), 0)
 
 
 def _slope(
@@ -143,9 +158,8 @@ def normalize(
     repeat, channels = row_repeat(x), x.shape[-1]
     scales, offsets = (tf.constant(np.tile(v, repeat), tf.float32) for v in (scale, offset))
     needed = shift if np.any(shift) else None
-    large = (x.shape[1:].num_elements() or 0) >= LARGE
     forward, backward = (
-        (fused(_affine), fused(_affine_gradient)) if large else (_affine, _affine_gradient)
+        (fused(_affine), fused(_affine_gradient)) if _is_large(x) else (_affine, _affine_gradient)
     )
 
     @tf.custom_gradient
@@ -163,11 +177,45 @@ def normalize(
 
         return (
             tf.reshape(forward(rows, scales, offsets), tf.shape(x)),
-            *_shifted_sums(rows, needed, channels),
+            *_shifted_sums(x, needed),
         ), gradient
 
     y, sums, half_squares = normalized(x)
     return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))
+
+
+def with_sums(
+    x: tf.Tensor, *, shift: np.ndarray
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """x as it is, and its `channel_sums` along the last axis. What comes back through both is added
+    up in one pass over a large x.
+
+    Args: x: float32 [batch, ..., channels]. shift: float32 [channels].
+    """
+    repeat, channels = row_repeat(x), x.shape[-1]
+    needed = shift if np.any(shift) else None
+    backward = fused(_sums_gradient) if _is_large(x) else _sums_gradient
+
+    @tf.custom_gradient
+    def summed(x):
+        def gradient(upstream, by_sum, by_square):
+            rows, above = (tf.reshape(v, [-1, repeat * channels]) for v in (x, upstream))
+            factor, constant = _slope(by_sum, by_square, needed, repeat)
+            return tf.reshape(backward(above, rows, factor, constant), tf.shape(x))
+
+        return (tf.identity(x), *_shifted_sums(x, needed)), gradient
+
+    y, sums, half_squares = summed(x)
+    return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))
+
+
+def moved_sums(
+    sums: tuple[tf.Tensor, tf.Tensor, tf.Tensor], *, factor: np.ndarray, offset: np.ndarray
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`channel_sums` of factor * d + offset from those of d. factor, offset: float32 [channels]."""
+    total, squares, count = sums
+    moved = factor * total + count * offset
+    return moved, factor**2 * squares + 2.0 * offset * factor * total + count * offset**2, count
 
 
 def _affine(rows, scales, offsets):
@@ -176,6 +224,10 @@ def _affine(rows, scales, offsets):
 
 def _affine_gradient(upstream, rows, scales, factor, constant):
     return upstream * scales + (rows * factor + constant)
+
+
+def _sums_gradient(upstream, rows, factor, constant):
+    return upstream + (rows * factor + constant)
 
 
 def _count(x: tf.Tensor) -> tf.Tensor:
