@@ -99,6 +99,9 @@ CONVERT = {  # flag: its bad value and words that the refusal must have
 }
 TOGETHER = [
     ({"scheme": "w4a8", "target": "edgetpu"}, "takes 8 bits"),
+    ({"scheme": "mixed", "target": "edgetpu"}, "takes 8 bits"),
+    ({"max_kib": 9}, "max_kib is for scheme mixed"),
+    ({"scheme": "mixed", "max_kib": 9, "min_agreement": 0.9}, "Give one of the two"),
     ({"scheme": "int16x8", "head": "logits"}, "--head=model"),
     ({"scheme": "int16x8", "algorithm": "reconstruction"}, "has no scheme int16x8"),
 ]

@@ -6,7 +6,6 @@ they compare.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
-from tflite_export.algorithms.bit_allocation import Limit
+from tflite_export.algorithms.bit_allocation import Limit, quantize_mixed
 from tflite_export.calibration.check import Images, check_calibration, few_images
 from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.converter import (
@@ -344,55 +343,6 @@ def _made(
     return tflite, notes
 
 
-def _mixed(
-    model: bytes,
-    arrays: dict[str, np.ndarray],
-    limit: Limit,
-    *,
-    chosen: str,
-    make: Callable[..., tuple[str, bytes, dict[str, Any]]],
-    say: Callable[[str], None] | None,
-    timeout: float | None,
-) -> tuple[str, bytes, dict[str, Any]]:
-    """(algorithm, file, notes) with bits chosen per layer, by `make(weight_bits=...)`.
-
-    The choice predicts files of weights rounded to nearest. Where the algorithm's own file stays
-    below the agreement asked for, the next larger choice is taken. Raises ValueError where none
-    is left, or the file is larger than asked.
-    """
-    from tflite_export.algorithms.bit_allocation import allocate
-    from tflite_export.algorithms.bit_simulation import measured
-
-    rule = "mse" if chosen in ("mse", "reconstruction") else "minmax"  # as the algorithm's ranges
-    limits = dataclasses.asdict(limit)
-    found = allocate(model, arrays, limit=limit, rule=rule, say=say, timeout=timeout)
-    while True:
-        name, tflite, notes = make(weight_bits=found.bits)
-        kept = measured(model, tflite, arrays)
-        notes = {**notes, "mixed": {**limits, **found.as_json(), "file": kept}}
-        if limit.max_kib is not None and len(tflite) > limit.max_kib * 1024:
-            raise ValueError(
-                f"The file takes {len(tflite) / 1024:.1f} KiB, more than max_kib="
-                f"{limit.max_kib:g}. Give a size a little smaller, or another algorithm."
-            )
-        agreement = kept["agreement"]
-        if say:
-            told = "" if agreement is None else f", predicted agreement {agreement:.3f}"
-            say(f"mixed by {name}: the file keeps {kept['sqnr_db']:.1f} dB of the logits{told}")
-        if limit.min_agreement is None or agreement is None or agreement >= limit.min_agreement:
-            return name, tflite, notes
-        larger = found.larger()
-        if larger is None:
-            raise ValueError(
-                f"min_agreement={limit.min_agreement:g} cannot be met: with all weights at 8 bits "
-                f"the file's predicted agreement is {agreement:.3f}. Ask for less, or use another "
-                "algorithm."
-            )
-        found = larger
-        if say:
-            say(f"below {limit.min_agreement:g}: again with {found.point.layers} layers at 4 bits")
-
-
 def _require_file_start(chosen: str, scheme: str) -> None:
     """Raises ValueError for what cannot start from a float .tflite file."""
     if chosen != "ai_edge" and (scheme == "int16x8" or chosen == "distillation"):
@@ -496,8 +446,9 @@ def quantize(
         _chosen, algorithm, chosen, model, arrays, float_tflite=float_tflite, options=options
     )
     if scheme == "mixed":
-        used, tflite, notes = _mixed(
-            model, arrays, limit, chosen=chosen, make=make, say=say, timeout=timeout
+        rule = "mse" if chosen in ("mse", "reconstruction") else "minmax"  # the algorithm's ranges
+        used, tflite, notes = quantize_mixed(
+            model, arrays, limit, rule=rule, make=make, say=say, timeout=timeout
         )
     else:
         used, tflite, notes = make()

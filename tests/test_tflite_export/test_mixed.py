@@ -165,6 +165,8 @@ def test_without_a_limit_the_file_takes_60_percent_or_what_can_be_reached():
         ({"max_kib": 0.5}, r"max_kib=0.5 cannot be met: the smallest file .* takes [0-9.]+ KiB"),
         ({"max_kib": 9, "min_agreement": 0.9}, "Give one of the two"),
         ({"max_kib": -1}, "expected a size above 0"),
+        ({"max_kib": float("inf")}, "expected a size above 0"),
+        ({"min_agreement": float("nan")}, "expected a share above 0"),
         ({"min_agreement": 1.5}, "expected a share above 0 and up to 1"),
         ({"min_agreement": 1.0}, "cannot be met: with all weights at 8 bits"),
         ({"max_kib": 9, "scheme": "int8"}, "max_kib is for scheme mixed"),

@@ -25,7 +25,7 @@ from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
     FOUR_BIT_VERSION,
 )
-from tflite_export.algorithms.bit_simulation import Simulation, Sizes, set_apart
+from tflite_export.algorithms.bit_simulation import Simulation, Sizes, measured, set_apart
 from tflite_export.quality.accuracy_estimate import (
     decibels,
     short,
@@ -51,7 +51,7 @@ class Limit:
                 "max_kib and min_agreement are two limits for one choice: the smallest file of an "
                 "agreement, or the best file of a size. Give one of the two."
             )
-        if self.max_kib is not None and not self.max_kib > 0:
+        if self.max_kib is not None and not 0 < self.max_kib < float("inf"):
             raise ValueError(f"max_kib={self.max_kib:g}: expected a size above 0 KiB.")
         if self.min_agreement is not None and not 0 < self.min_agreement <= 1:
             raise ValueError(
@@ -336,3 +336,56 @@ def _fitting(layers: list[Layer], sizes: Sizes, top: int) -> list[Layer]:
             return chosen
         to_save += over  # padding took what the packing saved
     return layers
+
+
+def quantize_mixed(
+    model: bytes,
+    arrays: dict[str, np.ndarray],
+    limit: Limit,
+    *,
+    rule: str,
+    make: Callable[..., tuple[str, bytes, dict[str, Any]]],
+    say: Callable[[str], None] | None,
+    timeout: float | None,
+) -> tuple[str, bytes, dict[str, Any]]:
+    """(algorithm, file, notes) with bits chosen per layer, by `make(weight_bits=...)`.
+
+    The choice predicts files of weights rounded to nearest. Where the algorithm's own file stays
+    below the agreement asked for, the next larger choice is taken. Raises ValueError where none
+    is left, or the file is larger than asked.
+    """
+    import tensorflow as tf
+
+    limits = dataclasses.asdict(limit)
+    try:
+        found = allocate(model, arrays, limit=limit, rule=rule, say=say, timeout=timeout)
+    except tf.errors.OpError as error:
+        raise ValueError(
+            "Scheme mixed cannot try the layers of this model: TensorFlow "
+            "cannot run a part of it outside the converter. Use scheme int8."
+        ) from error
+    while True:
+        name, tflite, notes = make(weight_bits=found.bits)
+        kept = measured(model, tflite, arrays)
+        notes = {**notes, "mixed": {**limits, **found.as_json(), "file": kept}}
+        if limit.max_kib is not None and len(tflite) > limit.max_kib * 1024:
+            raise ValueError(
+                f"The file takes {len(tflite) / 1024:.1f} KiB, more than max_kib="
+                f"{limit.max_kib:g}. Give a size a little smaller, or another algorithm."
+            )
+        agreement = kept["agreement"]
+        if say:
+            told = "" if agreement is None else f", predicted agreement {agreement:.3f}"
+            say(f"mixed by {name}: the file keeps {kept['sqnr_db']:.1f} dB of the logits{told}")
+        if limit.min_agreement is None or agreement is None or agreement >= limit.min_agreement:
+            return name, tflite, notes
+        larger = found.larger()
+        if larger is None:
+            raise ValueError(
+                f"min_agreement={limit.min_agreement:g} cannot be met: with all weights at 8 bits "
+                f"the file's predicted agreement is {agreement:.3f}. Ask for less, or use another "
+                "algorithm."
+            )
+        found = larger
+        if say:
+            say(f"below {limit.min_agreement:g}: again with {found.point.layers} layers at 4 bits")
