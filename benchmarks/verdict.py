@@ -5,6 +5,7 @@ Example: python -m benchmarks.verdict --model=model.keras --tflite=model.tflite
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -45,9 +46,9 @@ def define_flags() -> None:
         "calibrate the file. Empty: made here.",
     )
     flags.DEFINE_string("output", None, "A .json file for all figures.")
-    flags.DEFINE_integer("num_images", 16, "Images of each kind and seed made here.", lower_bound=2)
+    flags.DEFINE_integer("num_images", 32, "Images of each kind and seed made here.", lower_bound=2)
     flags.DEFINE_integer(
-        "seeds", 2, "Seeds of images made here: --seed and those after it.", lower_bound=1
+        "seeds", 1, "Seeds of images made here: --seed and those after it.", lower_bound=1
     )
     flags.DEFINE_integer("steps", 100, "Optimizer steps of images made here.", lower_bound=1)
     flags.DEFINE_integer(
@@ -183,7 +184,8 @@ def main(argv: list[str]) -> int:
     found = {
         name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()
     }
-    result = {**judge(found), "notes": notes}
+    judged = {"file": path.name, "sha256": hashlib.sha256(data.data).hexdigest()}
+    result = {**judged, **judge(found), "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")
     say(table_of(result))

@@ -117,11 +117,9 @@ def test_prediction_is_the_mean_of_the_kinds_and_its_band_holds_both():
     assert result["predicted_agreement"] == pytest.approx(
         (1.0 + accuracy_estimate.expected_agreements(unsure).mean()) / 2
     )
-    assert (
-        result["band"][0] <= 0.6
-        and result["band"][1] == 1.0
-        and result["level"] == accuracy_estimate.DOUBTFUL
-    )
+    low, high = result["band"]
+    assert low < result["predicted_agreement"] < high < 1.0
+    assert result["level"] == accuracy_estimate.DOUBTFUL
     assert (
         result["sentence"].startswith("Doubtful: about 8")
         and result["kinds"]["unstretched"]["agreement"] == 0.6
@@ -166,6 +164,75 @@ def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
     result = judge({"stretched": wide, "unstretched": narrow})
     assert result["predicted_agreement"] == 0.0 and result["level"] == accuracy_estimate.NO
     assert judge({"unstretched": narrow})["predicted_agreement"] == 1.0
+
+
+def figures(*, expected, agreement, images, spread=0.0):
+    return {
+        "logits_std": 1.0,
+        "images": images,
+        "agreement": agreement,
+        "expected": expected,
+        "expected_interval": [expected - spread, expected + spread],
+    }
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(30, 0.97), (29, 0.97), (28, 28 / 32), (10, 10 / 32)],
+)
+def test_only_a_significant_count_lowers_the_prediction(count, told):
+    """Two flips of 32 where 0.97 is expected are chance, four are not: against scipy's binomial."""
+    from scipy.stats import binom
+
+    kinds = {"stretched": figures(expected=0.97, agreement=count / 32, images=32)}
+    assert accuracy_estimate._predicted(kinds) == pytest.approx(told)
+    chance = accuracy_estimate._chance_of_so_few(count, of=32, share=0.97)
+    assert chance == pytest.approx(binom.cdf(count, 32, 0.97))
+    assert (chance >= 0.05) == (told == 0.97)
+
+
+def test_flat_images_do_not_lower_the_expectation():
+    """The same noise turns the logits of an image without any, and hardly those of nine others."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(10, 10))
+    logits[0] *= 1e-3
+    noise = 0.02 * rng.normal(size=(10, 10))
+    found = evidence(classes=10)._replace(float_logits={"y": logits}, logits={"y": logits + noise})
+    assert accuracy_estimate.correlations(found)[0] < 0.5
+    expected = accuracy_estimate.expected_agreements(found)
+    assert expected.shape == (9,) and expected.min() > 0.95
+
+
+def test_the_band_shifts_log_odds_by_what_predictions_were_found_to_miss():
+    kinds = [figures(expected=0.9, agreement=0.9, images=32, spread=0.02)]
+    low, high = accuracy_estimate._band(0.9, kinds)
+    odds = np.log([low / (1 - low), high / (1 - high)])
+    np.testing.assert_allclose(odds - np.log([0.88 / 0.12, 0.92 / 0.08]), [-0.9, 1.5])
+    assert accuracy_estimate._band(1.0, [figures(expected=1.0, agreement=1.0, images=9)]) == [1, 1]
+    assert accuracy_estimate._band(0.0, [figures(expected=0.0, agreement=0.0, images=9)]) == [0, 0]
+
+
+def test_fine_needs_the_lower_end_of_the_band():
+    """0.96 may be 0.91: doubtful, though the prediction is above the border."""
+    rows = np.eye(4)[np.zeros(400, int)]
+    mixed = evidence(same=384, of=400)
+    result = judge({"stretched": mixed._replace(reference={"y": rows})})
+    assert 0.95 < result["predicted_agreement"] < 0.97
+    assert result["band"][0] < 0.95 and result["level"] == accuracy_estimate.DOUBTFUL
+
+
+def test_layers_are_named_by_the_error_that_they_add_not_by_how_far_the_ratio_falls():
+    """70 to 50 dB is harmless; 24 to 17 dB adds a hundredth and a half. By hand: 10^-1.7 less
+    10^-2.4 is 0.016.
+    """
+    rows = [
+        {"index": i, "tensor": name, "operator": "CONV_2D", "sqnr_db": ratio, "clipped": 0.0}
+        for i, (name, ratio) in enumerate([("a", 70.0), ("b", 50.0), ("c", 24.0), ("d", 17.0)])
+    ]
+    assert [row["tensor"] for row in accuracy_estimate.suspects(rows)] == ["d"]
+    rows[3]["sqnr_db"] = 10.0
+    rows.append({**rows[3], "tensor": "e", "sqnr_db": 3.0})
+    assert [row["tensor"] for row in accuracy_estimate.suspects(rows)] == ["e", "d"]
 
 
 @pytest.mark.parametrize(

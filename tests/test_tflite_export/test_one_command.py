@@ -20,6 +20,7 @@ from tflite_export.quality.held_out import held_out_count, hold_out
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = ("--num_images=8", "--steps=6", "--input_range=-1,1", "--algorithm=minmax")
+REST = [1, 2, 3, 5, 6, 8, 9, 10]  # of twelve images, those that calibrate
 CONFIG = dgh_tf.GenerationConfig(num_images=8, steps=6, input_range="-1,1")
 
 
@@ -80,24 +81,24 @@ def test_it_says_every_phase_and_one_summary(made):
 
 
 def test_held_out_images_take_no_part_in_calibration(made):
-    """The calibration digest of F.json is that of the eight others, counted here by hand: of ten
-    images the first and the last are held out.
+    """The calibration digest of F.json is that of the eight others, counted here by hand: of
+    twelve images numbers 0, 4, 7 and 11 are held out.
     """
     folder, _ = made
     images = np.load(folder / "m_images" / "images.npy")
-    assert len(images) == 8 + held_out_count(8) == 10
-    np.save(folder / "rest.npy", images[1:9])
+    assert len(images) == 8 + held_out_count(8) == 12
+    np.save(folder / "rest.npy", images[REST])
     report = json.loads((folder / "m.json").read_text())
     given = tflite_export.load_calibration(folder / "rest.npy")
     assert report["sha256"]["calibration"] == given.sha256
     assert report["calibration"]["images"]["shape"][0] == 8
-    assert report["estimate"]["images"] == 4 and report["verdict"]["held_out"] is True
+    assert report["estimate"]["images"] == 8 and report["verdict"]["held_out"] is True
 
 
 def test_the_file_is_that_of_these_images(made, model_path):
     folder, _ = made
     images = np.load(folder / "m_images" / "images.npy")
-    direct = tflite_export.to_tflite(dgh_tf.load_model(str(model_path)), images[1:9])
+    direct = tflite_export.to_tflite(dgh_tf.load_model(str(model_path)), images[REST])
     assert sha256(folder / "m.tflite") == hashlib.sha256(direct).hexdigest()
 
 
@@ -108,7 +109,7 @@ def test_the_estimate_counts_what_both_files_choose(made, model_path):
     model = dgh_tf.load_model(str(model_path))
     tflite = (folder / "m.tflite").read_bytes()
     sets = {
-        "stretched": np.load(folder / "m_images" / "images.npy")[[0, 9]],
+        "stretched": np.load(folder / "m_images" / "images.npy")[[0, 4, 7, 11]],
         "unstretched": np.load(folder / "m_images" / "unstretched" / "images.npy"),
     }
     for kind, images in sets.items():
@@ -211,17 +212,17 @@ def quantized(model_path):
 
 def test_the_call_gives_the_bytes_of_the_command_for_the_same_images(quantized, made, model_path):
     folder, _ = made
-    images = run_folder.load_images(folder / "m_images")[1:9]
+    images = run_folder.load_images(folder / "m_images")[REST]
     again = tflite_export.quantize(model_path, images, algorithm="minmax", verbose=0)
     assert again.tflite == (folder / "m.tflite").read_bytes()
-    assert len(quantized.held_out) == 2 and len(next(iter(quantized.images.values()))) == 8
+    assert len(quantized.held_out) == 4 and len(next(iter(quantized.images.values()))) == 8
     assert again.held_out is None
 
 
 def test_the_call_saves_a_pair_that_tells_what_was_asked(quantized, tmp_path):
     found = quantized.estimate(verbose=0)
     assert found is quantized.estimate()  # no second generation
-    assert found.images == 4 and found.low <= found.high
+    assert found.images == 8 and found.low <= found.high
     reports = quantized.check_targets("cpu")
     assert reports["cpu"]["fully_mapped"] and str(reports).startswith("cpu:")
     assert quantized.save(tmp_path / "m.tflite") == tmp_path / "m.tflite"

@@ -8,7 +8,8 @@ stand in for the truth.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,12 @@ AGREEMENT = (
 )  # predicted agreement from which a file is fine, and below which it is not to be shipped
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
 CLIPPED = 0.01  # share of a tensor's values cut off, above which the tensor is named
+# noise that a layer adds, as a share of its signal, above which the layer is named: 20 dB
+ADDED = 0.01
+# how far predictions were too high and too low, in log odds (docs/experiments/verdict.md)
+_TOO_HIGH, _TOO_LOW = -0.9, 1.5
+_FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
+_CHANCE = 0.05  # a count that chance gives less often than this says more than the expectation
 
 
 class Evidence(NamedTuple):
@@ -143,8 +150,11 @@ def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
 
 
 def expected_agreements(evidence: Evidence) -> np.ndarray | None:
-    """The agreement to expect of real inputs whose logits suffer like each image's; [images], 0..1.
-    None where there are no classes.
+    """The agreement to expect of real inputs whose logits suffer like each image's; [images that
+    are not flat], 0..1. None where there are no classes.
+
+    Flat images, whose float logits spread less than half as far as the median image's, are left
+    out: generation leaves a few on which the model sees next to nothing, and any noise turns those.
 
     How sure a model is of real inputs, generated ones do not show: their margins are wider or
     narrower. What they do show is how much of the logits an integer file keeps, their correlation
@@ -157,6 +167,8 @@ def expected_agreements(evidence: Evidence) -> np.ndarray | None:
     if found is None:
         return None
     classes = next(iter(evidence.reference.values()))[0].size
+    spread = _spreads(evidence)
+    found = found[spread >= _FLAT * np.median(spread)]
     return agreement_of_correlation(found, classes=classes)
 
 
@@ -243,30 +255,30 @@ def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, An
 
 
 def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any]]:
-    """The layers to look at first: those that cut off the most values, then those where the SQNR
-    falls the most.
+    """The layers to look at first: those that add the most error to what they are given, of those
+    that cut values off or add more than a hundredth of their signal (20 dB).
+
+    Args: rows: of `layers`, in order of execution. Layers whose error is harmless are not named,
+      however far their SQNR falls.
     """
-    cut = sorted((row for row in rows if row["clipped"] > CLIPPED), key=lambda row: -row["clipped"])
-    falls = [
-        (before["sqnr_db"] - row["sqnr_db"], row)
-        for before, row in zip(rows, rows[1:], strict=False)
+    share = [10.0 ** (-row["sqnr_db"] / 10.0) for row in rows]
+    added = [after - before for before, after in zip([0.0, *share[:-1]], share, strict=True)]
+    named = [
+        (more, row)
+        for more, row in zip(added, rows, strict=True)
+        if more > ADDED or row["clipped"] > CLIPPED
     ]
-    fallen = [
-        row
-        for fall, row in sorted(falls, key=lambda pair: -pair[0])
-        if fall > 3.0 and row not in cut
-    ]
-    return (cut + fallen)[:most]
+    return [row for _, row in sorted(named, key=lambda pair: -pair[0])][:most]
 
 
 def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
     """The verdict on one file.
 
     The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`,
-    but no more than what was counted on the kind with the widest logits: a model is surer there
-    than of real inputs, and where the file cuts the highest logits off, the correlation of all of
-    them hardly shows it. The band reaches from the lowest to the highest bound of any kind's and
-    seed's bootstrap interval, of expected or counted agreement.
+    unless significantly fewer were counted on the kind with the widest logits: then it is no more
+    than that share. A model is surer there than of real inputs, and where the file cuts the highest
+    logits off, the correlation of all of them hardly shows it. See `_band` for the band. A file is
+    fine only where the lower end of its band is.
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the
@@ -285,11 +297,12 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
         found, expected = agreements(each), expected_agreements(each)
         alike = correlations(each)
         if found is not None and expected is not None and alike is not None:
-            ends = (*interval(found), *interval(expected))
+            ends = interval(found)
             kinds[name] |= {
                 "agreement": float(found.mean()),
                 "expected": float(expected.mean()),
-                "interval": [min(ends), max(ends)],
+                "interval": list(ends),
+                "expected_interval": list(interval(expected)),
                 "correlation": float(alike.mean()),
                 "logits_std": _logits_std(each),
             }
@@ -298,14 +311,13 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     change = range_change(first.low, first.high)
     told = [kind for kind in kinds.values() if "expected" in kind]
     predicted = _predicted(kinds) if told else None
-    band = (
-        [min(kind["interval"][0] for kind in told), max(kind["interval"][1] for kind in told)]
-        if told
-        else None
-    )
+    band = None if predicted is None else _band(predicted, told)
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
-    figure, bounds = (predicted, AGREEMENT) if predicted is not None else (worst, SQNR_DB)
-    level = FINE if figure >= bounds[0] else DOUBTFUL if figure >= bounds[1] else NO
+    if predicted is None or band is None:
+        level = FINE if worst >= SQNR_DB[0] else DOUBTFUL if worst >= SQNR_DB[1] else NO
+    else:
+        sure = band[0] >= AGREEMENT[0]
+        level = FINE if sure else DOUBTFUL if predicted >= AGREEMENT[1] else NO
     named = suspects(rows)
     result = {
         "level": level,
@@ -321,10 +333,15 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
 
 
-def _logits_std(evidence: Evidence) -> float:
-    """Standard deviation of the float logits over the classes, logit units, mean over images."""
+def _spreads(evidence: Evidence) -> np.ndarray:
+    """Standard deviation of each image's float logits over the classes, logit units; [images]."""
     logits = next(iter(evidence.float_logits.values()))
-    return float(np.mean(np.std(np.reshape(logits, (len(logits), -1)), axis=1)))
+    return np.asarray(np.std(np.reshape(logits, (len(logits), -1)), axis=1), np.float64)
+
+
+def _logits_std(evidence: Evidence) -> float:
+    """The mean of `_spreads`."""
+    return float(np.mean(_spreads(evidence)))
 
 
 def _predicted(kinds: Mapping[str, Mapping[str, Any]]) -> float:
@@ -336,11 +353,42 @@ def _predicted(kinds: Mapping[str, Mapping[str, Any]]) -> float:
     def mean(group: list[Mapping[str, Any]], figure: str) -> float:
         return float(np.mean([seed[figure] for seed in group]))
 
+    expected = float(np.mean([mean(group, "expected") for group in groups.values()]))
     widest = max(groups.values(), key=lambda group: mean(group, "logits_std"))
-    return min(
-        float(np.mean([mean(group, "expected") for group in groups.values()])),
-        mean(widest, "agreement"),
-    )
+    images = sum(seed["images"] for seed in widest)
+    kept = sum(round(seed["agreement"] * seed["images"]) for seed in widest)
+    if _chance_of_so_few(kept, of=images, share=expected) < _CHANCE:
+        return min(expected, kept / images)
+    return expected
+
+
+def _chance_of_so_few(count: int, *, of: int, share: float) -> float:
+    """How often a binomial count of `of` draws, each kept with probability `share`, is `count` or
+    fewer.
+    """
+    lost = 1.0 - share
+    return sum(math.comb(of, k) * share**k * lost ** (of - k) for k in range(count + 1))
+
+
+def _band(predicted: float, kinds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Lowest and highest agreement that the images leave possible: the prediction's own error over
+    the images, then what predictions were found to miss on other models.
+
+    The misses are shifts of the log odds, so that a band is narrow near 1, where predictions are
+    good, and stays within 0..1.
+    """
+    expected = float(np.mean([kind["expected"] for kind in kinds]))
+    ends = [float(np.mean([kind["expected_interval"][i] for kind in kinds])) for i in (0, 1)]
+    below, above = expected - ends[0], ends[1] - expected
+    return [
+        _shifted(max(0.0, predicted - below), _TOO_HIGH),
+        _shifted(min(1.0, predicted + above), _TOO_LOW),
+    ]
+
+
+def _shifted(share: float, log_odds: float) -> float:
+    """The share whose log odds are so much higher; 0 and 1 stay."""
+    return share / (share + (1.0 - share) * math.exp(-log_odds))
 
 
 def _pooled(parts: list[Evidence]) -> Evidence:

@@ -15,8 +15,8 @@ from tflite_export.quality.accuracy_estimate import judge, sentence
 from tflite_export.quality.layer_comparison import gather
 
 UNKNOWN = "unknown"  # level of a file that the images cannot judge
-_MOST = 16  # images of each kind judge a file, as in benchmarks.verdict
-_SHARE = 4  # fewer for small sets: one for so many that calibrate, but two at least
+_MOST = 32  # images of each of two kinds judge a file, as in benchmarks.verdict
+_SHARE = 2  # fewer for small sets: one for so many that calibrate, but two at least
 _SOME_WORST = 3  # layers that the text names
 
 
