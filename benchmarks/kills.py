@@ -5,6 +5,8 @@ finished. The images' sha256 and the folder's list of files must be those of a r
 
 Damages: a random file that a run leaves, finished or not, is cut, overwritten, emptied, nested or
 replaced by a pipe. The same command must then finish with the same images, or refuse in one line.
+Of the two kinds of records, convert's F.json and a benchmark's results.json, the commands that read
+them must give what they gave before, or say which is damaged.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dgh_tf.common.files import sha256_file
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SETTINGS = ("--model=demo", "--num_images=8", "--batch_size=4", "--steps=12", "--seed=3")
 _SECONDS = 600  # after which a run counts as hanging
+_FINE = ("same images", "same page or rows", "one line")  # outcomes of a damage
 _MOST_KILLS = 3  # of one run, then it may end
 
 
@@ -180,6 +183,106 @@ def damaged(folder: pathlib.Path, whole: Left, seed: int) -> tuple[str, str]:
     return f"exit code {code}: {text[-300:]}", done
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A folder with files to damage, and the command that reads them and writes `made`."""
+
+    folder: pathlib.Path
+    damaged: tuple[str, ...]
+    made: str
+    command: tuple[str, ...]
+
+    def run(self, folder: pathlib.Path) -> tuple[int, str, str]:
+        """(exit code, stdout, stderr) of the command on another folder like this one."""
+        done = subprocess.run(
+            [sys.executable, "-m", *self.command, f"--output_dir={folder}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+
+def _call(*command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True)
+    if done.returncode:
+        raise ValueError(f"{command[0]} fails: {done.stderr.decode()[-300:]}")
+
+
+def records(home: pathlib.Path, run: pathlib.Path) -> list[Record]:
+    """A folder with F.json, of the images of a finished `run`, and one with results.json."""
+    with_proof, benchmark = home / "proof", home / "benchmark"
+    shutil.copytree(run, with_proof)
+    proof = f"--output={with_proof / 'F.tflite'}"
+    _call("tflite_export.convert", "--model=demo", f"--calibration={with_proof}", proof)
+    _call("dgh_tf.report", f"--output_dir={with_proof}")
+    measured = (
+        *("benchmarks.calibration", "--model=demo", "--sources=gaussian", "--seeds=1"),
+        *("--num_images=4", "--num_evaluation=8"),
+    )
+    _call(*measured, f"--output_dir={benchmark}")
+    return [
+        Record(with_proof, ("F.json",), "report.html", ("dgh_tf.report",)),
+        Record(benchmark, ("results.json", "ranges.json"), "results.json", measured),
+    ]
+
+
+def damaged_record(record: Record, folder: pathlib.Path, seed: int) -> tuple[str, str]:
+    """(outcome, what was done). Outcomes: "same page or rows", "one line", or what is wrong."""
+    rng = random.Random(seed)
+    shutil.copytree(record.folder, folder)
+    name = rng.choice(record.damaged)
+    done = damage(folder / name, rng)
+    code, told, error = record.run(folder)
+    lines = error.strip().splitlines()
+    if code:
+        fine = code == 1 and len(lines) == 1 and lines[0].startswith("error: ")
+        return ("one line" if fine else f"exit code {code}: {error[-300:]}"), done
+    if f"{name} is damaged" in told:
+        return "one line", done
+    if not (folder / name).exists() or "gone" in done:  # none is as good as one more to measure
+        return "same page or rows", done
+    same = (folder / record.made).read_bytes() == (record.folder / record.made).read_bytes()
+    return ("same page or rows" if same else "another page or other rows, and no word"), done
+
+
+def _stopped(folder: pathlib.Path) -> pathlib.Path:
+    """The folder of a run that a signal ended once it had checkpoints."""
+    running = start(folder, KINDS[0])
+    while len(list(folder.glob("checkpoint/*.json"))) < 2 and running[0].poll() is None:
+        time.sleep(0.02)
+    running[0].send_signal(signal.SIGTERM)
+    end(running)
+    return folder
+
+
+def _damages(home: pathlib.Path, whole: Left, count: int, seed: int) -> int:
+    """Damages `count` files, one of five a record, and prints what came of it. Returns the
+    faults.
+    """
+    finished = home / KINDS[0].name
+    kinds, stopped = records(home, finished), _stopped(home / "stopped")
+    outcomes = dict.fromkeys(_FINE, 0)
+    faults = 0
+    for trial in range(count):
+        folder = home / f"damaged{trial}"
+        if trial % 5 == 4:
+            outcome, done = damaged_record(kinds[trial // 5 % 2], folder, seed + trial)
+        else:
+            shutil.copytree(stopped if trial % 2 else finished, folder)
+            outcome, done = damaged(folder, whole, seed + trial)
+        if outcome in _FINE:
+            outcomes[outcome] += 1
+        else:
+            faults += 1
+            console.say(f"damage {trial}, {done}: {outcome}")
+        shutil.rmtree(folder)
+    told = ", ".join(f"{number} {name}" for name, number in outcomes.items())
+    console.say(f"damages: {count - faults} of {count} fine ({told})")
+    return faults
+
+
 def main(argv: list[str]) -> int:
     """Prints every fault and the counts; returns 1 where there is a fault."""
     del argv
@@ -199,25 +302,8 @@ def main(argv: list[str]) -> int:
             console.say(f"kill {trial}, {kind.name}: {wrong or 'same images and files'}")
             shutil.rmtree(folder)
         console.say(f"kills: {values.trials - faults} of {values.trials} the same images and files")
-        stopped = home / "stopped"  # by a signal once it has checkpoints
-        running = start(stopped, KINDS[0])
-        while len(list(stopped.glob("checkpoint/*.json"))) < 2 and running[0].poll() is None:
-            time.sleep(0.02)
-        running[0].send_signal(signal.SIGTERM)
-        end(running)
-        outcomes: dict[str, int] = {}
-        for trial in range(values.damages):
-            folder = home / f"damaged{trial}"
-            shutil.copytree(stopped if trial % 2 else home / KINDS[0].name, folder)
-            outcome, done = damaged(folder, wholes[KINDS[0].name], values.seed + trial)
-            outcomes[outcome] = outcomes.get(outcome, 0) + 1
-            if outcome not in ("same images", "one line"):
-                faults += 1
-                console.say(f"damage {trial}, {done}: {outcome}")
-            shutil.rmtree(folder)
-        fine = {name: outcomes.get(name, 0) for name in ("same images", "one line")}
-        told = ", ".join(f"{count} {name}" for name, count in fine.items())
-        console.say(f"damages: {sum(fine.values())} of {values.damages} fine ({told})")
+        if values.damages:
+            faults += _damages(home, wholes[KINDS[0].name], values.damages, values.seed)
     return 1 if faults else 0
 
 

@@ -7,7 +7,6 @@ Example: python -m tflite_export.convert --model=model.keras --output=model.tfli
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import shlex
@@ -38,7 +37,7 @@ from tflite_export.firmware.companions import (
     possible_names,
 )
 from tflite_export.images import Generated, generate_into
-from tflite_export.proof import output_paths, proof, summary, write_set
+from tflite_export.proof import output_paths, proof, proof_bytes, summary, write_set
 from tflite_export.quality.held_out import UNKNOWN, Estimate, estimate
 from tflite_export.quality.layer_comparison import calibration_verdict
 from tflite_export.quantization import Limit, check_algorithm, check_limit, quantize
@@ -415,7 +414,7 @@ def main(argv: list[str]) -> int:
     write_set(
         {
             path: tflite,
-            proof_path: (json.dumps(report, indent=1) + "\n").encode(),
+            proof_path: proof_bytes(report),
             **{path.with_name(name): data for name, data in beside.files.items()},
         }
     )

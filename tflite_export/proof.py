@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dgh_tf.common.files import atomic_path, read_json, require_writable
+from dgh_tf.common.files import atomic_path, read_json, require_writable, with_checksum
 from tflite_export.calibration.check import Images
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES
@@ -73,6 +74,11 @@ def _is_proof(path: pathlib.Path) -> bool:
     except ValueError:
         return False
     return isinstance(data, dict) and "fully_integer" in data
+
+
+def proof_bytes(report: Mapping[str, Any]) -> bytes:
+    """What F.json holds, with a checksum, for readers to know damage."""
+    return (json.dumps(with_checksum(report), indent=1) + "\n").encode()
 
 
 def write_set(files: Mapping[pathlib.Path, bytes]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import warnings
@@ -26,7 +25,7 @@ from tflite_export.images import (
     generate,
     generate_to_judge,
 )
-from tflite_export.proof import output_paths, proof, summary, write_set
+from tflite_export.proof import output_paths, proof, proof_bytes, summary, write_set
 from tflite_export.quality.held_out import Estimate, estimate
 from tflite_export.quantization import Limit, check_algorithm, check_limit
 from tflite_export.quantization import quantize as quantize_with
@@ -149,8 +148,7 @@ class QuantizedModel:
         if "estimate" in self._told:
             found: Estimate = self._told["estimate"]
             report |= {"estimate": found.as_json(), "verdict": found.verdict}
-        text = json.dumps(report, indent=1) + "\n"
-        write_set({file: self.tflite, proof_file: text.encode()})
+        write_set({file: self.tflite, proof_file: proof_bytes(report)})
         return file
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.measure.evaluation import Ranges, compare_ranges
 from dgh_tf.common.console import say
-from dgh_tf.common.files import atomic_write
+from dgh_tf.common.files import atomic_write, read_json, require_checksum, with_checksum
 
 FIGURES = {"top1": "top-1", "map": "mAP", "agreement": "agreement", "sqnr_db": "SQNR dB"}
 
@@ -109,8 +109,8 @@ class Results:
           ValueError: the folder's files are damaged or come from other arguments.
         """
         self.folder, self.run, self.key = pathlib.Path(folder), run, key
-        self.rows: list[dict[str, Any]] = self._read("results.json", [])
-        self._ranges: dict[str, Ranges] = self._read("ranges.json", {})
+        self.rows: list[dict[str, Any]] = list(map(self._sound, self._read("results.json", [])))
+        self._ranges: dict[str, Ranges] = self._sound(self._read("ranges.json", {}))
         others = sorted({str(row.get("run")) for row in self.rows} - {run})
         if others:
             raise ValueError(
@@ -124,18 +124,28 @@ class Results:
         if not path.exists():
             return empty
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path)
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}). Remove it or give another --output_dir."
             ) from error
         if type(data) is not type(empty) or (
-            data and name == "results.json" and not isinstance(data[0], dict)
+            name == "results.json" and not all(isinstance(row, dict) for row in data)
         ):
             raise ValueError(
                 f"{path} does not hold benchmark results. Remove it or give another --output_dir."
             )
         return data
+
+    def _sound(self, data: dict[str, Any]) -> dict[str, Any]:
+        """A row, or the ranges, without the checksum. Raises ValueError where it does not fit."""
+        try:
+            require_checksum(data, self.folder)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}. Remove results.json and ranges.json, or give another --output_dir."
+            ) from error
+        return {name: value for name, value in data.items() if name != "checksum"}
 
     def _values(self, row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row.get(field) for field in self.key)
@@ -158,7 +168,9 @@ class Results:
             real = self.ranges(*self._values({**each, "source": "real"}))
             each.update(compare_ranges(real, self.ranges(*self._values(each))))
         # ranges first: a run killed in between repeats the row and overwrites its ranges
-        atomic_write(self.folder / "ranges.json", json.dumps(self._ranges, indent=1))
+        ranges_text = json.dumps(with_checksum(self._ranges), indent=1)
+        atomic_write(self.folder / "ranges.json", ranges_text)
+        rows = [with_checksum(each) for each in self.rows]
         atomic_write(
-            self.folder / "results.json", json.dumps(self.rows, indent=1, allow_nan=False) + "\n"
+            self.folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n"
         )

@@ -125,6 +125,21 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def with_checksum(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A record for a JSON file, and under "checksum" the sha256 of all else in it."""
+    rest = {name: value for name, value in data.items() if name != "checksum"}
+    text = json.dumps(json.loads(json.dumps(rest)), sort_keys=True)
+    return {**rest, "checksum": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def require_checksum(data: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Raises ValueError for a record that was changed since `with_checksum`. One without checksum,
+    of an earlier version, passes.
+    """
+    if "checksum" in data and data["checksum"] != with_checksum(data)["checksum"]:
+        raise ValueError(f"{path} was changed since it was written: its checksum differs")
+
+
 def read_npy(path: str | os.PathLike) -> np.ndarray:
     """The array in a .npy file, memory-mapped. Raises ValueError for whatever is no such file: a
     broken header provokes any kind of error.

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from dgh_tf.common.files import read_json
+from dgh_tf.common.files import read_json, require_checksum
 from dgh_tf.report import text
 from dgh_tf.report.charts import Chart, sizes
 
@@ -147,6 +147,7 @@ def found(folder: pathlib.Path, *, model: str) -> Found:
         try:
             data = read_json(path)
             if isinstance(data, dict) and _is_known(data):
+                require_checksum(data, path.name)
                 files.append(_read(path, data, model=model))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error).splitlines()[0] if str(error) else ""
@@ -167,6 +168,7 @@ def _made_beside(folder: pathlib.Path, *, model: str) -> list[IntegerFile]:
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
                 data = read_json(path)
                 if data.get("images_folder") == folder.resolve().name:
+                    require_checksum(data, path.name)
                     files.append(_read(path, data, model=model))
     return files
 

@@ -217,6 +217,15 @@ def test_file_ranges_hold_the_calibration_images(task_files):
     assert len(ranges) >= 4  # input, convolution, mean, dense, softmax
 
 
+@pytest.mark.parametrize("name", ["results.json", "ranges.json"])
+def test_a_changed_figure_is_refused(name, tmp_path):
+    Results(tmp_path, run="a").add({**ROW, "top1": 0.5}, {"t": (0.0, 0.5)})
+    path = tmp_path / name
+    path.write_text(path.read_text().replace("0.5", "0.9"))
+    with pytest.raises(ValueError, match="was changed since it was written"):
+        Results(tmp_path, run="a")
+
+
 def test_damaged_results_are_not_overwritten(tmp_path):
     Results(tmp_path, run="a").add(ROW, {})
     whole = (tmp_path / "results.json").read_text()
