@@ -149,6 +149,8 @@ def found(folder: pathlib.Path, *, model: str) -> Found:
             if isinstance(data, dict) and _is_known(data):
                 require_checksum(data, path.name)
                 files.append(_read(path, data, model=model))
+            elif path.with_suffix(".tflite").is_file():
+                raise ValueError(f"it is no proof of {path.with_suffix('.tflite').name}")
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             why = str(error).splitlines()[0] if str(error) else ""
             damaged.append(
