@@ -62,7 +62,7 @@ def define_flags() -> None:
         "max_kib",
         None,
         "With --scheme=mixed: size of the file in KiB (1024 bytes) that it may not exceed. Without "
-        "both limits: 60 % of the int8 file, or the smallest file where that is larger.",
+        "both limits: three quarters of what 4 bits everywhere save.",
         lower_bound=0.0,
     )
     flags.DEFINE_float(

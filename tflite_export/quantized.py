@@ -215,8 +215,8 @@ def quantize(
         their own.
       verbose: progress; "auto" or 1 as Keras shows it, 0 is silent.
       max_kib, min_agreement: of scheme "mixed", one of the two: the size of the file in KiB, or the
-        agreement with the float model, 0..1, that the smallest file should keep. Without both: 60 %
-        of the int8 file.
+        agreement with the float model, 0..1, that the smallest file should keep. Without
+        both: three quarters of what 4 bits everywhere save.
       timeout: seconds of each conversion. options: of one algorithm alone, such as steps=300.
     Raises:
       ValueError: unknown names, bad images, or a model that cannot be quantized like this.

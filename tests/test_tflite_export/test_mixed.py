@@ -152,9 +152,9 @@ def test_an_agreement_gives_the_smallest_file_that_keeps_it(float_tflite, images
     assert sum(bits == 4 for bits in chosen.bits.values()) == chosen.point.layers
 
 
-def test_without_a_limit_the_file_takes_60_percent_or_what_can_be_reached():
-    assert limit_bytes(Limit(), eight=1000, four=520) == 600
-    assert limit_bytes(Limit(), eight=1000, four=700) == 700
+def test_without_a_limit_the_file_saves_three_quarters_of_what_4_bits_save():
+    assert limit_bytes(Limit(), eight=1000, four=520) == 640
+    assert limit_bytes(Limit(), eight=1000, four=800) == 850
     assert limit_bytes(Limit(max_kib=1.5), eight=3000, four=100) == 1536
     assert limit_bytes(Limit(min_agreement=0.9), eight=1000, four=520) is None
 
