@@ -29,6 +29,7 @@ class Settings(TypedDict, total=False):
     steps: int
     seed: int
     input_range: RangeSetting
+    input_kind: str
     image_size: SizeSetting
     learning_rate: float
     beta1: float
@@ -101,6 +102,11 @@ class GenerationConfig:
         "imagenet; for several inputs also NAME:RANGE;NAME:RANGE, in quotes. Empty: read from the "
         "model's layers, else found from the first statistics.",
     )
+    input_kind: str = _setting(
+        "auto",
+        "What the inputs are: image, spectrogram, sequence, vector; auto tells it from the shape.",
+        choices=("auto", "image", "spectrogram", "sequence", "vector"),
+    )
     image_size: SizeSetting = _setting(
         "", "HEIGHT,WIDTH for a model whose spatial size is dynamic."
     )
@@ -154,7 +160,9 @@ class GenerationConfig:
     )
     start: str = _setting(
         "leaves",
-        "Start images: leaves (overlapping discs), noise (spectrum of photographs) or white noise.",
+        "Start images: leaves (overlapping discs), noise (spectrum of photographs) or white noise. "
+        "Signals: the spectrum that the first layer knows, leaves also with spikes, steps, "
+        "oscillations and onsets.",
         choices=("leaves", "noise", "white"),
     )
     precision: str = _setting(

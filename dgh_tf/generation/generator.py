@@ -8,6 +8,7 @@ exchanged in one all-reduce, and images never leave their replica.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import time
@@ -25,7 +26,7 @@ from dgh_tf.generation.real_images import real_images
 from dgh_tf.generation.replicas import Replicas
 from dgh_tf.generation.store import FileStore, MemoryStore, Record, Slots, Store, record_bytes
 from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step
-from dgh_tf.input_range.find import network_ranges
+from dgh_tf.input_range.find import known_inputs
 from dgh_tf.models.given import given_model
 from dgh_tf.models.network import Network
 from dgh_tf.ops import canvas as image_ops
@@ -97,19 +98,29 @@ class Generator:
         )
         _require_aim(self.network, config)
         shapes = self.network.input_shapes
-        self.real, self.ranges = real_images(
-            real_hint,
-            network=self.network,
-            ranges=network_ranges(self.network, text=range_text(config.input_range)),
+        known = known_inputs(
+            self.network, text=range_text(config.input_range), kind=config.input_kind
         )
+        self.real, self.ranges = real_images(
+            real_hint, network=self.network, ranges=[each.valid for each in known]
+        )
+        self.known = [
+            dataclasses.replace(each, valid=valid)
+            for each, valid in zip(known, self.ranges, strict=True)
+        ]
         self.layouts = [
-            image_ops.choose_layout(s, augment=config.augment, flip=config.flip) for s in shapes
+            image_ops.choose_layout(s, augment=config.augment and not each.signal, flip=config.flip)
+            for s, each in zip(shapes, self.known, strict=True)
         ]
         self.head_names = self.network.head_names(precision=config.precision)
         layers: Layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, shapes)]
         alone = not self.network.layers  # then also what is no image needs its natural spread
         self.targets = make_targets(
-            layers, [float(alone or image_ops.is_image(shape)) for shape in shapes]
+            layers,
+            [
+                float(alone or (each.signal is None and image_ops.is_image(shape)))
+                for shape, each in zip(shapes, self.known, strict=True)
+            ],
         )
         problem = Problem(
             config=config,
@@ -121,7 +132,7 @@ class Generator:
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
         self.rounds = len(self.batches) // self._replicas.here  # visits that make up a step
-        self._inputs = Inputs(self.layouts, self.ranges)
+        self._inputs = Inputs(self.layouts, self.known)
         self._step = Step(
             self.network, problem, self._inputs, sizes=self.sizes, replicas=self._replicas.count
         )

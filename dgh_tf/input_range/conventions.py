@@ -20,6 +20,14 @@ CONVENTIONS = {
     "imagenet": (-IMAGENET_MEAN / IMAGENET_STD, (1.0 - IMAGENET_MEAN) / IMAGENET_STD),
     "caffe": (-CAFFE_MEAN, 255.0 - CAFFE_MEAN),
 }
+# Of signals: sensors have rare large peaks, so a range holds far more deviations than of pictures
+SIGNAL_CONVENTIONS = {
+    "unit": (0.0, 1.0),
+    "symmetric": (-1.0, 1.0),
+    "standard": (-8.0, 8.0),  # real tails reach 6 to 8 deviations
+    "int16": (-32768.0, 32767.0),
+    "decibels": (-80.0, 0.0),  # below the loudest value
+}
 ALIKE = 0.75  # share of their union that two ranges have in common when either will do
 
 
@@ -39,13 +47,28 @@ class InputRange:
     fitted: bool = False
     firm: bool = False
 
+    @property
+    def guess(self) -> str:
+        """What to say of a range that nobody gave and no convention stands behind; else empty."""
+        if not self.fitted:
+            return ""
+        return (
+            f"the input range {min(self.low):.4g} to {max(self.high):.4g} was guessed: give "
+            "--input_range=LOW,HIGH, such as the sensor's full scale, if you know it"
+        )
+
     def known(self) -> KnownRange:
         """The range as checks of data take it."""
         how = self.source.split(" (")[0]  # without every candidate's gap
         return KnownRange(self.low, self.high, how, firm=self.firm, guess=self.fitted)
 
     def as_dict(self) -> dict:
-        return {"low": list(self.low), "high": list(self.high), "found": self.source}
+        return {
+            "low": list(self.low),
+            "high": list(self.high),
+            "found": self.source,
+            "guessed": self.fitted,
+        }
 
 
 def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange:
@@ -65,19 +88,27 @@ def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange
     )
 
 
-def describe_conventions() -> str:
+def describe_conventions(*, signal: bool = False) -> str:
     """Every convention with its range, for messages: 'byte (0 to 255), unit (0 to 1), ...'."""
+    known = SIGNAL_CONVENTIONS if signal else CONVENTIONS
 
     def words(low: np.ndarray | float, high: np.ndarray | float) -> str:
         return f"{np.min(low):.4g} to {np.max(high):.4g}"
 
-    return ", ".join(f"{name} ({words(*bounds)})" for name, bounds in CONVENTIONS.items())
+    return ", ".join(f"{name} ({words(*bounds)})" for name, bounds in known.items())
 
 
-def parse_input_range(text: str, *, channels: int) -> InputRange:
-    """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms."""
+def parse_input_range(text: str, *, channels: int, signal: bool = False) -> InputRange:
+    """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms.
+
+    signal: whether the input is no picture; then the conventions of signals come first.
+    """
+    source = "the setting input_range"
+    if signal and text in SIGNAL_CONVENTIONS:
+        return signal_convention(text, source=source)
     if text in CONVENTIONS:
-        return convention(text, channels=channels, source="the setting input_range")
+        return convention(text, channels=channels, source=source)
+    names = dict.fromkeys([*SIGNAL_CONVENTIONS, *CONVENTIONS] if signal else CONVENTIONS)
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
@@ -85,9 +116,16 @@ def parse_input_range(text: str, *, channels: int) -> InputRange:
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(
             f"input_range={text}: expected LOW,HIGH (two finite numbers, the smaller first) or one "
-            f"of {', '.join(CONVENTIONS)}."
+            f"of {', '.join(names)}."
         )
-    return InputRange((low,), (high,), "the setting input_range", firm=True)
+    return InputRange((low,), (high,), source, firm=True)
+
+
+def signal_convention(name: str, *, source: str) -> InputRange:
+    """A convention's range for signals."""
+    low, high = SIGNAL_CONVENTIONS[name]
+    std = 2.0 / (high - low) if name == "standard" else 0.5
+    return InputRange((low,), (high,), source, std)
 
 
 def convention(name: str, *, channels: int, source: str) -> InputRange:

@@ -4,7 +4,11 @@ its first running statistics.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from dgh_tf.config import RangeSetting, SizeSetting, parse_image_size, range_text
 from dgh_tf.input_range.conventions import (
@@ -12,14 +16,23 @@ from dgh_tf.input_range.conventions import (
     describe_conventions,
     parse_input_range,
 )
+from dgh_tf.input_range.first_filters import estimate_spectrum
 from dgh_tf.input_range.from_statistics import range_from_statistics
+from dgh_tf.input_range.kind import input_signals
+from dgh_tf.input_range.of_signals import signal_range
 from dgh_tf.models.declared_range import DeclaredRange, declared_ranges
 from dgh_tf.models.given import given_model
 from dgh_tf.models.network import Network
+from dgh_tf.ops.kinds import Signal
+from dgh_tf.ops.signals import Spectrum, natural_spectrum
 
 
 def find_input_range(
-    model: Any, *, input_range: RangeSetting = "", image_size: SizeSetting = None
+    model: Any,
+    *,
+    input_range: RangeSetting = "",
+    image_size: SizeSetting = None,
+    input_kind: str = "auto",
 ) -> list[InputRange]:
     """The valid range of every input of a model, in order, as `generate_images` finds it.
 
@@ -28,6 +41,7 @@ def find_input_range(
       input_range: what is known already: a pair (LOW, HIGH), the name of a convention, or a dict of
         such by input name.
       image_size: (HEIGHT, WIDTH) of a model whose spatial size is dynamic.
+      input_kind: image, spectrogram, sequence or vector; auto tells it from the shape.
     Raises: TypeError for what is no model, ValueError when no way gives a clear answer.
 
     Example:
@@ -38,21 +52,91 @@ def find_input_range(
     """
     size = None if image_size in (None, "") else parse_image_size(image_size)
     network = Network(given_model(model), image_size=size)
-    return network_ranges(network, text=range_text(input_range))
+    text = range_text(input_range)
+    return [found.valid for found in known_inputs(network, text=text, kind=input_kind)]
 
 
-def network_ranges(network: Network, *, text: str = "") -> list[InputRange]:
-    """The valid range of every input, in order.
+@dataclasses.dataclass(frozen=True)
+class KnownInput:
+    """What is known of one input before anything is generated.
 
-    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name
-      keep what their layers declare.
+    Attributes:
+      valid: its range.
+      signal: what it is where it is no picture.
+      spectrum: of a signal, in model units.
+    """
+
+    valid: InputRange
+    signal: Signal | None = None
+    spectrum: Spectrum | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.signal.kind if self.signal else "image"
+
+
+def known_inputs(network: Network, *, text: str = "", kind: str = "auto") -> list[KnownInput]:
+    """The kind, the range and the spectrum of every input, in order.
+
+    Args: text: as `network_ranges` takes it. kind: as `input_signals` takes it.
     Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
+    signals = input_signals(network, kind=kind)
+    if kind == "auto" and any(signals) and _is_stored(network, text):
+        signals = input_signals(network, kind=kind, stored=True)
+    spectra = [
+        estimate_spectrum(network, signal, number=number) if signal else None
+        for number, signal in enumerate(signals)
+    ]
+    ranges = network_ranges(network, text=text, signals=signals, spectra=spectra)
+    return [
+        KnownInput(valid, signal, spectrum or (_natural(signal, valid) if signal else None))
+        for valid, signal, spectrum in zip(ranges, signals, spectra, strict=True)
+    ]
+
+
+def _is_stored(network: Network, text: str) -> bool:
+    """Whether the only input is said to be bytes, by the user or by a Rescaling layer."""
+    if len(network.input_shapes) != 1:
+        return False
+    if text:
+        return text in ("byte", "signed", "0,255")
+    (found,) = declared_ranges(network.model, shapes=network.input_shapes, call=network.outputs)
+    return found is not None and found.firm and found.high == (255.0,)
+
+
+def _natural(signal: Signal, valid: InputRange) -> Spectrum:
+    """A spectrum for signals of which only the range is known."""
+    low, high = np.mean(valid.low), np.mean(valid.high)
+    return natural_spectrum(
+        signal, mean=float(low + high) / 2, std=float(high - low) / 2 * valid.prior_std
+    )
+
+
+def network_ranges(
+    network: Network,
+    *,
+    text: str = "",
+    signals: Sequence[Signal | None] | None = None,
+    spectra: Sequence[Spectrum | None] | None = None,
+) -> list[InputRange]:
+    """The valid range of every input, in order.
+
+    Args:
+      text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name keep
+        what their layers declare.
+      signals, spectra: of every input that is no picture, where they are known already.
+    Raises: ValueError when no way gives a clear answer; it asks for input_range.
+    """
+    if signals is None:
+        return [found.valid for found in known_inputs(network, text=text)]
     channels, names = [shape[-1] for shape in network.input_shapes], network.input_names
     given = _by_input(text, names)
     ranges = [
-        parse_input_range(given[name], channels=c) if name in given else None
-        for name, c in zip(names, channels, strict=True)
+        parse_input_range(given[name], channels=c, signal=signal is not None)
+        if name in given
+        else None
+        for name, c, signal in zip(names, channels, signals, strict=True)
     ]
     if None in ranges:
         declared = declared_ranges(network.model, shapes=network.input_shapes, call=network.outputs)
@@ -74,8 +158,11 @@ def network_ranges(network: Network, *, text: str = "") -> list[InputRange]:
         raise ValueError(
             f"The range of input {unknown[0]!r} of model {network.model.name!r} is unknown: no "
             "Rescaling or Normalization layer tells it, and there are no BatchNorm statistics that "
-            f"could. Give input_range=LOW,HIGH or one of {describe_conventions()}."
+            f"could. Give input_range=LOW,HIGH or one of "
+            f"{describe_conventions(signal=signals[0] is not None)}."
         )
+    if unknown and signals[0] is not None:
+        return [signal_range(network, signals[0], spectra[0] if spectra else None)]
     return [range_from_statistics(network)] if unknown else [valid for valid in ranges if valid]
 
 

@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from dgh_tf.input_range.conventions import CONVENTIONS, InputRange, alike, convention
 from dgh_tf.models.network import Network
-from dgh_tf.ops.canvas import LEAST_IMAGE_SIDE, start_canvas
+from dgh_tf.ops.canvas import start_canvas
+from dgh_tf.ops.kinds import LEAST_IMAGE_SIDE
 from dgh_tf.ops.layer_moments import layer_moments
 from dgh_tf.ops.losses import moment_gap
 from dgh_tf.ops.radam import cosine, radam
@@ -66,7 +67,7 @@ def range_from_statistics(network: Network) -> InputRange:
     best, second = ranked[0], next(name for name in ranked if not alike(name, ranked[0]))
     listed = ", ".join(f"{name} {gaps[name]:.3g}" for name in ranked)
     margin = gaps[second] / max(gaps[best], 1e-9)
-    mean, std, free = _free_fit(gap, noise)
+    mean, std, free = free_fit(gap, noise)
     if image and gaps[best] <= min(LARGEST_GAP, max(CONVENTION_GAP, CONVENTION_FIT * free)):
         if margin < (MARGIN if gaps[best] <= CONVENTION_GAP else POOR_MARGIN):
             raise ValueError(
@@ -174,7 +175,7 @@ def _gap_function(network: Network, *, layers: int, gradient: bool = False):
     return lambda images: float(plain(tf.constant(images, tf.float32)))
 
 
-def _free_fit(gap, noise: np.ndarray) -> tuple[float, float, float]:
+def free_fit(gap, noise: np.ndarray) -> tuple[float, float, float]:
     """mean, std and gap of the best mean + std * noise: coarse grid in log std, then shrinking
     coordinate steps.
     """

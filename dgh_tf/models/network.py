@@ -31,6 +31,7 @@ from dgh_tf.models.validation import (
     require_alive,
     require_connected,
     require_finite,
+    require_trained_on_data,
 )
 from dgh_tf.ops.moments import normalize
 
@@ -81,6 +82,8 @@ class Network:
         norms = batchnorm_layers(model)
         reached, self.unmatched, logits, order = self._survey(norms)
         require_finite(model, reached)
+        if use_statistics:
+            require_trained_on_data(model, reached)
         self.evidence = tell_evidence(norms, reached, asked=use_statistics)
         self.layers = [bn for bn in reached if use_statistics and not is_initial(bn)]
         self._affines = [inference_affine(bn) for bn in self.layers]

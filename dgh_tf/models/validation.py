@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.models.batchnorm import BatchNorm
+from dgh_tf.models.evidence import is_initial
 from dgh_tf.models.heads import Head, upstream
 
 OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
@@ -65,6 +66,20 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
                 "because a layer on the way is dead. "
                 "Check the weights, or pass the part that works."
             )
+
+
+def require_trained_on_data(model, layers: list[BatchNorm]) -> None:
+    """Refuses running statistics that only fall from where they began: mean 0 and one variance in
+    all channels of all layers, which is what steps on constant inputs leave.
+    """
+    moved = [bn for bn in layers if len(bn.mean) > 1 and not is_initial(bn)]
+    if moved and all(not bn.mean.any() and np.ptp(bn.variance) == 0 for bn in moved):
+        raise ValueError(
+            f"All {len(moved)} trained BN layers of model {model.name!r} have mean 0 and one equal "
+            f"variance ({moved[0].variance[0]:.4g} in {moved[0].name!r}); expected statistics of "
+            "data. The model was trained on nothing but zeros, or its statistics were reset: train "
+            "it on data, or give use_statistics=False to generate without them."
+        )
 
 
 def require_finite(model, layers: list[BatchNorm]) -> None:

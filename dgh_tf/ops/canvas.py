@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.ops.fusion import fused
+from dgh_tf.ops.kinds import LEAST_IMAGE_SIDE
 
 SMOOTHING_SIGMA = 1.25  # pixels, 3 by 3 taps, as both reference implementations (at 224 pixels)
 SHARP_SIDE = 96  # pixels: smaller images are smoothed less, as photographs made smaller are sharper
@@ -31,7 +32,6 @@ BRIGHTNESS_STD = 0.46
 CAST_STD = 0.2
 CONTRAST_SPREAD = 0.3
 LEAVES_STD = 0.577  # of values uniform on [-1, 1]
-LEAST_IMAGE_SIDE = 16  # pixels: below it a crop would throw away too much of the image
 
 
 class Layout(NamedTuple):

@@ -71,7 +71,8 @@ def finish(
     told = f"{generator.config.num_images} images in {folder} after {seconds:.0f} s, "
     told += convergence.summary if convergence else generator.network.evidence.sentence
     told += f"; see report.html. {convergence.advice if convergence else ''}"
-    console.say(told.rstrip(". "))
+    guesses = [valid.guess for valid in generator.ranges if valid.guess]
+    console.say("; ".join([told.rstrip(". "), *guesses[:1]]))
 
 
 def _told(parts: Iterator[list[np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
@@ -95,6 +96,7 @@ def _found(generator: Generator, metrics: Metrics) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "input_range": [r.as_dict() for r in generator.ranges],
+        "input_kind": [known.kind for known in generator.known],
         "augmentation": [layout.describe() for layout in generator.layouts],
         "lambda": {name: config.output_weight / value for name, value in spreads.items() if value},
         "stretched_to": dict(zip(generator.head_names, limits, strict=True)),

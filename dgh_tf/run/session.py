@@ -202,16 +202,19 @@ def _announce(generator: Generator) -> None:
         f"{generator.record_bytes / 2**20:.0f} MiB {kept}"
     )
     network = generator.network
-    for name, valid, layout, first in zip(
+    for name, known, layout, first in zip(
         network.input_names,
-        generator.ranges,
+        generator.known,
         generator.layouts,
         network.channels_first,
         strict=True,
     ):
+        valid, kind = known.valid, known.kind
         low, high = (", ".join(f"{v:.4g}" for v in bound) for bound in (valid.low, valid.high))
+        if known.signal:
+            kind += " (--input_kind says otherwise)"
         console.say(
-            f"input {name} {layout.shape}{', written with channels first' * first}: "
+            f"input {name} {layout.shape}{', written with channels first' * first}: {kind}, "
             f"range {low} to {high}, from {valid.source}; "
             f"{layout.describe()}"
         )

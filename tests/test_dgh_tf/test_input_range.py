@@ -64,7 +64,7 @@ def test_spectrograms_get_a_range_that_holds_most_of_the_real_values(shared_data
     assert (
         inside > 0.98
     )  # a few first coefficients reach -123; the statistics cannot tell such tails
-    assert found.high[0] - found.low[0] < 300  # and the range is not bought by being endless
+    assert found.high[0] - found.low[0] < 400  # and the range is not bought by being endless
 
 
 def test_a_rescaling_layer_says_the_range(demo):
