@@ -46,7 +46,7 @@ def start(
     reads_input: bool = False,
     environment: Mapping[str, str] | None = None,
     folder: pathlib.Path | None = None,
-    python: str | os.PathLike[str] = sys.executable,
+    python: str | os.PathLike[str] | None = None,
     stdout: int | IO[bytes] = subprocess.DEVNULL,
     stderr: int | IO[bytes] = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
@@ -56,14 +56,14 @@ def start(
       reads_input: the module reads its standard input itself and ends when that does; else the
         input serves the tie alone.
       environment: variables beside this process's own. folder: to run in; None for this one's.
-      python: the interpreter, which may be of another environment.
+      python: an interpreter of another environment; None for this process's own.
     """
     variables = {**os.environ, **(environment or {})}
     search = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     tie = "reads_input" if reads_input else "watched"
     child = subprocess.Popen(
         # -P: a file of the current folder must not stand in for a module
-        [python, "-P", "-m", "dgh_tf.common.tied", tie, module, *arguments],
+        [python or sys.executable, "-P", "-m", "dgh_tf.common.tied", tie, module, *arguments],
         env={**variables, "PYTHONPATH": os.pathsep.join(search)},
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -102,7 +102,7 @@ def run(
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
     folder: pathlib.Path | None = None,
-    python: str | os.PathLike[str] = sys.executable,
+    python: str | os.PathLike[str] | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Ended:
     """Runs `python -m module arguments` to its end, tied to this process.

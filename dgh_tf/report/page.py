@@ -253,7 +253,12 @@ def _images(
     galleries, histograms = [], []
     files, ranges = manifest["files"], manifest["input_range"]
     first_axis = manifest.get("channels_first") or [False] * len(files)
-    for (name, file), entry, moved in zip(files.items(), ranges, first_axis, strict=True):
+    kinds = manifest.get("input_kind")
+    if not isinstance(kinds, list) or len(kinds) != len(files):  # of an older or a changed file
+        kinds = [""] * len(files)
+    for (name, file), entry, moved, told in zip(
+        files.items(), ranges, first_axis, kinds, strict=True
+    ):
         path = folder / pathlib.PurePath(file).name
         if not path.is_file():
             return (), (), f"{path.name} is not in this folder, so there are no pictures of it."
@@ -262,7 +267,8 @@ def _images(
         low, high = (np.asarray(entry[end], np.float64) for end in ("low", "high"))
         low, high = (bound if bound.size > 1 else bound.reshape(()) for bound in (low, high))
         shown = str(name) if len(files) > 1 else ""
-        drawn = pictures.gallery(images, low=low, high=high, ends=_ends(entry))
+        kind = pictures.kind_told(str(told), images.shape[1:])
+        drawn = pictures.gallery(images, low=low, high=high, ends=_ends(entry), kind=kind)
         galleries.append(Gallery(shown, drawn))
         title = f"Values of input {shown}" if shown else "Input values in the valid range"
         histograms.append(charts.histogram(images, low=low, high=high, title=title))

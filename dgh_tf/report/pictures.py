@@ -60,6 +60,13 @@ def kind_of(shape: tuple[int, ...]) -> str:
     return "sequences" if len(shape) == 2 else "vectors"
 
 
+def kind_told(told: str, shape: tuple[int, ...]) -> str | None:
+    """`kind_of` as a manifest's `input_kind` has it, of an input that may be a picture or a
+    spectrogram; None where the shape decides.
+    """
+    return f"{told}s" if told in ("image", "spectrogram") and len(shape) == 3 else None
+
+
 def _unit(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Values from 0 (lowest valid) to 1 (highest valid); what lies outside is clipped."""
     scaled = (np.asarray(images, np.float64) - low) / np.maximum(high - low, 1e-30)
@@ -108,14 +115,14 @@ def _photographs(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np
     return np.rint(np.broadcast_to(unit, (*unit.shape[:-1], 3)) * 255).astype(np.uint8)
 
 
-def pixels(images: np.ndarray, *, low: object, high: object) -> np.ndarray:
+def pixels(images: np.ndarray, *, low: object, high: object, kind: str | None = None) -> np.ndarray:
     """Inputs as uint8 pictures [pictures, rows, columns, 3], small ones enlarged.
 
     Args: images: [N, ...] in model input units, channels last. low, high: ends of the valid range,
-      numbers or one per channel.
+      numbers or one per channel. kind: of `kind_of`; None tells it from the shape.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    if kind_of(images.shape[1:]) == "images":
+    if (kind or kind_of(images.shape[1:])) == "images":
         shown = _photographs(images, low=low, high=high)
         zoom = max(1, CELL // max(shown.shape[1:3]))
         return shown.repeat(zoom, axis=1).repeat(zoom, axis=2)
@@ -127,14 +134,16 @@ def _zoom(side: int) -> int:
     return max(1, CELL // side)
 
 
-def preview_grid(images: np.ndarray, *, low: object, high: object) -> np.ndarray:
+def preview_grid(
+    images: np.ndarray, *, low: object, high: object, kind: str | None = None
+) -> np.ndarray:
     """uint8 [rows, columns, 3] picture of up to 64 inputs. images: [N, H, W, C], [N, T, C] or [N,
     D] in [low, high].
 
     Example:
       preview_grid(np.zeros((4, 32, 32, 3)), low=0.0, high=1.0).shape  # (204, 204, 3)
     """
-    shown = pixels(np.asarray(images[: GRID * GRID]), low=low, high=high)
+    shown = pixels(np.asarray(images[: GRID * GRID]), low=low, high=high, kind=kind)
     columns = math.ceil(math.sqrt(len(shown)))
     rows = math.ceil(len(shown) / columns)
     height, width = shown.shape[1] + 4, shown.shape[2] + 4  # a border of 4 pixels between images
@@ -145,12 +154,19 @@ def preview_grid(images: np.ndarray, *, low: object, high: object) -> np.ndarray
     return grid
 
 
-def write_preview(folder: pathlib.Path, images: np.ndarray, *, low: object, high: object) -> None:
-    """Writes preview.png."""
+def write_preview(
+    folder: pathlib.Path,
+    images: np.ndarray,
+    *,
+    low: object,
+    high: object,
+    kind: str | None = None,
+) -> None:
+    """Writes preview.png; the arguments are those of `preview_grid`."""
     from PIL import Image
 
     with atomic_path(folder / "preview.png") as temporary:
-        Image.fromarray(preview_grid(images, low=low, high=high)).save(temporary)
+        Image.fromarray(preview_grid(images, low=low, high=high, kind=kind)).save(temporary)
 
 
 def encoded(picture: np.ndarray, *, label: str) -> Picture:
@@ -164,10 +180,19 @@ def encoded(picture: np.ndarray, *, label: str) -> Picture:
     return Picture(f"data:image/{'png' if small else 'jpeg'};base64,{text}", label, small)
 
 
-def gallery(images: np.ndarray, *, low: object, high: object, ends: tuple[str, str]) -> Gallery:
-    """The first 64 inputs as the page shows them. ends: the ends of the valid range in words."""
-    kind, shown = kind_of(images.shape[1:]), np.asarray(images[: GRID * GRID])
-    drawn = pixels(shown, low=low, high=high)
+def gallery(
+    images: np.ndarray,
+    *,
+    low: object,
+    high: object,
+    ends: tuple[str, str],
+    kind: str | None = None,
+) -> Gallery:
+    """The first 64 inputs as the page shows them. ends: the ends of the valid range in words. kind:
+    of `kind_of`; None tells it from the shape.
+    """
+    kind, shown = kind or kind_of(images.shape[1:]), np.asarray(images[: GRID * GRID])
+    drawn = pixels(shown, low=low, high=high, kind=kind)
     name = kind.removesuffix("s")
     if kind == "vectors":
         labels = [f"generated vectors, the first {min(len(shown), ROWS)} of {len(images)}"]

@@ -16,6 +16,7 @@ from dgh_tf.common import console, machine, run_folder
 from dgh_tf.common.convergence import judge_convergence
 from dgh_tf.generation.generator import Generator
 from dgh_tf.report import page
+from dgh_tf.report.pictures import kind_told
 from dgh_tf.run.progress import Lines, Metrics, TimeLeft
 
 
@@ -120,12 +121,13 @@ def _draw(
     first = np.load(folder / next(iter(manifest["files"].values())), mmap_mode="r")[:64]
     shown = first.transpose(0, 2, 3, 1) if generator.network.channels_first[0] else first
     valid = generator.ranges[0]
-    page.write_preview(folder, shown, low=valid.low, high=valid.high)
+    kind = kind_told(manifest["input_kind"][0], shown.shape[1:])
+    page.write_preview(folder, shown, low=valid.low, high=valid.high, kind=kind)
     page.write_page(
         folder, manifest=manifest, metrics=metrics.rows, command=console.printable(command)
     )
     if metrics.summaries:
-        grid = page.preview_grid(shown, low=valid.low, high=valid.high)
+        grid = page.preview_grid(shown, low=valid.low, high=valid.high, kind=kind)
         metrics.summaries.finish(generator.config.steps, preview=grid, gaps=manifest["gap_end"])
 
 

@@ -338,3 +338,14 @@ def test_command_writes_the_page_anew(folder):
     (folder / "manifest.json").unlink()
     code, _, err = commands.call("dgh_tf.report", f"--output_dir={folder}")
     assert code == 1 and "holds no finished run" in err and err.count("\n") == 1
+
+
+def test_one_channel_is_drawn_as_the_run_took_it():
+    """A spectrogram has time to the right, so its sides are turned; a picture has not."""
+    maps = np.zeros((2, 98, 40, 1))
+    for told, sides in (("spectrogram", (40, 98)), ("image", (98, 40))):
+        kind = pictures.kind_told(told, maps.shape[1:])
+        drawn = pictures.pixels(maps, low=0.0, high=1.0, kind=kind)
+        assert drawn.shape[1] / drawn.shape[2] == sides[0] / sides[1]
+    assert pictures.kind_told("vector", (30,)) is None  # its shape says enough
+    assert pictures.kind_told("no such kind", (98, 40, 1)) is None
