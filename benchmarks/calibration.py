@@ -22,6 +22,7 @@ from benchmarks.measure.comparison import (
 from benchmarks.output.results import Results
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
+from dgh_tf.models.loading import require_model
 from tflite_export.conversion.server import start_worker
 
 FLAGS = flags.FLAGS
@@ -91,6 +92,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> int:
+    require_model(FLAGS.model)
     from dgh_tf import GenerationConfig
 
     sources, chosen = (

@@ -19,6 +19,7 @@ from absl import flags
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, atomic_write, locked_folder
+from dgh_tf.models.loading import require_model
 
 # The references: RAdam as published at rate 16 for inputs of deviation 1 (about half of that in
 # canvas units), halved on plateaus, from white noise, outputs stretched without an end. The others
@@ -222,6 +223,7 @@ def main(argv: list[str]) -> int:
     from benchmarks.output.results import Job, Results, run_jobs
 
     values = flags.FLAGS
+    require_model(values.model)
     recipes, steps, reference_steps = (
         check_recipes(values.recipes),
         counts("steps"),

@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
+from dgh_tf.models.loading import require_model
 
 
 def define_flags() -> None:
@@ -141,6 +142,7 @@ def main(argv: list[str]) -> int:
     from tflite_export.quantization import check_algorithm
 
     values = flags.FLAGS
+    require_model(values.model)
     sources = named_sources(values.calibrations)
     if check_algorithm(values.algorithm, scheme=values.scheme) == "equalization":
         raise ValueError(

@@ -22,6 +22,7 @@ from benchmarks.output import table
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
+from dgh_tf.models.loading import require_model
 
 FLAGS = flags.FLAGS
 KEY = ("source", "setting", "rule", "reconstruction", "seed")
@@ -332,6 +333,7 @@ def write_report(results: Results, *, command: str) -> str:
 
 
 def main(argv: list[str]) -> int:
+    require_model(FLAGS.model)
     from dgh_tf import GenerationConfig
 
     sources, settings = (

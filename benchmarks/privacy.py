@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, make_folder
+from dgh_tf.models.loading import require_model
 
 SPACES = {"pixels": "pixels, as they are", "shifted": "pixels, the best of 50 shifts and mirrors"}
 
@@ -115,13 +116,14 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
 
 def main(argv: list[str]) -> int:
     """Measures, prints and writes."""
+    del argv
+    values = flags.FLAGS
+    require_model(values.model)
     from benchmarks.data import datasets
     from benchmarks.measure.comparison import environment
     from dgh_tf import GenerationConfig, generate_images, load_model
     from tflite_export.calibration.load import load_calibration
 
-    del argv
-    values = flags.FLAGS
     folder = make_folder(values.output_dir, flag="output_dir")
     model = load_model(values.model)
     shared: dict[str, Any] = {

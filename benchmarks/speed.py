@@ -156,7 +156,9 @@ def _timed_limit(limit, batch_size: int, seconds: float) -> float:
 def main(argv: list[str]) -> int:
     del argv
     from dgh_tf.common.files import atomic_write, require_writable
+    from dgh_tf.models.loading import require_model
 
+    require_model(FLAGS.model)
     require_writable(FLAGS.output, flag="output")
     from dgh_tf import load_model
 

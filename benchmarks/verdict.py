@@ -17,6 +17,7 @@ from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
+from dgh_tf.models.loading import require_model
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
 
 # mean gap of statistics, above which images are not what the model was trained on (see
@@ -129,6 +130,7 @@ def main(argv: list[str]) -> int:
         raise FileNotFoundError(
             f"--tflite={path}: no such file. Make it with python -m tflite_export.convert."
         )
+    require_model(values.model)
     data = _read(path)
     if values.output:
         require_writable(values.output, flag="output")

@@ -46,6 +46,14 @@ def model_path(spec: str) -> pathlib.Path:
     return path
 
 
+def require_model(spec: str) -> None:
+    """Refuses a model spec with nothing behind it, without TensorFlow: what a command asks before
+    it starts. Raises as `model_path` does.
+    """
+    if not spec.startswith("keras:"):
+        model_path(spec)
+
+
 def model_sha256(spec: str, *, weights: str = "imagenet", signature: str = "") -> str:
     """Hex sha256 of the model's file (for keras:NAME of its name and weights, for a signature asked
     for of both): what a run is tied to.

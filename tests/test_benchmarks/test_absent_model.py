@@ -1,0 +1,48 @@
+"""A model that is not there is refused by every command before TensorFlow is imported."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+_LAUNCH = """
+import atexit, runpy, sys
+atexit.register(lambda: print("tensorflow" in sys.modules))
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__")
+"""
+
+
+def arguments(command, folder):
+    """What the command needs besides a model, all of it sound."""
+    images = folder / "images.npy"
+    np.save(images, np.zeros((4, 8, 8, 3), np.float32))
+    sets = [f"--real={images}", f"--evaluation={images}", f"--output_dir={folder / 'new'}"]
+    return {
+        "verdict": [f"--tflite={folder / 'm.tflite'}"],
+        "speed": [f"--output={folder / 'new.json'}"],
+        "layers": [f"--calibrations={images}"],
+        "privacy": [f"--training={images}", f"--unseen={images}", f"--output_dir={folder / 'new'}"],
+        "calibration": sets,
+        "lowbit": sets,
+        "convergence": sets[1:],
+    }[command]
+
+
+@pytest.mark.parametrize(
+    "command", ["verdict", "speed", "layers", "privacy", "calibration", "lowbit", "convergence"]
+)
+def test_an_absent_model_is_one_line_before_tensorflow(command, tmp_path):
+    (tmp_path / "m.tflite").write_bytes(b"")
+    given = arguments(command, tmp_path)
+    before = set(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", _LAUNCH, f"benchmarks.{command}", "--model=absent.keras", *given],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stdout == "False\n", done.stdout + done.stderr
+    assert done.stderr.startswith("error: No model at 'absent.keras'.")
+    assert done.stderr.count("\n") == 1
+    assert set(tmp_path.iterdir()) == before
