@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
 
     def made(kind: str) -> dict[str, Any]:
         say(
-            f"making {len(seeds)} sets of {config.num_images} images "
+            f"making {len(seeds)} set{'s' * (len(seeds) > 1)} of {config.num_images} images "
             f"{'without' if kind == 'unstretched' else 'with'} output stretching"
         )
         return {
