@@ -152,10 +152,11 @@ def main(argv: list[str]) -> int:
     float_tflite = read_model(to_float_tflite(model, images=_one_of_each(data)))
     require_same_ends(float_tflite, data)
     seeds = range(values.seed, values.seed + values.seeds)
+    sets = "1 set" if len(seeds) == 1 else f"{len(seeds)} sets"
 
     def made(kind: str) -> dict[str, Any]:
         say(
-            f"making {len(seeds)} set{'s' * (len(seeds) > 1)} of {config.num_images} images "
+            f"making {sets} of {config.num_images} images "
             f"{'without' if kind == 'unstretched' else 'with'} output stretching"
         )
         return {
