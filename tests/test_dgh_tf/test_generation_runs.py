@@ -283,7 +283,7 @@ def test_several_inputs_come_back_by_name_in_their_own_shapes_and_each_moves():
 def test_run_that_becomes_non_finite_stops_and_says_what_to_do():
     inputs = keras.Input((16, 16, 3))
     # with an activation of its own no BN layer is folded into it, so its weights are read each step
-    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.Conv2D(4, 3, activation="tanh")(inputs)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.BatchNormalization()(x))
     model = tiny_models.settle(keras.Model(inputs, x))
     generator = started(model)
