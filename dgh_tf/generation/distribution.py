@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
+from dgh_tf.generation.unlocked import unlocked_meeting
 
 
 def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
@@ -36,7 +37,8 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         options = tf.distribute.experimental.CommunicationOptions(
             implementation=tf.distribute.experimental.CommunicationImplementation.RING
         )
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        with unlocked_meeting():
+            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     return tf.distribute.OneDeviceStrategy(
         "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
     )

@@ -220,3 +220,72 @@ def test_a_waiting_command_says_so_and_ends_by_a_signal_at_once(number, index, w
         assert not (tmp_path / "run").exists()
     finally:
         process.kill()
+
+
+def tell_worker(place, told):
+    """Is a worker 1 that meets worker 0 at `place`, and returns what worker 0 answers."""
+    for _ in range(600):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(place) as there:
+            there.sendall(json.dumps(told).encode() + b"\n")
+            return json.loads(there.makefile().readline())
+        time.sleep(0.1)
+    raise TimeoutError("worker 0 does not listen")
+
+
+def hear_worker(place):
+    """Is a worker 0 that meets worker 1 at `place`, and returns what worker 1 told."""
+    with socket.create_server(place) as server:
+        server.settimeout(60)
+        with server.accept()[0] as there:
+            told = json.loads(there.makefile().readline())
+            there.sendall(b'{"refused": null}\n')
+    return told
+
+
+def wait_for_tensorflow(place):
+    """Until TensorFlow listens at a worker's port; a moment later it waits for the others."""
+    for _ in range(600):
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(place):
+            time.sleep(1.0)
+            return
+        time.sleep(0.1)
+    raise TimeoutError("TensorFlow does not listen")
+
+
+@contextlib.contextmanager
+def worker_of_two(index, places, model, folder):
+    """The command as one worker of two, with six seconds of patience."""
+    hosts = ["{}:{}".format(*place) for place in places]
+    config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dgh_tf.generate", f"--model={model}"),
+            *(f"--output_dir={folder}", "--strategy=multi_worker", "--wait_minutes=0.1"),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TF_CONFIG": json.dumps(config)},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_worker_whose_peer_ends_before_tensorflow_meets_ends_too(work, tmp_path):
+    """TensorFlow itself would wait for many minutes, with Python's lock held."""
+    model, places = work / "good.keras", addresses(2)
+    with worker_of_two(1, places, model, tmp_path / "run") as other:
+        told = hear_worker(places[0])  # ... and worker 0 is gone
+        wait_for_tensorflow(places[1])
+        other.send_signal(signal.SIGTERM)
+        _, text = other.communicate(timeout=5)
+        assert (other.returncode, text) == (143, "stopped: while the workers met.\n")
+    with worker_of_two(0, places, model, tmp_path / "run") as chief:
+        assert tell_worker(places[0], told) == {"refused": None}  # ... and worker 1 is gone
+        _, text = chief.communicate(timeout=60)
+        assert chief.returncode == 1 and text.count("\n") == 1, text
+        assert text.startswith("error: a worker ended while all of them met."), text
