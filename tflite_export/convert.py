@@ -21,6 +21,7 @@ import dgh_tf
 from dgh_tf.common import console
 from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
 from tflite_export.calibration.check import Images, Range
@@ -50,7 +51,7 @@ from tflite_export.targets.report import (
     table,
 )
 from tflite_export.targets.vela import CONFIGURATIONS, System, find_system
-from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.edit import left_to_cut, without_softmax
 from tflite_export.tflite.integer_check import IntegerError, check_integer
 from tflite_export.tflite.schemes import SCHEMES
 
@@ -93,7 +94,9 @@ def _given_preprocess() -> str:
 class _Source:
     """A conversion's model, the sha256 of its file, and its checked images by input name.
 
-    Attributes: held_out: images by kind that judge the file; none where calibration was given.
+    Attributes:
+      held_out: images by kind that judge the file; none where calibration was given.
+      chose: whether a choice, such as an argmax, was taken off the model's end.
     """
 
     model: Any
@@ -101,6 +104,7 @@ class _Source:
     calibration: Calibration
     images: dict[str, Any]
     held_out: Mapping[str, Images]
+    chose: bool
 
 
 def _load() -> _Source:
@@ -112,6 +116,11 @@ def _load() -> _Source:
         allow_unsafe_deserialization=FLAGS.allow_unsafe_deserialization,
         signature=FLAGS.signature,
     )
+    whole, model = model, without_choices(model) if FLAGS.head == "logits" else model
+    if model is not whole:
+        console.say(f"the file ends before the choice, at {', '.join(model.output_names)}")
+    if getattr(model, "inputs", None):
+        input_shapes(model)  # raises before images are made
     sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
     limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
     if FLAGS.calibration is None:
@@ -130,7 +139,7 @@ def _load() -> _Source:
     )
     for text in warnings:
         console.say(f"warning: {text}")
-    return _Source(model, sha256, calibration, images, held_out)
+    return _Source(model, sha256, calibration, images, held_out, chose=model is not whole)
 
 
 def _given(model: Any, sha256: str) -> Calibration:
@@ -237,7 +246,7 @@ def _check_given() -> None:
 
 
 def _quantized(
-    model: Any, images: Mapping[str, Any], float_tflite: bytes
+    model: Any, images: Mapping[str, Any], float_tflite: bytes, *, head: str
 ) -> tuple[bytes, dict[str, Any]]:
     """The integer file, proven integer, and its notes by the algorithm asked for."""
     tflite, notes = quantize(
@@ -245,7 +254,7 @@ def _quantized(
         images,
         scheme=FLAGS.scheme,
         algorithm=FLAGS.algorithm,
-        head=FLAGS.head,
+        head=head,
         seed=FLAGS.seed,
         say=console.say,
         timeout=FLAGS.timeout,
@@ -254,7 +263,7 @@ def _quantized(
         min_agreement=FLAGS.min_agreement,
     )
     check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
-    return tflite, notes
+    return tflite, {**notes, "head": FLAGS.head}
 
 
 def _judged(
@@ -361,14 +370,15 @@ def main(argv: list[str]) -> int:
         f"{len(next(iter(images.values())))} images, algorithm {FLAGS.algorithm}"
     )
     whole = float_tflite = _float_file(model, images)
-    if FLAGS.head == "logits":
+    head = left_to_cut(FLAGS.head, whole, chose=source.chose)
+    if head == "logits":
         float_tflite = without_softmax(float_tflite).data
     if algorithm in _LONG:
         check_operators(
             model, images, float_tflite=float_tflite, scheme=FLAGS.scheme, timeout=FLAGS.timeout
         )
     try:
-        tflite, notes = _quantized(model, images, whole)
+        tflite, notes = _quantized(model, images, whole, head=head)
     except (ConversionError, IntegerError) as error:
         raise explained(
             error, float_tflite=float_tflite, scheme=FLAGS.scheme, model=model, images=images

@@ -84,7 +84,7 @@ def define_flags() -> None:
         "head",
         "model",
         list(HEADS),
-        "model: the outputs as they are. logits: without a softmax or sigmoid at the end.",
+        "model: the outputs as they are. logits: without a softmax, sigmoid or argmax at the end.",
     )
     flags.DEFINE_integer(
         "seed", 0, "Of what the algorithm and the generation of images draw.", lower_bound=0

@@ -13,12 +13,13 @@ import numpy as np
 
 import dgh_tf
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export.calibration.check import Images
 from tflite_export.calibration.load import digest
 from tflite_export.calibration.units import checked_images
 from tflite_export.conversion.converter import to_float_tflite
-from tflite_export.conversion.freeze import collected
+from tflite_export.conversion.freeze import collected, input_shapes
 from tflite_export.images import (
     STRETCHED,
     UNSTRETCHED,
@@ -30,7 +31,7 @@ from tflite_export.quality.held_out import Estimate, estimate
 from tflite_export.quantization import Limit, check_algorithm, check_limit
 from tflite_export.quantization import quantize as quantize_with
 from tflite_export.targets import report as targets
-from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.edit import left_to_cut, without_softmax
 
 _VERBOSE = ("auto", 0, 1, 2)
 
@@ -210,7 +211,7 @@ def quantize(
       images: that calibrate the file: float32 [number, ...input shape] in the model's input units,
         or a dict by input name. Left out, they are generated from the model.
       scheme: "int8", "int16x8", "w4a8" or "mixed". algorithm: "best" or one of quantization.NAMES.
-      head: "logits" leaves out a softmax or sigmoid at the end.
+      head: "logits" leaves out a softmax, a sigmoid or a choice (argmax) at the end.
       seed: of what the algorithm draws. config: settings of generated images, which have a seed of
         their own.
       verbose: progress; "auto" or 1 as Keras shows it, 0 is silent.
@@ -236,20 +237,24 @@ def quantize(
     check_limit(Limit(max_kib=max_kib, min_agreement=min_agreement), scheme=scheme)
     named = isinstance(model, str | os.PathLike)
     sha256 = model_sha256(os.fspath(model)) if named else None
-    keras_model, settings = given_model(model), config or dgh_tf.GenerationConfig()
+    given, settings = given_model(model), config or dgh_tf.GenerationConfig()
+    keras_model = without_choices(given) if head == "logits" else given
     held_out = None
     if images is None:
+        if getattr(keras_model, "inputs", None):
+            input_shapes(keras_model)  # raises before images are made
         images, held_out = generate(keras_model, settings, verbose=verbose)
     arrays = _checked(keras_model, images)
     float_tflite = whole = to_float_tflite(keras_model, images=arrays, timeout=timeout)
-    if head == "logits":
+    left = left_to_cut(head, whole, chose=keras_model is not given)
+    if left == "logits":
         float_tflite = without_softmax(float_tflite).data
     made = quantize_with(
         keras_model,
         arrays,
         scheme=scheme,
         algorithm=algorithm,
-        head=head,
+        head=left,
         seed=seed,
         say=None,
         timeout=timeout,
@@ -260,7 +265,7 @@ def quantize(
     )
     return QuantizedModel(
         tflite=made.tflite,
-        notes=made.notes,
+        notes={**made.notes, "head": head},
         float_tflite=float_tflite,
         scheme=scheme,
         model=keras_model,

@@ -11,6 +11,7 @@ import tensorflow as tf
 # operations between an activation and the model's output that leave the values as they are
 REARRANGING = {"Identity", "Reshape", "Cast", "Transpose", "Squeeze", "ExpandDims", "StopGradient"}
 ACTIVATIONS = {"Softmax", "Sigmoid", "LogSoftmax"}
+CHOICES = {"ArgMax", "ArgMin", "TopKV2"}  # what they choose from is the head
 Window = tuple[int, int] | None  # channels [start, stop) of the last axis; None for all
 
 
@@ -88,6 +89,8 @@ def _pre_activation(tensor: tf.Tensor, window: Window = None) -> list[tf.Tensor]
     of its own. `window`: the only channels asked for.
     """
     kind, sources = tensor.op.type, tensor.op.inputs
+    if kind in CHOICES:
+        return _pre_activation(sources[0]) or [sources[0]]
     if kind in ACTIVATIONS:
         return _pre_activation(sources[0], window) or [_cut(sources[0], window)]
     if kind == "ConcatV2":

@@ -21,6 +21,7 @@ from dgh_tf.models.batchnorm import (
     inference_affine,
     read_batchnorm,
 )
+from dgh_tf.models.choices import without_choices
 from dgh_tf.models.evidence import is_initial, tell_evidence
 from dgh_tf.models.folding import find_folded
 from dgh_tf.models.heads import Head, find_heads, upstream
@@ -53,7 +54,7 @@ class Network:
     """A model, its BN layers and its inputs.
 
     Attributes:
-      model: the Keras model, never changed.
+      model: the Keras model, never changed; without a choice (argmax) at its end.
       input_names, input_shapes: of every input, shapes without batch, channels last.
       channels_first: for every input whether the model takes it as [channels, height, width]; only
         `own_layout` gives it so.
@@ -72,7 +73,10 @@ class Network:
 
         use_statistics: False treats a model with BN statistics as if it had none.
         """
-        self.model = model
+        try:
+            self.model = model = without_choices(model)
+        except ValueError:  # `find_heads` looks into nested models too
+            self.model = model
         self.input_names, shapes = _inputs(model, image_size)
         self.channels_first = [_channels_first(model, shape) for shape in shapes]
         self.input_shapes = [

@@ -95,11 +95,11 @@ def test_what_keras_quantized_is_named_as_such():
         to_float_tflite(model)
 
 
-def test_an_output_that_is_a_choice_is_refused_with_the_layer_before_it():
+def test_an_output_that_is_a_choice_is_refused_with_its_layer_and_what_to_give():
     class Choice(L.Layer):
         def call(self, x):
             return keras.ops.argmax(x, -1)
 
     model = with_layer(L.ReLU(), last=Choice(name="choice"))
-    with pytest.raises(ValueError, match=r"'choice'.*is int.*get_layer\('scores'\).output"):
+    with pytest.raises(ValueError, match="layer 'choice'.*gives int.*--head=logits"):
         input_shapes(model)

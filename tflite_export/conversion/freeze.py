@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.choices import first_choice, is_choice, layer_name
 from dgh_tf.models.tflite.model import plain
 from tflite_export.calibration.check import Images
 from tflite_export.calibration.collect import as_images
@@ -115,26 +116,15 @@ def _require_floats(model: Any) -> None:
             "know. Give the model as it was before model.quantize."
         )
     for tensor in tf.nest.flatten(getattr(model, "outputs", None) or []):
-        if not tf.as_dtype(tensor.dtype).is_floating:
-            raise ValueError(_not_a_number(model, tensor))
-
-
-def _not_a_number(model: Any, tensor: Any) -> str:
-    import tensorflow as tf
-
-    layer = getattr(getattr(tensor, "_keras_history", None), "operation", None)
-    layer = layer or getattr(getattr(tensor, "_keras_history", None), "layer", None)
-    name = getattr(layer, "name", tensor.name)
-    before = getattr(layer, "input", None)
-    behind = getattr(getattr(before, "_keras_history", None), "operation", None)
-    last = f"model.get_layer('{behind.name}').output" if behind else "what that layer reads"
-    kind = tf.as_dtype(tensor.dtype).name
-    return (
-        f"Output '{name}' of model '{model.name}' is {kind}: a choice that follows from the "
-        "network's numbers and not one of them, so it has no scale. End the model before that "
-        f"layer, as keras.Model(model.input, {last}), and choose outside; --head=logits leaves "
-        "out a softmax, not this."
-    )
+        if is_choice(tensor):
+            choice = first_choice(tensor)
+            raise ValueError(
+                f"The head is in the way: layer '{layer_name(choice)}' of model '{model.name}' "
+                f"gives {choice.dtype}, a choice that follows from the network's numbers "
+                "and not one of them, so it has no scale. Give --head=logits (in "
+                "Python the argument head), which ends the file before that layer, "
+                "and choose outside."
+            )
 
 
 def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:

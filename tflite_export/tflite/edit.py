@@ -122,6 +122,18 @@ def _behind_heads(model: TFLiteModel) -> dict[int, int]:
     return found
 
 
+def ends_in_softmax(tflite: bytes | TFLiteModel) -> bool:
+    """Whether `without_softmax` has something to leave out."""
+    return bool(_behind_heads(read_model(tflite)))
+
+
+def left_to_cut(head: str, tflite: bytes | TFLiteModel, *, chose: bool) -> str:
+    """The head to ask for of a float file: "model" where "logits" has been done, because a choice
+    (`chose`) was taken off the model and no softmax stood before it.
+    """
+    return "model" if chose and not ends_in_softmax(tflite) else head
+
+
 def without_softmax(tflite: bytes | TFLiteModel) -> TFLiteModel:
     """The file without the softmax and sigmoid at its outputs, which become the logits; their names
     stay. In an integer file the reshapes behind them take the logits' scale.
