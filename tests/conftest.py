@@ -12,6 +12,8 @@ import pytest
 # a run in the background of a script ignores Ctrl-C, and so would every process that the tests
 # start and interrupt
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # and one under nohup would be deaf to a terminal that closes
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("MPLBACKEND", "Agg")
