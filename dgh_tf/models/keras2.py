@@ -6,9 +6,12 @@ config rewritten where Keras 3 reads it differently, read by Keras 3, compared.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,7 +76,8 @@ def load_keras2(file: ModelFile, *, unsafe: bool) -> keras.Model:
         rewritten = folder / "model.h5"
         try:
             with (
-                warnings.catch_warnings()
+                warnings.catch_warnings(),
+                _without_tensorflow_warnings(),
             ):  # that HDF5 is an old format: here it is the one both generations read
                 warnings.simplefilter("ignore")
                 reference.save(rewritten, save_format="h5", include_optimizer=False)
@@ -145,6 +149,18 @@ def _plain(config):
     kept = {key: _plain(value) for key, value in config.items() if key not in left_out}
     registered = config.get("registered_name")
     return {**kept, "class_name": registered if ">" in (registered or "") else kind}
+
+
+@contextlib.contextmanager
+def _without_tensorflow_warnings() -> Iterator[None]:
+    """Holds back that a model's metrics are not built yet: nothing here trains or measures it."""
+    logger = logging.getLogger("tensorflow")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _rewrite(file: pathlib.Path) -> None:
