@@ -20,7 +20,10 @@ from dgh_tf.ops.kinds import Signal
 TIME_WAVES, BAND_WAVES = 9, 6  # frequencies on each axis, evenly spaced by their logarithm
 OFFSET = 0.25  # waves in the whole length: the slow part, with the level of a signal
 COLUMN_SHARE = 0.3  # of power that a spectrogram holds in single bands, before anything is known
-CONTRAST_SPREAD = 0.3  # of the logarithm of a signal's strength, as of photographs' contrast
+# Of the logarithm of a signal's strength: of sequences as of photographs' contrast; of spectrograms
+# more, since each has quiet and loud sounds, whose rare peaks set the ranges of the first layers.
+CONTRAST_SPREAD = 0.3
+SOUND_SPREAD = 0.5
 # Of every column in canvas units, so that one optimizer rate serves all: its default of 0.1 moves a
 # column by 0.6 deviations.
 CANVAS_STD = 1 / 6
@@ -155,7 +158,9 @@ def draw_signal(
     if length == 1:
         std = np.sqrt(spectrum.power[np.argsort(atoms.column)])
         return spectrum.mean + std * generator.standard_normal((1, columns))
-    contrast = np.exp(CONTRAST_SPREAD * generator.standard_normal() - CONTRAST_SPREAD**2)
+    spread = SOUND_SPREAD if signal.kind == "spectrogram" else CONTRAST_SPREAD
+    # less its square, for a mean power of 1
+    contrast = np.exp(spread * generator.standard_normal() - spread**2)
     alone = atoms.column >= 0
     # one list of frequencies for every column, in order
     power = spectrum.power[alone].reshape(columns, -1).T

@@ -131,6 +131,19 @@ def test_drawn_signals_have_the_power_and_the_mean_that_they_are_asked_for(shape
         )
 
 
+@pytest.mark.parametrize(("shape", "spread"), [((256, 3), 0.3), ((49, 10, 1), 0.5)])
+def test_signals_differ_in_strength_as_their_kind_does(shape, spread):
+    """Powers are given, so that only the strength makes the deviation differ between draws."""
+    signal = as_signal(shape, kind_of_shape(shape))
+    spectrum = natural_spectrum(signal)
+    drawn = [
+        draw_signal(signal, spectrum, generator=np.random.default_rng([5, i]), family=False)
+        for i in range(400)
+    ]
+    found = np.log([np.sqrt(x.var(axis=0).mean()) for x in drawn])
+    np.testing.assert_allclose(found.std(), spread, rtol=0.15)
+
+
 def test_bands_of_a_turned_spectrogram_lie_on_the_first_axis():
     signal = as_signal((40, 98, 1), "spectrogram")
     assert (signal.length, signal.columns, signal.turned) == (98, 40, True)
