@@ -263,8 +263,8 @@ def test_real_models_with_their_own_images_are_not_refused(
         real_limit=16,
         evaluation_limit=16,
     )
-    guessed = model == "kws_dscnn.keras"  # its range is a guess, and too small
-    assert ("warning" in capsys.readouterr().out) == guessed
+    # DS-CNN's range is a guess, and wide enough to be no reason for a warning
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_span_is_per_channel():
