@@ -13,8 +13,6 @@ from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from dgh_tf.models.tflite.run import feeds_of, read_graph, run
 from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
-    HEAD_ACTIVATIONS,
-    SHAPE_ONLY,
 )
 from tflite_export.algorithms.equalization import correct_biases, own_bias
 from tflite_export.calibration.check import few_images
@@ -39,23 +37,11 @@ from tflite_export.simulation.fake_quant import (
     quantized_constants,
 )
 from tflite_export.simulation.ranges import collect_ranges
+from tflite_export.tflite.edit import logits_of
 from tflite_export.tflite.interpreter import Runner
 
 _CHUNK = 32  # images at once
 _SMALLEST = 8  # of fewer images all both calibrate and measure
-
-
-def _logits(model: TFLiteModel) -> tuple[int, ...]:
-    """Tensors that go into the softmax or sigmoid at the outputs; an output without one itself."""
-    makers = {i: operator for operator in model.operators for i in operator.outputs}
-    found = []
-    for output in model.outputs:
-        at = output
-        while at in makers and makers[at].kind in SHAPE_ONLY:
-            at = makers[at].inputs[0]
-        ends = at in makers and makers[at].kind in HEAD_ACTIVATIONS
-        found.append(makers[at].inputs[0] if ends else output)
-    return tuple(dict.fromkeys(found))
 
 
 class Simulation:
@@ -79,7 +65,7 @@ class Simulation:
         self.graph = proven(read_graph(model), images)
         self.ranges = collect_ranges(self.graph, images, rule=rule)
         self._observe = fake_quantizer(self.graph, ranges=self.ranges)
-        self._logits = _logits(self.graph.model)
+        self._logits = tuple(dict.fromkeys(logits_of(self.graph.model)))
         few = few_images(images)
         eight = quantized_constants(self.graph, weight_bits=8, rule="mse")
         biases = {

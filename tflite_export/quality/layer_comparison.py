@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import Convergence
-from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, damaged, plain, read_model
-from dgh_tf.models.tflite.spec import HEAD_ACTIVATIONS, SHAPE_ONLY
+from dgh_tf.models.tflite.model import Tensor, TFLiteModel, plain, read_model
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import Evidence
-from tflite_export.tflite.edit import without_softmax
+from tflite_export.tflite.edit import logits_of, without_softmax
 from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
 
 _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
@@ -88,25 +87,11 @@ def _activations(
 
 
 def _heads(model: TFLiteModel) -> dict[str, _Head]:
-    """By the output's name. The logits stand behind a softmax or logistic output (through a
-    reshape).
-    """
-    makers = {tensor: o for o in model.operators for tensor in o.output_tensors}
-    found = {}
-    for name, index in zip(model.output_names, model.outputs, strict=True):
-        output = tensor = model.tensors[index]
-        while (maker := makers.get(tensor)) and maker.kind in SHAPE_ONLY:
-            tensor = _data_of(maker)
-        logits = _data_of(maker) if maker and maker.kind in HEAD_ACTIVATIONS else output
-        found[name] = _Head(output, logits)
-    return found
-
-
-def _data_of(operator: Operator) -> Tensor:
-    tensor = operator.input_tensors[0]
-    if tensor is None:
-        raise damaged(f"a {operator.kind} without input")
-    return tensor
+    """By the output's name."""
+    places = zip(model.output_names, model.outputs, logits_of(model), strict=True)
+    return {
+        name: _Head(model.tensors[output], model.tensors[logits]) for name, output, logits in places
+    }
 
 
 def _same_heads(

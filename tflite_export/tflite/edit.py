@@ -99,6 +99,26 @@ def with_ranges(
     return pack(parts)
 
 
+def logits_of(model: TFLiteModel) -> list[int]:
+    """For each output the tensor that goes into its softmax or sigmoid, through reshapes; the
+    output itself where it has none.
+    """
+    makers = {i: operator for operator in model.operators for i in operator.outputs}
+    found = []
+    for output in model.outputs:
+        at = output
+        while (maker := makers.get(at)) and maker.kind in SHAPE_ONLY:
+            at = _source(maker)
+        found.append(_source(maker) if maker and maker.kind in HEAD_ACTIVATIONS else output)
+    return found
+
+
+def _source(operator: Operator) -> int:
+    if not operator.inputs or operator.inputs[0] < 0:
+        raise damaged(f"a {operator.kind} without input")
+    return operator.inputs[0]
+
+
 def _behind_heads(model: TFLiteModel) -> dict[int, int]:
     """Tensor that goes in by the tensor that comes out, of every softmax and sigmoid that only
     reshapes separate from the outputs.
