@@ -52,8 +52,7 @@ def find_input_range(
     """
     size = None if image_size in (None, "") else parse_image_size(image_size)
     network = Network(given_model(model), image_size=size)
-    text = range_text(input_range)
-    return [found.valid for found in known_inputs(network, text=text, kind=input_kind)]
+    return network_ranges(network, text=range_text(input_range), kind=input_kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +87,7 @@ def known_inputs(network: Network, *, text: str = "", kind: str = "auto") -> lis
         estimate_spectrum(network, signal, number=number) if signal else None
         for number, signal in enumerate(signals)
     ]
-    ranges = network_ranges(network, text=text, signals=signals, spectra=spectra)
+    ranges = _ranges(network, text, signals, spectra)
     return [
         KnownInput(valid, signal, spectrum or (_natural(signal, valid) if signal else None))
         for valid, signal, spectrum in zip(ranges, signals, spectra, strict=True)
@@ -113,23 +112,22 @@ def _natural(signal: Signal, valid: InputRange) -> Spectrum:
     )
 
 
-def network_ranges(
-    network: Network,
-    *,
-    text: str = "",
-    signals: Sequence[Signal | None] | None = None,
-    spectra: Sequence[Spectrum | None] | None = None,
-) -> list[InputRange]:
+def network_ranges(network: Network, *, text: str = "", kind: str = "auto") -> list[InputRange]:
     """The valid range of every input, in order.
 
-    Args:
-      text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name keep
-        what their layers declare.
-      signals, spectra: of every input that is no picture, where they are known already.
+    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name
+      keep what their layers declare. kind: as `input_signals` takes it.
     Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
-    if signals is None:
-        return [found.valid for found in known_inputs(network, text=text)]
+    return [found.valid for found in known_inputs(network, text=text, kind=kind)]
+
+
+def _ranges(
+    network: Network,
+    text: str,
+    signals: Sequence[Signal | None],
+    spectra: Sequence[Spectrum | None],
+) -> list[InputRange]:
     channels, names = [shape[-1] for shape in network.input_shapes], network.input_names
     given = _by_input(text, names)
     ranges = [
@@ -162,7 +160,7 @@ def network_ranges(
             f"{describe_conventions(signal=signals[0] is not None)}."
         )
     if unknown and signals[0] is not None:
-        return [signal_range(network, signals[0], spectra[0] if spectra else None)]
+        return [signal_range(network, signals[0], spectra[0])]
     return [range_from_statistics(network)] if unknown else [valid for valid in ranges if valid]
 
 
