@@ -196,30 +196,16 @@ def test_tf_config_as_it_should_be(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_waiting_command_says_so_and_ends_by_a_signal_at_once(number, index, work, tmp_path):
-    hosts = ["{}:{}".format(*place) for place in addresses(2)]
-    config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dgh_tf.generate", f"--model={work}/good.keras"),
-            *(f"--output_dir={tmp_path}/run", "--strategy=multi_worker"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TF_CONFIG": json.dumps(config)},
-    )
-    try:
+    places = addresses(2)
+    with worker_of_two(index, places, work / "good.keras", tmp_path / "run") as process:
         line = process.stdout.readline()
-        assert line == f"waiting for 1 worker at {hosts[1 - index]}\n"
+        assert line == "waiting for 1 worker at {}:{}\n".format(*places[1 - index])
         began = time.monotonic()
         process.send_signal(number)
         _, err = process.communicate(timeout=20)
         assert time.monotonic() - began < 3 and process.returncode == 128 + number
         assert err.startswith("stopped: ") and err.count("\n") == 1, err
         assert not (tmp_path / "run").exists()
-    finally:
-        process.kill()
 
 
 def tell_worker(place, told):
@@ -253,16 +239,16 @@ def wait_for_tensorflow(place):
 
 
 @contextlib.contextmanager
-def worker_of_two(index, places, model, folder):
-    """The command as one worker of two, with six seconds of patience."""
+def worker_of_two(index, places, model, folder, *options):
+    """The command as one worker of two."""
     hosts = ["{}:{}".format(*place) for place in places]
     config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "dgh_tf.generate", f"--model={model}"),
-            *(f"--output_dir={folder}", "--strategy=multi_worker", "--wait_minutes=0.1"),
+            *(f"--output_dir={folder}", "--strategy=multi_worker", *options),
         ],
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -278,13 +264,14 @@ def worker_of_two(index, places, model, folder):
 def test_a_worker_whose_peer_ends_before_tensorflow_meets_ends_too(work, tmp_path):
     """TensorFlow itself would wait for many minutes, with Python's lock held."""
     model, places = work / "good.keras", addresses(2)
-    with worker_of_two(1, places, model, tmp_path / "run") as other:
+    patience = "--wait_minutes=0.1"
+    with worker_of_two(1, places, model, tmp_path / "run", patience) as other:
         told = hear_worker(places[0])  # ... and worker 0 is gone
         wait_for_tensorflow(places[1])
         other.send_signal(signal.SIGTERM)
         _, text = other.communicate(timeout=5)
         assert (other.returncode, text) == (143, "stopped: while the workers met.\n")
-    with worker_of_two(0, places, model, tmp_path / "run") as chief:
+    with worker_of_two(0, places, model, tmp_path / "run", patience) as chief:
         assert tell_worker(places[0], told) == {"refused": None}  # ... and worker 1 is gone
         _, text = chief.communicate(timeout=60)
         assert chief.returncode == 1 and text.count("\n") == 1, text
