@@ -17,6 +17,7 @@ from benchmarks.measure.comparison import (
     fingerprint,
     load_task,
     measure_missing,
+    seeded_configs,
     write_report,
 )
 from benchmarks.output.results import Results
@@ -93,16 +94,11 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     require_model(FLAGS.model)
-    from dgh_tf import GenerationConfig
-
     sources, chosen = (
         check_sources(FLAGS.sources),
         combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head),
     )
-    settings = {
-        name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")
-    }
-    configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
+    settings, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         start_worker()
         task = load_task(

@@ -17,7 +17,14 @@ from absl import flags
 
 from benchmarks.data.choice import PART_HELP, PARTS
 from benchmarks.data.sources import SOURCES, check_sources
-from benchmarks.measure.comparison import Task, environment, fingerprint, load_task, task_images
+from benchmarks.measure.comparison import (
+    Task,
+    environment,
+    fingerprint,
+    load_task,
+    seeded_configs,
+    task_images,
+)
 from benchmarks.output import table
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
@@ -334,16 +341,11 @@ def write_report(results: Results, *, command: str) -> str:
 
 def main(argv: list[str]) -> int:
     require_model(FLAGS.model)
-    from dgh_tf import GenerationConfig
-
     sources, settings = (
         check_sources(FLAGS.sources),
         settings_of(FLAGS.settings, FLAGS.rules, FLAGS.reconstruction),
     )
-    shared = {
-        name: FLAGS[name].value for name in ("num_images", "steps", "batch_size", "input_range")
-    }
-    configs = [GenerationConfig(seed=seed, **shared) for seed in range(FLAGS.seeds)]
+    shared, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         task = load_task(
             FLAGS.model,

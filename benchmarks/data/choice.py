@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,23 @@ def choice(total: int, limit: int | None) -> np.ndarray:
     if limit is None or limit >= total:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).choice(total, size=limit, replace=False))
+
+
+def require_some(names: list[str], known: Iterable[str], *, flag: str) -> list[str]:
+    """The names unchanged. Raises ValueError for an unknown, a repeated or no name.
+
+    Example:
+      >>> require_some(["real"], ["real", "noise"], flag="sources")
+      ['real']
+    """
+    known = list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"--{flag}={','.join(names)}: expected some of {', '.join(known)}, each at most once"
+            + (f"; unknown: {', '.join(unknown)}." if unknown else ".")
+        )
+    return names
 
 
 def part_of(x: np.ndarray, truth: Any, *, part: str) -> tuple[np.ndarray, Any]:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.data.choice import require_some
+
 # What each generated source changes in the method; everything else is the run's GenerationConfig.
 GENERATED: dict[str, dict[str, Any]] = {
     "synthetic": {},
@@ -32,13 +34,7 @@ SOURCES = ("real", *GENERATED, "noise", "gaussian", *HINTED)
 
 def check_sources(names: list[str]) -> list[str]:
     """The names unchanged. Raises ValueError for an unknown, a repeated or no name."""
-    unknown = [name for name in names if name not in SOURCES]
-    if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"--sources={','.join(names)}: expected some of {', '.join(SOURCES)}, each at most once"
-            + (f"; unknown: {', '.join(unknown)}." if unknown else ".")
-        )
-    return names
+    return require_some(names, SOURCES, flag="sources")
 
 
 def real_subset(real: np.ndarray, *, num_images: int, seed: int) -> np.ndarray:

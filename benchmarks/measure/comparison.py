@@ -173,6 +173,18 @@ def measure(
     return row, tensor_ranges(made.tflite)
 
 
+def seeded_configs(values: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The settings of generation that the flags give, and a GenerationConfig of them for each seed.
+
+    Args: values: a command's flags: num_images, steps, batch_size, input_range and seeds.
+    """
+    from dgh_tf import GenerationConfig
+
+    names = ("num_images", "steps", "batch_size", "input_range")
+    settings = {name: values[name].value for name in names}
+    return settings, [GenerationConfig(seed=seed, **settings) for seed in range(values.seeds)]
+
+
 def fingerprint(task: Task, settings: dict[str, Any]) -> str:
     """12 hex digits of the settings, the model's weights and the data: what rows must share to
     stand in one table.

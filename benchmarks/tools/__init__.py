@@ -1,4 +1,5 @@
 """Other quantizers on the same calibration images: python -m benchmarks.tools.
 
-To add one: a program in this folder that its environment runs, and its line in TOOLS of tools.py.
+To add one: a module here with its `outputs`, which its environment runs, and its line in TOOLS of
+tools.py.
 """

@@ -20,6 +20,7 @@ from benchmarks.measure.comparison import (
     environment,
     fingerprint,
     load_task,
+    seeded_configs,
     task_images,
 )
 from benchmarks.measure.evaluation import distances
@@ -29,6 +30,7 @@ from benchmarks.tools.tools import TOOLS, check_tools, interpreter, run_tool
 from dgh_tf.calibration_sets.source import Input, Source
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, locked_folder
+from dgh_tf.models.loading import require_model
 
 FLAGS = flags.FLAGS
 _COLUMNS = {name: COLUMNS[name] for name in ("top1", "agreement", "sqnr_db")}
@@ -68,14 +70,20 @@ def _source(task: Task, images: np.ndarray) -> Source:
 def _measure_missing(
     task: Task, results: Results, *, configs: list[Any], pythons: dict[str, pathlib.Path]
 ) -> None:
-    float_file = results.folder / "float.tflite"
+    @functools.cache  # made when a row is missing
+    def float_file() -> pathlib.Path:
+        from tflite_export import to_float_tflite
+
+        path = results.folder / "float.tflite"
+        atomic_write(path, to_float_tflite(task.model))
+        return path
 
     def measured(config: Any, tool: str, source: str) -> str:
         images, _ = task_images(task, source, config=config, folder=results.folder)
         made = run_tool(
             tool,
             python=pythons[tool],
-            float_file=float_file,
+            float_file=float_file(),
             source=_source(task, images),
             x=task.x,
         )
@@ -116,14 +124,11 @@ def _write_table(results: Results, *, command: str) -> str:
 def main(argv: list[str]) -> int:
     """Refuses what can be refused, makes the environments, then measures row by row."""
     del argv
-    from dgh_tf import GenerationConfig
-    from tflite_export import to_float_tflite
+    require_model(FLAGS.model)
 
     check_sources(FLAGS.sources)
     tools = check_tools(FLAGS.tools)
-    names = ("num_images", "steps", "batch_size", "input_range")
-    settings = {name: FLAGS[name].value for name in names}
-    configs = [GenerationConfig(seed=seed, **settings) for seed in range(FLAGS.seeds)]
+    settings, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         task = load_task(
             FLAGS.model,
@@ -141,7 +146,6 @@ def main(argv: list[str]) -> int:
         pythons = {name: interpreter(name, environments=environments) for name in tools}
         run_of = fingerprint(task, settings)
         results = Results(folder, run=run_of, key=("tool", "source", "seed"))
-        atomic_write(folder / "float.tflite", to_float_tflite(task.model))
         _measure_missing(task, results, configs=configs, pythons=pythons)
         command = shlex.join(["python", "-m", "benchmarks.tools", *sys.argv[1:]])
         say("\n" + _write_table(results, command=command))

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-import sys
 
 import numpy as np
 
 
-def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
+def outputs(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """Outputs float32 [images, ...] of the file that litert-quantizer makes, all 8 bits."""
     from ai_edge_litert.interpreter import Interpreter
     from litert_quantizer import quantizer, recipe
@@ -24,16 +23,10 @@ def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> 
     interpreter.allocate_tensors()
     (source,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
     (scale, zero), (out_scale, out_zero) = source["quantization"], result["quantization"]
-    outputs = []
+    found = []
     for image in images:
         values = np.clip(np.rint(image[None] / scale + zero), -128, 127).astype(np.int8)
         interpreter.set_tensor(source["index"], values)
         interpreter.invoke()
-        outputs.append(interpreter.get_tensor(result["index"])[0].astype(np.float32))
-    return (np.stack(outputs) - out_zero) * out_scale
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[2])
-    file, calibration = map(pathlib.Path, sys.argv[1:3])
-    np.save(sys.argv[4], main(file, calibration, np.load(sys.argv[3])))
+        found.append(interpreter.get_tensor(result["index"])[0].astype(np.float32))
+    return (np.stack(found) - out_zero) * out_scale

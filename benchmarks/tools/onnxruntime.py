@@ -13,7 +13,7 @@ import tempfile
 import numpy as np
 
 
-def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
+def outputs(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """Outputs float32 [images, ...] of the model that quantize_static makes, weights by channel."""
     import onnxruntime
     from onnxruntime.quantization import quantize_static
@@ -32,9 +32,3 @@ def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> 
         session = onnxruntime.InferenceSession(made)
     key = session.get_inputs()[0].name
     return np.stack([session.run(None, {key: image[None]})[0][0] for image in images])
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[2])
-    file, calibration = map(pathlib.Path, sys.argv[1:3])
-    np.save(sys.argv[4], main(file, calibration, np.load(sys.argv[3])))

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import importlib
 import pathlib
-import sys
 
 import numpy as np
 
 
-def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
+def outputs(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """Outputs float32 [images, ...] of the model that nncf.quantize makes on all images."""
     import nncf
     import openvino
@@ -21,9 +20,3 @@ def main(float_file: pathlib.Path, folder: pathlib.Path, images: np.ndarray) -> 
     made = nncf.quantize(openvino.Core().read_model(float_file), data, subset_size=count)
     compiled = openvino.compile_model(made, "CPU")
     return np.stack([compiled(image[None])[0][0] for image in images])
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, sys.argv[2])
-    file, calibration = map(pathlib.Path, sys.argv[1:3])
-    np.save(sys.argv[4], main(file, calibration, np.load(sys.argv[3])))

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 
+from benchmarks.data.choice import require_some
 from dgh_tf.calibration_sets.formats import export
 from dgh_tf.calibration_sets.source import Source
 from dgh_tf.common import processes
@@ -40,13 +41,7 @@ TOOLS = {
 
 def check_tools(names: list[str]) -> list[str]:
     """The names unchanged. Raises ValueError for an unknown, a repeated or no name."""
-    unknown = [name for name in names if name not in TOOLS]
-    if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"--tools={','.join(names)}: expected some of {', '.join(TOOLS)}, each at most once"
-            + (f"; unknown: {', '.join(unknown)}." if unknown else ".")
-        )
-    return names
+    return require_some(names, TOOLS, flag="tools")
 
 
 def interpreter(name: str, *, environments: pathlib.Path) -> pathlib.Path:
@@ -89,7 +84,8 @@ def run_tool(
         np.save(folder / "x.npy", x)
         paths = [str(each) for each in (float_file, folder / "set", folder / "x.npy")]
         ended = processes.run(
-            f"benchmarks.tools.{name}",
+            "benchmarks.tools.program",
+            name,
             *paths,
             str(folder / "outputs.npy"),
             python=python,

@@ -27,11 +27,13 @@ def arguments(command, folder):
         "calibration": sets,
         "lowbit": sets,
         "convergence": sets[1:],
+        "tools": [*sets, f"--environments={folder / 'environments'}"],
     }[command]
 
 
 @pytest.mark.parametrize(
-    "command", ["verdict", "speed", "layers", "privacy", "calibration", "lowbit", "convergence"]
+    "command",
+    ["verdict", "speed", "layers", "privacy", "calibration", "lowbit", "convergence", "tools"],
 )
 def test_an_absent_model_is_one_line_before_tensorflow(command, tmp_path):
     (tmp_path / "m.tflite").write_bytes(b"")
