@@ -11,7 +11,6 @@ them must give what they gave before, or say which is damaged.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +18,6 @@ import pathlib
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +25,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from benchmarks.measure.ports import free_ports
 from dgh_tf.common import console, processes
 from dgh_tf.common.files import sha256_file
 
@@ -77,17 +76,9 @@ def listing(folder: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*")))
 
 
-def _ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def start(folder: pathlib.Path, kind: Kind) -> list[subprocess.Popen[str]]:
     """The processes of one run."""
-    hosts = [f"127.0.0.1:{port}" for port in _ports(kind.workers)]
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(kind.workers)]
     command = [sys.executable, "-m", "dgh_tf.generate", *SETTINGS, f"--output_dir={folder}"]
     running = []
     for index in range(kind.workers):

@@ -16,33 +16,28 @@ import time
 
 import pytest
 
+from benchmarks.measure.ports import free_ports
 from dgh_tf.run.meeting import Job, meet, read_job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IDENTITY = {"model_sha256": "ab", "config": {"seed": 1, "steps": 5}, "version": "0.1"}
 
 
-def free_ports(count):
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
 def addresses(count):
     return [("127.0.0.1", port) for port in free_ports(count)]
 
 
-def met(places, identities, *, indices=None, wait=20.0, late=0.0):
-    """What each worker got: None, or its exception. late: seconds before worker 0 comes."""
+def met(places, identities, *, jobs=None, wait=20.0, late=0.0):
+    """What each worker got: None, or its exception. jobs: of each, where they are not one job's.
+    late: seconds before worker 0 comes.
+    """
+    jobs = jobs or [Job(places, number) for number in range(len(places))]
 
     def one(number):
         if number == 0:
             time.sleep(late)
         try:
-            job = Job(places, (indices or range(len(places)))[number])
-            meet(job, identities[number], wait_seconds=wait, say=lambda text: None)
+            meet(jobs[number], identities[number], wait_seconds=wait, say=lambda text: None)
         except (ValueError, OSError) as error:
             return error
         return None
@@ -72,9 +67,11 @@ def test_all_workers_refuse_and_name_what_differs(changed, words):
 
 
 def test_an_index_given_twice_is_refused():
-    places = addresses(3)
-    places.append(places[1])  # a fourth process that takes itself for worker 1, on another machine
-    errors = met(places[:3] + addresses(1), [IDENTITY] * 3, indices=[0, 1, 1], wait=5)
+    places = addresses(4)
+    # the second worker 1 is on another machine: the two never listen at one port
+    elsewhere = [places[0], *addresses(1), *places[2:]]
+    jobs = [Job(places, 0), Job(places, 1), Job(elsewhere, 1)]
+    errors = met(places, [IDENTITY] * 3, jobs=jobs, wait=5)
     assert any("two workers have the index 1" in str(error) for error in errors), errors
     assert all(errors)
 
