@@ -143,6 +143,8 @@ def main(argv: list[str]) -> int:
     from tflite_export.conversion.freeze import input_shapes
     from tflite_export.quality.accuracy_estimate import judge
     from tflite_export.quality.layer_comparison import gather, require_same_ends
+    from tflite_export.quality.layer_errors import look_first
+    from tflite_export.targets.advice import layer_names
 
     model = load_model(values.model, signature=values.signature)
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
@@ -188,7 +190,9 @@ def main(argv: list[str]) -> int:
         name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()
     }
     judged = {"file": path.name, "sha256": hashlib.sha256(data.data).hexdigest()}
-    result = {**judged, **judge(found), "notes": notes}
+    first = next(iter({**used, **others}.values()))
+    told = look_first(judge(found), float_tflite, data, first, layers=layer_names(model))
+    result = {**judged, **told, "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")
     say(table_of(result))

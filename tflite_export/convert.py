@@ -277,6 +277,7 @@ def _judged(
             source.images,
             generated=source.calibration.model_sha256 is not None,
             same_inside=same_inside,
+            layers=layer_names(source.model),
             convergence=source.calibration.convergence,
         )
         return given, None
@@ -286,6 +287,7 @@ def _judged(
             tflite,
             source.held_out,
             same_inside=same_inside,
+            layers=layer_names(source.model),
             convergence=source.calibration.convergence,
         )
     except ValueError as error:  # control flow, say

@@ -31,6 +31,7 @@ from tflite_export.quality.held_out import Estimate, estimate
 from tflite_export.quantization import Limit, check_algorithm, check_limit
 from tflite_export.quantization import quantize as quantize_with
 from tflite_export.targets import report as targets
+from tflite_export.targets.advice import layer_names
 from tflite_export.tflite.edit import left_to_cut, without_softmax
 
 _VERBOSE = ("auto", 0, 1, 2)
@@ -118,6 +119,7 @@ class QuantizedModel:
                 self.tflite,
                 kinds,
                 same_inside=self.notes["algorithm"] != "equalization",
+                layers=layer_names(self.model),
             )
 
     def check_targets(self, *names: str) -> TargetReports:

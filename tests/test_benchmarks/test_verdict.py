@@ -221,20 +221,6 @@ def test_fine_needs_the_lower_end_of_the_band():
     assert result["band"][0] < 0.95 and result["level"] == accuracy_estimate.DOUBTFUL
 
 
-def test_layers_are_named_by_the_error_that_they_add_not_by_how_far_the_ratio_falls():
-    """70 to 50 dB is harmless; 24 to 17 dB adds a hundredth and a half. By hand: 10^-1.7 less
-    10^-2.4 is 0.016.
-    """
-    rows = [
-        {"index": i, "tensor": name, "operator": "CONV_2D", "sqnr_db": ratio, "clipped": 0.0}
-        for i, (name, ratio) in enumerate([("a", 70.0), ("b", 50.0), ("c", 24.0), ("d", 17.0)])
-    ]
-    assert [row["tensor"] for row in accuracy_estimate.suspects(rows)] == ["d"]
-    rows[3]["sqnr_db"] = 10.0
-    rows.append({**rows[3], "tensor": "e", "sqnr_db": 3.0})
-    assert [row["tensor"] for row in accuracy_estimate.suspects(rows)] == ["e", "d"]
-
-
 @pytest.mark.parametrize(
     ("same", "level"),
     [(100, accuracy_estimate.FINE), (80, accuracy_estimate.DOUBTFUL), (30, accuracy_estimate.NO)],
@@ -244,15 +230,12 @@ def test_levels_follow_the_agreement(same, level):
     assert result["level"] == level and result["sentence"].lower().startswith(level)
 
 
-def test_cut_off_layers_and_unstable_ranges_are_named():
+def test_unstable_ranges_are_named():
     high = np.ones((10, 2))
     high[::2] = 2.0
-    result = judge({"stretched": evidence(same=7, clipped=0.2, high=high)})
-    assert any("CONV_2D y/relu cuts off 20.0%" in reason for reason in result["reasons"])
-    assert (
-        any("too few images" in reason for reason in result["reasons"])
-        and "y/relu" in result["sentence"]
-    )
+    (reason,) = judge({"stretched": evidence(same=7, high=high)})["reasons"]
+    assert "too few images" in reason
+    assert judge({"stretched": evidence(same=7)})["reasons"] == []
 
 
 def test_models_without_classes_are_judged_by_their_worst_head():

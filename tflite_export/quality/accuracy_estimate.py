@@ -21,9 +21,6 @@ AGREEMENT = (
     0.75,
 )  # predicted agreement from which a file is fine, and below which it is not to be shipped
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
-CLIPPED = 0.01  # share of a tensor's values cut off, above which the tensor is named
-# noise that a layer adds, as a share of its signal, above which the layer is named: 20 dB
-ADDED = 0.01
 # how far predictions were too high and too low, in log odds (docs/experiments/verdict.md)
 _TOO_HIGH, _TOO_LOW = -0.9, 1.5
 _FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
@@ -254,23 +251,6 @@ def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, An
     )
 
 
-def suspects(rows: list[dict[str, Any]], *, most: int = 3) -> list[dict[str, Any]]:
-    """The layers to look at first: those that add the most error to what they are given, of those
-    that cut values off or add more than a hundredth of their signal (20 dB).
-
-    Args: rows: of `layers`, in order of execution. Layers whose error is harmless are not named,
-      however far their SQNR falls.
-    """
-    share = [10.0 ** (-row["sqnr_db"] / 10.0) for row in rows]
-    added = [after - before for before, after in zip([0.0, *share[:-1]], share, strict=True)]
-    named = [
-        (more, row)
-        for more, row in zip(added, rows, strict=True)
-        if more > ADDED or row["clipped"] > CLIPPED
-    ]
-    return [row for _, row in sorted(named, key=lambda pair: -pair[0])][:most]
-
-
 def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
     """The verdict on one file.
 
@@ -318,7 +298,6 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     else:
         sure = band[0] >= AGREEMENT[0]
         level = FINE if sure else DOUBTFUL if predicted >= AGREEMENT[1] else NO
-    named = suspects(rows)
     result = {
         "level": level,
         "predicted_agreement": predicted,
@@ -327,10 +306,10 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-        "reasons": _reasons(named if level != FINE else [], change, len(first.low)),
+        "reasons": _reasons(change, len(first.low)),
         "layers": worst_first(rows),
     }
-    return {**result, "sentence": sentence(result, [row["tensor"] for row in named])}
+    return {**result, "sentence": sentence(result)}
 
 
 def _spreads(evidence: Evidence) -> np.ndarray:
@@ -414,24 +393,16 @@ def short(tensor: str) -> str:
     return name if len(name) <= 40 else "..." + name[-37:]
 
 
-def _reasons(named: list[dict[str, Any]], change: np.ndarray, images: int) -> list[str]:
-    reasons = []
-    for row in named:
-        what = (
-            f"cuts off {row['clipped']:.1%} of its values"
-            if row["clipped"] > CLIPPED
-            else f"falls to {row['sqnr_db']:.1f} dB"
-        )
-        reasons.append(f"{row['operator']} {short(row['tensor'])} {what}")
-    if np.median(change) > STABLE:
-        reasons.append(
-            f"the ranges change by {np.median(change):.0%} (median) between the two "
-            f"halves of {images} images: too few images"
-        )
-    return reasons
+def _reasons(change: np.ndarray, images: int) -> list[str]:
+    if np.median(change) <= STABLE:
+        return []
+    return [
+        f"the ranges change by {np.median(change):.0%} (median) between the two halves of "
+        f"{images} images: too few images"
+    ]
 
 
-def sentence(result: Mapping[str, Any], named: list[str]) -> str:
+def sentence(result: Mapping[str, Any]) -> str:
     """The verdict in words."""
     if result["predicted_agreement"] is not None:
         low, high = result["band"]
@@ -451,5 +422,6 @@ def sentence(result: Mapping[str, Any], named: list[str]) -> str:
     )
     if result["level"] == FINE:
         return f"Fine: {told}.{tail}"
-    where = f" Look first at {', '.join(map(short, named))}." if named else ""
+    named = [row["layer"] or short(row["tensor"]) for row in result.get("look_first", [])]
+    where = f" Look first at {', '.join(named)}." if named else ""
     return f"{'Doubtful' if result['level'] == DOUBTFUL else 'Do not ship'}: {told}.{where}{tail}"

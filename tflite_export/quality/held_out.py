@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ import numpy as np
 from dgh_tf.common.convergence import Convergence
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import judge, sentence
+from tflite_export.quality.accuracy_estimate import judge
 from tflite_export.quality.layer_comparison import gather
+from tflite_export.quality.layer_errors import look_first
 
 UNKNOWN = "unknown"  # level of a file that the images cannot judge
 _MOST = 32  # images of each of two kinds judge a file, as in benchmarks.verdict
 _SHARE = 2  # fewer for small sets: one for so many that calibrate, but two at least
-_SOME_WORST = 3  # layers that the text names
 
 
 def held_out_count(num_images: int) -> int:
@@ -85,14 +85,8 @@ class Estimate:
         }
 
     def __str__(self) -> str:
-        """One sentence, and the layers that lose most."""
-        lines = [self.verdict["sentence"]]
-        lines += [
-            f"  {row['operator']} {row['tensor'].split(';')[-1][-40:]}: {row['sqnr_db']:.1f} dB, "
-            f"{row['clipped']:.1%} of its values cut off"
-            for row in self.verdict["layers"][:_SOME_WORST]
-        ]
-        return "\n".join(lines)
+        """One sentence, and the reasons for it."""
+        return "\n  ".join([self.verdict["sentence"], *self.verdict["reasons"]])
 
 
 def estimate(
@@ -101,6 +95,7 @@ def estimate(
     images: Mapping[str, Images],
     *,
     same_inside: bool,
+    layers: Sequence[str] = (),
     convergence: Convergence | None = None,
 ) -> Estimate:
     """Judges an integer file on held-out images.
@@ -112,15 +107,18 @@ def estimate(
         without: real inputs lie between them (docs/experiments/verdict.md).
       same_inside: whether tensors between the layers hold what the float model's hold; see
         `calibration_verdict`.
+      layers: the Keras model's layer names, which the verdict then speaks of.
       convergence: of the images that calibrate, where they were generated. Where it is poor the
         level is "unknown": such images judge no better than noise.
     Raises: ValueError: the two files are not of one model, or their tensors cannot be followed.
     """
     evidence = {kind: gather(float_tflite, tflite, each) for kind, each in images.items()}
     result = judge(evidence, held_out=True)
-    if not same_inside:
-        result |= {"reasons": [], "layers": []}
-        result["sentence"] = sentence(result, [])
+    if same_inside:
+        first = next(iter(images.values()))
+        result = look_first(result, float_tflite, tflite, first, layers=layers)
+    else:
+        result |= {"layers": []}
     if convergence is not None and convergence.level == "poor":
         result["level"] = UNKNOWN
         result["sentence"] = (

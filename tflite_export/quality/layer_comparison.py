@@ -10,7 +10,7 @@ kernels: XNNPACK computes them in places of its own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ import numpy as np
 from dgh_tf.common.convergence import Convergence
 from dgh_tf.models.tflite.model import Tensor, TFLiteModel, plain, read_model
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import Evidence
+from tflite_export.quality.accuracy_estimate import Evidence, judge
+from tflite_export.quality.layer_errors import look_first
 from tflite_export.tflite.edit import logits_of, without_softmax
 from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
 
@@ -224,6 +225,7 @@ def calibration_verdict(
     *,
     generated: bool,
     same_inside: bool = True,
+    layers: Sequence[str] = (),
     convergence: Convergence | None = None,
 ) -> dict[str, Any]:
     """The verdict that the calibration images themselves allow, for F.json: the best case, since
@@ -235,11 +237,11 @@ def calibration_verdict(
         nothing; the level is then "unknown".
       same_inside: whether tensors between the layers hold what the float model's hold; equalization
         scales them, so that their errors against it say nothing and are left out.
+      layers: the Keras model's layer names.
       convergence: of generated images. Where it is poor the images are no better than noise, and
         the level is "unknown".
     Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.
     """
-    from tflite_export.quality.accuracy_estimate import judge, sentence
 
     def spread(array: np.ndarray) -> np.ndarray:
         return np.asarray(
@@ -262,8 +264,10 @@ def calibration_verdict(
             "held_out": False,
         }
     result = judge({"calibration": evidence}, held_out=False)
-    if not same_inside:
-        result |= {"reasons": [], "layers": [], "sentence": sentence(result, [])}
+    if same_inside:
+        result = look_first(result, float_tflite, tflite, chosen, layers=layers)
+    else:
+        result |= {"layers": []}
     if convergence is not None and convergence.level == "poor":
         return {
             **result,

@@ -57,7 +57,8 @@ def layer_of(tensor: str, layers: Sequence[str]) -> str | None:
     known = set(layers)
     for path in tensor.split(";"):
         for scope in reversed(path.split("/")):
-            for name in (scope, _NUMBERED.sub("", scope)):
+            # the trace numbers every scope, so "conv_1" is of the layer "conv", if there is one
+            for name in (_NUMBERED.sub("", scope), scope):
                 if name in known:
                     return name
     return None
