@@ -1,7 +1,7 @@
 """Images, spectrograms, sequences and vectors as pictures: preview.png, and those of the page.
 
-An input is a photograph where the method treats it as one (`dgh_tf.ops.canvas.is_image`). All else
-is drawn as what it is: time to the right, value as colour.
+What an input is, `dgh_tf.ops.kinds` tells. A photograph is drawn as it is, all else as a map: time
+to the right, value as colour.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import pathlib
 import numpy as np
 
 from dgh_tf.common.files import atomic_path
+from dgh_tf.ops.kinds import as_signal, kind_of_shape
 
 GRID = 8  # images a side at most
 CELL = 96  # pixels a side at least, so that small inputs can be seen
 LARGEST = 256  # pixels a side at most of a picture that is no photograph
 ROWS = 32  # vectors shown at most, one a row
 _MAP = "viridis"
+_OPEN = ("image", "spectrogram")  # kinds that one shape can be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +52,11 @@ class Gallery:
     high: str = ""
 
 
-def kind_of(shape: tuple[int, ...]) -> str:
-    """What inputs of `shape` (channels last, no batch axis) are: images, spectrograms, sequences or
-    vectors. The bounds are those of `dgh_tf.ops.canvas.is_image`.
+def kind_told(told: str, shape: tuple[int, ...]) -> str:
+    """The kind of an input of `shape` (channels last, no batch axis), one of `KINDS`: as a
+    manifest's `input_kind` has it where the input may be a picture or a spectrogram, else by shape.
     """
-    if len(shape) >= 3:
-        picture = len(shape) == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) >= 16
-        return "images" if picture else "spectrograms"
-    return "sequences" if len(shape) == 2 else "vectors"
-
-
-def kind_told(told: str, shape: tuple[int, ...]) -> str | None:
-    """`kind_of` as a manifest's `input_kind` has it, of an input that may be a picture or a
-    spectrogram; None where the shape decides.
-    """
-    return f"{told}s" if told in ("image", "spectrogram") and len(shape) == 3 else None
+    return told if told in _OPEN and len(shape) == 3 else kind_of_shape(shape)
 
 
 def _unit(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
@@ -73,18 +65,18 @@ def _unit(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarra
     return np.clip(np.nan_to_num(scaled), 0.0, 1.0)
 
 
-def _maps(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Inputs that are no photographs as maps [N, rows, columns] of 0..1: time to the right, the
-    lowest band or channel at the bottom. Vectors are one map, a vector a row.
+def _maps(images: np.ndarray, *, low: np.ndarray, high: np.ndarray, kind: str) -> np.ndarray:
+    """Values of 0..1 [pictures, rows, columns]: time to the right, bands or sensors upwards.
+    Further channels of a spectrogram count with their mean; vectors are one picture, one a row.
     """
     unit = _unit(images, low=low, high=high)
-    if unit.ndim == 2:
-        maps = unit[None, :ROWS]
-    elif unit.ndim == 3:
-        maps = unit.transpose(0, 2, 1)[:, ::-1]
+    if kind == "vector":
+        maps = unit.reshape(len(unit), -1)[None, :ROWS]
     else:
-        flat = unit.reshape(*unit.shape[:3], -1).mean(axis=-1)  # channels side by side: their mean
-        maps = flat.transpose(0, 2, 1)[:, ::-1]
+        signal = as_signal(images.shape[1:], kind)
+        sides = (signal.length, signal.columns)
+        values = unit.reshape(len(unit), *(sides[::-1] if signal.turned else sides), -1).mean(-1)
+        maps = (values if signal.turned else values.transpose(0, 2, 1))[:, ::-1]
     return _at_most(_at_most(maps, axis=1), axis=2)
 
 
@@ -119,14 +111,15 @@ def pixels(images: np.ndarray, *, low: object, high: object, kind: str | None = 
     """Inputs as uint8 pictures [pictures, rows, columns, 3], small ones enlarged.
 
     Args: images: [N, ...] in model input units, channels last. low, high: ends of the valid range,
-      numbers or one per channel. kind: of `kind_of`; None tells it from the shape.
+      numbers or one per channel. kind: one of `KINDS`; None tells it from the shape.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-    if (kind or kind_of(images.shape[1:])) == "images":
+    kind = kind or kind_of_shape(images.shape[1:])
+    if kind == "image":
         shown = _photographs(images, low=low, high=high)
         zoom = max(1, CELL // max(shown.shape[1:3]))
         return shown.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    shown = _coloured(_maps(images, low=low, high=high))
+    shown = _coloured(_maps(images, low=low, high=high, kind=kind))
     return shown.repeat(_zoom(shown.shape[1]), axis=1).repeat(_zoom(shown.shape[2]), axis=2)
 
 
@@ -189,25 +182,24 @@ def gallery(
     kind: str | None = None,
 ) -> Gallery:
     """The first 64 inputs as the page shows them. ends: the ends of the valid range in words. kind:
-    of `kind_of`; None tells it from the shape.
+    one of `KINDS`; None tells it from the shape.
     """
-    kind, shown = kind or kind_of(images.shape[1:]), np.asarray(images[: GRID * GRID])
+    kind, shown = kind or kind_of_shape(images.shape[1:]), np.asarray(images[: GRID * GRID])
     drawn = pixels(shown, low=low, high=high, kind=kind)
-    name = kind.removesuffix("s")
-    if kind == "vectors":
+    if kind == "vector":
         labels = [f"generated vectors, the first {min(len(shown), ROWS)} of {len(images)}"]
     else:
-        labels = [f"generated {name} {i + 1}" for i in range(len(drawn))]
+        labels = [f"generated {kind} {i + 1}" for i in range(len(drawn))]
     pictures = tuple(
         encoded(picture, label=label) for picture, label in zip(drawn, labels, strict=True)
     )
-    if kind == "images":
-        return Gallery(kind, pictures, len(images))
+    if kind == "image":
+        return Gallery("images", pictures, len(images))
     ramp = _coloured(np.linspace(0.0, 1.0, 128)[None].repeat(8, axis=0))
     across, up = {
-        "spectrograms": ("time", "frequency"),
-        "sequences": ("time", "channel"),
-        "vectors": ("position in the vector", "one vector a row"),
+        "spectrogram": ("time", "frequency"),
+        "sequence": ("time", "channel"),
+        "vector": ("position in the vector", "one vector a row"),
     }[kind]
     scale = encoded(ramp, label=f"colours from {ends[0]} to {ends[1]}")
-    return Gallery(kind, pictures, len(images), across, up, scale, *ends)
+    return Gallery(f"{kind}s", pictures, len(images), across, up, scale, *ends)

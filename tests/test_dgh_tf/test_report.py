@@ -14,6 +14,7 @@ import pytest
 import report_folders
 from report_folders import EVIL, MANIFEST, METRICS, PROOF
 
+from dgh_tf.ops.kinds import kind_of_shape
 from dgh_tf.report import charts, integer_files, pictures, text
 from dgh_tf.report import page as report
 
@@ -192,7 +193,7 @@ def test_time_runs_to_the_right_and_low_bands_lie_below():
 
 def test_long_sequences_are_averaged_not_sampled():
     wave = np.arange(1024.0).reshape(1, 1024, 1) / 1023
-    found = pictures._maps(wave, low=np.float64(0), high=np.float64(1))[0, 0]
+    found = pictures._maps(wave, low=np.float64(0), high=np.float64(1), kind="sequence")[0, 0]
     np.testing.assert_allclose(found, np.arange(1024.0).reshape(256, 4).mean(axis=1) / 1023)
 
 
@@ -347,5 +348,34 @@ def test_one_channel_is_drawn_as_the_run_took_it():
         kind = pictures.kind_told(told, maps.shape[1:])
         rows, columns = pictures.pixels(maps, low=0.0, high=1.0, kind=kind).shape[1:3]
         assert (columns > rows) == wide
-    assert pictures.kind_told("vector", (30,)) is None  # its shape says enough
-    assert pictures.kind_told("no such kind", (98, 40, 1)) is None
+    # the shape decides where it says enough, by the method's own rule
+    for told, shape in (("vector", (30,)), ("no such kind", (98, 40, 1)), ("image", (128, 9))):
+        assert pictures.kind_told(told, shape) == kind_of_shape(shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "size"),
+    [
+        ((98, 40, 1), "spectrograms", (40, 98)),
+        ((40, 98, 1), "spectrograms", (40, 98)),  # bands first: time is to the right all the same
+        ((128, 9), "sequences", (9, 128)),
+        ((128, 1, 9), "sequences", (9, 128)),  # as the method takes it, not a map one value wide
+        ((8, 8, 3), "images", (8, 8)),
+        ((2, 3, 4, 5), "vectors", (4, 120)),
+    ],
+)
+def test_inputs_are_drawn_as_the_method_takes_them(shape, kind, size):
+    images = np.random.default_rng(0).uniform(size=(4, *shape))
+    found = pictures.gallery(images, low=0.0, high=1.0, ends=("0", "1"))
+    assert found.kind == kind
+    drawn = pictures.pixels(images, low=0.0, high=1.0)[0]
+    zoom = max(1, 96 // max(size)) if kind == "images" else 0
+    assert drawn.shape[:2] == tuple(side * (zoom or max(1, 96 // side)) for side in size)
+
+
+def test_a_spectrogram_with_bands_first_is_drawn_as_one_with_time_first():
+    values = np.random.default_rng(0).uniform(size=(2, 98, 40, 1))
+    first, turned = (
+        pictures.pixels(each, low=0.0, high=1.0) for each in (values, values.swapaxes(1, 2))
+    )
+    np.testing.assert_array_equal(first, turned)

@@ -129,4 +129,4 @@ def test_numbered_scopes_are_of_the_layer_without_the_number():
     names = ["conv2d", "conv2d_1"]
     assert layer_of("m_1/conv2d_1/convolution", names) == "conv2d"
     assert layer_of("m_1/conv2d_1_2/convolution", names) == "conv2d_1"
-    assert layer_of("m/conv2d_1/convolution", ["conv2d_1"]) == "conv2d_1"
+    assert layer_of("m/conv2d_1/convolution", names) == "conv2d_1"  # no scope is numbered

@@ -56,9 +56,11 @@ def layer_of(tensor: str, layers: Sequence[str]) -> str | None:
     """
     known = set(layers)
     for path in tensor.split(";"):
-        for scope in reversed(path.split("/")):
-            # the trace numbers every scope, so "conv_1" is of the layer "conv", if there is one
-            for name in (_NUMBERED.sub("", scope), scope):
+        scopes = path.split("/")
+        for scope in reversed(scopes):
+            # a trace numbers all scopes or none: behind "net_1", "conv_1" is of the layer "conv"
+            names = (scope, _NUMBERED.sub("", scope))
+            for name in reversed(names) if _NUMBERED.search(scopes[0]) else names:
                 if name in known:
                     return name
     return None
