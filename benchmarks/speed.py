@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import resource
 import statistics
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from dgh_tf.common.console import run, say
+from dgh_tf.common.machine import peak_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,7 @@ def measure(
         "rates": ours,
         "limit_rates": plain,
         "trace_seconds": trace,
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_rss_mib": None if (most := peak_memory()) is None else most / 2**20,
     }
 
 
@@ -177,11 +177,12 @@ def main(argv: list[str]) -> int:
             ),
         }
     atomic_write(FLAGS.output, json.dumps(row, indent=1) + "\n")
+    memory = row["peak_rss_mib"]
     say(
         f"{row['image_steps_per_second']:.0f} image-steps/s, limit "
         f"{row['limit_image_steps_per_second']:.0f}, "
         f"efficiency {row['efficiency']:.2f}, first call {row['trace_seconds']:.1f} "
-        f"s, peak memory {row['peak_rss_mib']:.0f} MiB"
+        f"s, peak memory {'not known' if memory is None else f'{memory:.0f} MiB'}"
     )
     return 0
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
 import platform
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from benchmarks.output import table
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write, sha256_array
+from dgh_tf.common.machine import describe
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.common.value_range import KnownRange, check_units
 from dgh_tf.models.tflite_model import float_file
@@ -300,19 +300,9 @@ def task_images(
 
 def environment() -> str:
     """One line: machine and versions."""
-    info = pathlib.Path("/proc/cpuinfo")
-    names = (
-        [
-            line.split(":")[1].strip()
-            for line in info.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if info.exists()
-        else []
-    )
     packages = ("tensorflow", "keras", "ai-edge-litert", "numpy")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    machine = f"{names[0] if names else platform.machine()}, {os.cpu_count()} logical CPUs"
+    machine = describe()
     return f"{machine}; Python {platform.python_version()}, {versions}"
 
 

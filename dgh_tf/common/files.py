@@ -20,12 +20,13 @@ import numpy as np
 
 _MOST_UNPACKED, _FREE_BYTES = 100, 16 * 2**20
 _RECORDS = ("manifest.json", "attempt.json", "results.json", "ranges.json")  # of runs
+_WINDOWS = os.name == "nt"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
     """Makes a rename inside `folder` survive power loss (POSIX needs the folder itself synced)."""
-    if os.name == "nt":  # Windows opens no folders
+    if _WINDOWS:  # which opens no folders
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -44,8 +45,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix
     )
     temporary = pathlib.Path(name)
+    if _WINDOWS:  # which renames no open file
+        os.close(descriptor)
     try:
-        _hold(descriptor)
+        if not _WINDOWS:
+            _hold(descriptor)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -63,16 +67,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             error.filename = str(path)
         raise
     finally:
-        os.close(descriptor)
+        if not _WINDOWS:
+            os.close(descriptor)
         temporary.unlink(missing_ok=True)
 
 
 def _hold(descriptor: int) -> bool:
-    """Locks a file until it is closed or this process ends; False where another has it."""
-    if os.name == "nt":  # which deletes no open file anyway
-        return True
-    import fcntl
-
+    """Locks a file until it is closed or this process ends; False where another has it, or where
+    there are no such locks (Windows).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # another process has it, or the file system has no locks

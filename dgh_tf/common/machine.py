@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import platform
+import sys
+
+_INFO = pathlib.Path("/proc/cpuinfo")  # Linux alone has it
+
+
+def processor() -> str:
+    """The processor's name, or its architecture where the system does not tell.
+
+    Example:
+      processor()  # "AMD EPYC 7B13"
+    """
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = _INFO.read_text(errors="replace").splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def describe() -> str:
@@ -13,8 +30,14 @@ def describe() -> str:
     Example:
       describe()  # "AMD EPYC 7B13, 2 logical CPUs"
     """
-    info = pathlib.Path("/proc/cpuinfo")  # Linux alone has it
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} logical CPUs"
+    return f"{processor()}, {os.cpu_count()} logical CPUs"
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has held, None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # Linux counts in KiB

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
-import platform
 import time
 from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.machine import processor
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.tflite.interpreter import LiteRTInterpreter
@@ -36,21 +35,12 @@ def _invoke_seconds(*files: TFLiteModel) -> list[float]:
     return [float(np.median(seen)) for seen in times]
 
 
-def _machine() -> str:
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.split(":")[1].strip() for line in lines if line.startswith("model name")),
-        platform.machine(),
-    )
-
-
 def report(model: TFLiteModel, *, float_model: TFLiteModel) -> dict[str, Any]:
     """This machine's verdict on an integer file: see report.judge."""
     ours, reference = _invoke_seconds(model, float_model)
     count = len(model.operators)
     return {
-        "how": f"measured in LiteRT with XNNPACK, 1 thread, median, on {_machine()}",
+        "how": f"measured in LiteRT with XNNPACK, 1 thread, median, on {processor()}",
         "fully_mapped": True,
         "operators_mapped": count,
         "operators_cpu": 0,
