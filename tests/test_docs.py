@@ -40,6 +40,21 @@ def test_paths_of_the_code_exist(page):
         assert (ROOT / path).exists(), path
 
 
+def test_troubleshooting_quotes_messages_that_the_code_has():
+    page = (ROOT / "docs" / "guide" / "troubleshooting.md").read_text()
+    texts = [
+        node.value
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    rows = re.findall(r"^\| (`.+?`) \| ", page.partition("## By message")[2], re.MULTILINE)
+    quoted = [each for row in rows for each in re.findall(r"`([^`]+)`", row)]
+    assert len(quoted) > 20
+    assert not [each for each in quoted if not any(each in text for text in texts)]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_comments_name_pages_that_exist(package):
     for file in (ROOT / package).rglob("*.py"):
