@@ -12,6 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+from dgh_tf.common.quick_import import quick_import
+
 
 @contextlib.contextmanager
 def held_stderr() -> Iterator[None]:
@@ -36,28 +38,29 @@ def held_stderr() -> Iterator[None]:
 
 
 class _QuietStart(importlib.abc.MetaPathFinder):
-    """Holds stderr while TensorFlow is imported, whoever imports it (Keras does too). Serves one
-    import, then is gone.
+    """Holds stderr and saves time while TensorFlow is imported, or Keras, which imports it. Serves
+    one import, then is gone.
     """
 
     def __init__(self, verbose: Callable[[], bool]):
         self._verbose = verbose
 
     def find_spec(self, name, path=None, target=None):
-        if name != "tensorflow":
+        if name not in ("tensorflow", "keras"):
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
-        if spec and spec.loader and not self._verbose():
-            execute = spec.loader.exec_module
-            # a context manager made for each call
-            spec.loader.exec_module = held_stderr()(execute)  # type: ignore[method-assign]
+        if spec and spec.loader:
+            execute = quick_import()(spec.loader.exec_module)  # one made for each call
+            if not self._verbose():
+                execute = held_stderr()(execute)
+            spec.loader.exec_module = execute  # type: ignore[method-assign]
         return spec
 
 
 def quiet_tensorflow(verbose: Callable[[], bool] = lambda: False) -> None:
     """Keeps TensorFlow's start-up lines off the terminal, unless `verbose` says otherwise when
-    TensorFlow is imported.
+    TensorFlow is imported, and imports it by `quick_import`.
 
     Works only before that. TF_CPP_MIN_LOG_LEVEL does not reach the lines that its C++ code writes
     before absl's InitializeLog. A hook, since a command imports TensorFlow as late as it can, in

@@ -313,3 +313,37 @@ def test_the_command_takes_import(custom):
         "--import", str(folder / "none_such.py"),
     )  # fmt: skip
     assert done.returncode == 1 and "--import=" in done.stderr and "no such file" in done.stderr
+
+
+def test_a_quick_import_goes_without_packages_that_are_there_afterwards(tmp_path):
+    """Keras takes what is refused for not installed; the garbage collector works again after it."""
+    (tmp_path / "needed.py").write_text("")
+    (tmp_path / "spare.py").write_text("")
+    (tmp_path / "large.py").write_text(
+        "import gc, needed\nassert not gc.isenabled()\n"
+        "try:\n    import spare\nexcept ImportError:\n    spare = None\n"
+    )
+    (tmp_path / "program.py").write_text(
+        "import gc\nfrom dgh_tf.common.quick_import import quick_import\n"
+        "with quick_import(unused=['spare']):\n    import large\n"
+        "assert large.spare is None and large.needed\n"
+        "assert gc.isenabled() and gc.get_freeze_count() > 1000\n"
+        "import spare\n"
+        "try:\n    with quick_import(): raise OSError\nexcept OSError: import sys\n"
+        "assert gc.isenabled() and not any('quick' in str(type(f)) for f in sys.meta_path)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "program.py"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_starts_tensorflow_without_what_keras_can_do_without():
+    done = python(
+        "-c",
+        "import sys; from dgh_tf.common.quiet import quiet_tensorflow; quiet_tensorflow(); "
+        "import keras; print([n for n in ('sklearn', 'matplotlib.pyplot') if n in sys.modules]); "
+        "from matplotlib import pyplot; print(keras.layers.Dense(1).name)",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\ndense\n", "")

@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dgh_tf.common.quick_import import UNUSED, quick_import
 from tflite_export.calibration.check import representative_dataset
 from tflite_export.tflite.schemes import SCHEMES
 
@@ -97,10 +98,12 @@ def serve() -> None:
     """
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever an import prints is no answer
-    import tensorflow as tf
-    from tensorflow.lite.python import convert as _  # noqa: F401 - what is imported here no fork has to import
+    # TensorFlow imports Keras where it can
+    with quick_import(unused=(*UNUSED, "keras.src")):
+        import tensorflow as tf
+        from tensorflow.lite.python import convert as _  # noqa: F401 - what is imported here no fork has to import
 
-    assert tf.lite.TFLiteConverter and tf.lite.OpsSet  # loaded at the first use
+        assert tf.lite.TFLiteConverter and tf.lite.OpsSet  # loaded at the first use
     for line in iter(sys.stdin.buffer.readline, b""):
         ended, held = (
             os.pipe()
