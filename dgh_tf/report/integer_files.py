@@ -21,6 +21,7 @@ _TONES = {"fine": "good", "doubtful": "warn", "do not ship": "bad"}
 _WORDS = {"fine": "fine", "doubtful": "doubtful", "do not ship": "not fit to ship"}
 _LOW_DB, _FAIR_DB = 10.0, 20.0  # SQNR below which a layer is marked bad, and doubtful
 _CLIPPED = 0.01  # share of values cut off above which a layer is marked
+_SHOWN = 0.0005  # of the same: less would read 0.0 %
 _TARGETS = {"edgetpu": "Edge TPU", "tflm": "TensorFlow Lite Micro", "cpu": "this CPU"}
 _WORST = 8  # layers on the page at once; the others unfold
 
@@ -382,7 +383,7 @@ def _layer(row: dict[str, Any]) -> Layer:
         name=str(row.get("layer") or text.layer_name(row["tensor"])),
         operator=text.operator(row["operator"]),
         sqnr=f"{text.number(sqnr)} dB",
-        clipped=f"{text.percent(clipped, digits=1)} cut off" if clipped else "",
+        clipped=f"{text.percent(clipped, digits=1)} cut off" if clipped >= _SHOWN else "",
         tone="bad" if bad else "warn" if sqnr < _FAIR_DB or clipped > _CLIPPED else "good",
         holds=f"{text.number(low)} to {text.number(high)}",
         reached=f"{text.number(seen_low)} to {text.number(seen_high)}",
