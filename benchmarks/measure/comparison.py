@@ -355,7 +355,7 @@ def write_report(results: Results, *, command: str) -> str:
         "sqnr_db": "SQNR of outputs, dB",
     }
     panels |= {name: heading for name, (heading, _) in heads.items()}
-    plots.bars(
+    plots.scores(
         [{**row, "source": row["calibration"]} for row in rows],
         folder / "scores.png",
         reference=float_scores,
@@ -366,5 +366,5 @@ def write_report(results: Results, *, command: str) -> str:
     names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
     if real and names:
         others = {name: results.ranges(name, *rest) for name in names}
-        plots.ranges_scatter(real, others, folder / "ranges.png")
+        plots.range_ratios(real, others, folder / "ranges.png")
     return text

@@ -1,4 +1,4 @@
-"""Plots of results as PNG files: bars with every seed as a dot, and ranges against the real
+"""Plots of results as PNG files: means with every seed as a dot, and ranges against the real
 ones.
 """
 
@@ -14,6 +14,17 @@ from dgh_tf.common.files import atomic_path
 
 Row = Mapping[str, Any]
 PANELS = 4
+# sources as the README calls them
+_NAMES = {
+    "synthetic": "generated",
+    "real": "real",
+    "noise": "uniform noise",
+    "gaussian": "Gaussian noise",
+    "per_batch": "statistics per batch",
+    "no_augmentation": "no augmentation",
+    "no_stretching": "no stretching",
+    "no_statistics": "no statistics",
+}
 
 
 def _save(figure, path: pathlib.Path) -> None:
@@ -21,15 +32,23 @@ def _save(figure, path: pathlib.Path) -> None:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
 
 
-def bars(
+def name_of(source: str) -> str:
+    """A calibration source as the README calls it."""
+    return _NAMES.get(source, source.replace("_", " "))
+
+
+def scores(
     rows: Sequence[Row],
     path: str | pathlib.Path,
     *,
     columns: Mapping[str, str],
     reference: Mapping[str, float],
 ) -> None:
-    """One panel per column, at most PANELS side by side: a bar per source at the mean over seeds,
-    and a dot per seed.
+    """One panel per column, at most PANELS side by side: per source a line at the mean over seeds,
+    with its value, and a dot per seed.
+
+    An axis shows the differences between the best sources and the float model. A source far below
+    (or above, where less is better) stands at the edge as an arrow with its value.
 
     Args:
       rows: result rows. columns: field -> axis label. reference: field -> value of a dashed line
@@ -40,73 +59,122 @@ def bars(
     sources = list(dict.fromkeys(row["source"] for row in rows))
     across = min(PANELS, len(columns))
     down = -(-len(columns) // across)
-    figure = Figure(figsize=(0.9 + 3.2 * across, 3.2 * down))
+    figure = Figure(figsize=(0.9 + 3.4 * across, 3.4 * down))
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for axis in axes[len(columns) :]:
         axis.axis("off")
     for axis, (field, label) in zip(axes, columns.items(), strict=False):
-        for place, source in enumerate(sources):
-            values = [
-                row[field] for row in rows if row["source"] == source and row.get(field) is not None
+        found = {
+            source: [
+                float(row[field])
+                for row in rows
+                if row["source"] == source and row.get(field) is not None
             ]
-            if values:
-                axis.bar(place, np.mean(values), color=f"C{place}", alpha=0.55)
-                axis.plot([place] * len(values), values, "o", color="black", markersize=3)
-        if field in reference:
-            axis.axhline(reference[field], color="gray", linestyle="--", linewidth=1)
-        axis.set_xticks(range(len(sources)), sources, rotation=40, ha="right", fontsize=8)
+            for source in sources
+        }
+        _panel(axis, found, line=reference.get(field))
+        names = [name_of(source) for source in sources]
+        axis.set_xticks(range(len(sources)), names, rotation=40, ha="right", fontsize=8)
         axis.set_title(label, fontsize=10)
     figure.tight_layout()
     _save(figure, pathlib.Path(path))
 
 
-def ranges_scatter(
+def _panel(axis: Any, found: Mapping[str, Sequence[float]], *, line: float | None) -> None:
+    """Dots, means and the float model's line of one panel."""
+    means = {source: float(np.mean(v)) for source, v in found.items() if v}
+    centre = means.get("real") if line is None else line
+    ends = [*means.values(), *([] if line is None else [line])]
+    low, high = shown_range(ends, centre=centre)
+    axis.set(xlim=(-0.6, len(found) - 0.4), ylim=(low, high))
+    for place, values in enumerate(found.values()):
+        if not values:
+            continue
+        mean = float(np.mean(values))
+        inside = low <= mean <= high
+        at = min(max(mean, low), high)
+        if inside:
+            axis.hlines(mean, place - 0.3, place + 0.3, color=f"C{place}", linewidth=3)
+            seen = [value for value in values if low <= value <= high]
+            axis.plot([place] * len(seen), seen, "o", color="black", markersize=3)
+        else:
+            mark = "v" if mean < low else "^"
+            axis.plot(place, at, mark, color=f"C{place}", markersize=9, clip_on=False)
+        offset = (0, -14 if inside and mean > (low + high) / 2 else 8)
+        axis.annotate(
+            f"{mean:.3g}",
+            (place, at),
+            (0, -14) if mean > high else offset,
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+        )
+    if line is not None:
+        axis.axhline(line, color="gray", linestyle="--", linewidth=1)
+        axis.annotate(
+            f"float {line:.3g}",
+            (axis.get_xlim()[1], line),
+            (-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="gray",
+        )
+
+
+def shown_range(values: Sequence[float], *, centre: float | None) -> tuple[float, float]:
+    """The ends of an axis that shows the differences between the values nearest to `centre` (the
+    float model's, or that of real images; None for their median). Those further off than ten times
+    the nearer half's spread are left to its edge.
+
+    Example: `shown_range([0.98, 0.985, 0.99, 0.1], centre=0.99)` is about (0.9775, 0.9925).
+    """
+    if not len(values):
+        return 0.0, 1.0
+    numbers = np.array(values, np.float64)
+    middle = float(np.median(numbers)) if centre is None else centre
+    order = numbers[np.argsort(np.abs(numbers - middle))]
+    near = order[: max(2, (len(order) + 1) // 2)]
+    spread = max(float(np.ptp(near)), 0.005 * abs(middle), 1e-12)
+    kept = order[np.abs(order - middle) <= 10 * spread]
+    margin = 0.25 * max(float(np.ptp(kept)), spread)
+    return float(kept.min() - margin), float(kept.max() + margin)
+
+
+def range_ratios(
     real: Mapping[str, Sequence[float]],
     others: Mapping[str, Mapping[str, Sequence[float]]],
     path: str | pathlib.Path,
 ) -> None:
-    """Width of every activation tensor's range: with real calibration across, with each other
-    source up.
+    """A strip per source: the width of each layer's range over that of real calibration, in order
+    of execution. Below 1 values of real images are cut off, above 1 integers are left unused.
 
     Args:
       real: tensor -> (low, high). others: source -> the same. Tensors missing on one side are left
         out.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(4.6, 4.4))
-    axis = figure.subplots()
-    for place, (source, ranges) in enumerate(others.items()):
-        pairs = [
-            (real[name][1] - real[name][0], ranges[name][1] - ranges[name][0])
-            for name in real
-            if name in ranges
+    figure = Figure(figsize=(7.0, 0.7 + 1.3 * max(1, len(others))))
+    axes = figure.subplots(max(1, len(others)), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for place, (axis, (source, ranges)) in enumerate(zip(axes, others.items(), strict=False)):
+        widths = [
+            (at, (ranges[name][1] - ranges[name][0]) / (ends[1] - ends[0]))
+            for at, (name, ends) in enumerate(real.items(), start=1)
+            if name in ranges and ends[1] > ends[0] and ranges[name][1] > ranges[name][0]
         ]
-        if pairs:
-            axis.plot(
-                *zip(*pairs, strict=True),
-                ".",
-                markersize=6,
-                alpha=0.7,
-                label=source,
-                color=f"C{place}",
-            )
-    widths = [high - low for low, high in real.values()]
-    if widths:
-        axis.plot(
-            [min(widths), max(widths)],
-            [min(widths), max(widths)],
-            color="gray",
-            linewidth=1,
-            label="as real images",
-        )
-        axis.legend(fontsize=8)
-    axis.set(
-        xscale="log",
-        yscale="log",
-        xlabel="range width, real images",
-        ylabel="range width, other images",
-    )
+        if widths:
+            layers, ratios = zip(*widths, strict=True)
+            axis.vlines(layers, 1.0, ratios, color=f"C{place}", linewidth=1)
+            axis.plot(layers, ratios, "o", color=f"C{place}", markersize=4)
+        axis.axhline(1.0, color="gray", linewidth=1)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_title(f"{name_of(source)}", fontsize=9, loc="left")
+    axes[-1].set_xlabel("layer, in order of execution")
+    figure.supylabel("range width / that of real images", fontsize=9)
+    figure.tight_layout()
     _save(figure, pathlib.Path(path))
 
 
@@ -141,7 +209,7 @@ def size_curves(
                     "o-",
                     markersize=3,
                     color=f"C{place}",
-                    label=source,
+                    label=name_of(source),
                 )
                 axis.fill_between(
                     sizes,
@@ -177,7 +245,7 @@ def layer_gaps(gaps: Mapping[str, Mapping[str, float]], path: str | pathlib.Path
             "o-",
             markersize=3,
             color=f"C{place}",
-            label=source,
+            label=name_of(source),
         )
     axis.set(
         yscale="log", xlabel="BatchNorm layer, in order", ylabel="gap, squared standard deviations"
@@ -233,18 +301,18 @@ def grouped(
             ]
             if values:
                 x = at + (place - (len(sources) - 1) / 2) * width
-                known = source in axis.get_legend_handles_labels()[1]
+                known = name_of(source) in axis.get_legend_handles_labels()[1]
                 axis.bar(
                     x,
                     np.mean(values),
                     width,
                     color=f"C{place}",
                     alpha=0.6,
-                    label=None if known else source,
+                    label=None if known else name_of(source),
                 )
                 axis.plot([x] * len(values), values, ".", color="black", markersize=3)
     if line is not None:
-        axis.axhline(line, color="gray", linestyle="--", linewidth=1)
+        axis.axhline(line, color="gray", linestyle="--", linewidth=1, label="float")
     axis.set_xticks(range(len(groups)), groups, rotation=40, ha="right", fontsize=8)
     axis.set_ylabel(label)
     axis.legend(fontsize=7)

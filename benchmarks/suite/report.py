@@ -127,7 +127,7 @@ def _plots(
     ablation = [row for row in same if row["source"] in ("real", *GENERATED, *HINTED)]
     if len({row["source"] for row in ablation}) > 1:
         names.append(f"ablation-{suffix}.png")
-        plots.bars(
+        plots.scores(
             ablation,
             folder / names[-1],
             columns=columns,
@@ -137,7 +137,7 @@ def _plots(
     if "real" in first and len(first) > 1:
         names.append(f"ranges-{suffix}.png")
         others = {source: row["ranges"] for source, row in first.items() if source != "real"}
-        plots.ranges_scatter(first["real"]["ranges"], others, folder / names[-1])
+        plots.range_ratios(first["real"]["ranges"], others, folder / names[-1])
     if first and all(row["gaps"] for row in first.values()):
         names.append(f"gaps-{suffix}.png")
         plots.layer_gaps({source: row["gaps"] for source, row in first.items()}, folder / names[-1])

@@ -3,6 +3,7 @@ parts by hand.
 """
 
 import json
+import pathlib
 
 import commands
 import numpy as np
@@ -280,3 +281,39 @@ def test_a_model_of_fixed_batch_size_one_is_scored(tmp_path):
     )
     alone = [int(np.argmax(model(image[None]))) for image in x]
     assert task.float_scores["float_top1"] == np.mean(alone == truth)
+
+
+@pytest.mark.parametrize(
+    ("values", "centre", "ends"),
+    [
+        # 0.99 and the nearer half spread over 0.005, so that 0.1 is left to the edge; by hand
+        ([0.98, 0.985, 0.99, 0.1], 0.99, (0.9775, 0.9925)),
+        # both kinds of noise are bad, and real images tell where to look
+        ([0.787, 0.789, 0.146, 0.267], 0.787, (0.787 - 0.25 * 0.005 * 0.787, None)),
+        ([0.5, 0.6, 0.7], None, (0.45, 0.75)),
+        ([0.5], None, (0.5 - 0.25 * 0.0025, 0.5 + 0.25 * 0.0025)),
+        ([], None, (0.0, 1.0)),
+    ],
+)
+def test_an_axis_shows_the_differences_between_the_best(values, centre, ends):
+    from benchmarks.output import plots
+
+    low, high = plots.shown_range(values, centre=centre)
+    assert low == pytest.approx(ends[0], abs=1e-6)
+    assert high < 0.8 if ends[1] is None else high == pytest.approx(ends[1], abs=1e-6)
+
+
+def test_pictures_name_sources_as_the_readme_does(tmp_path):
+    from benchmarks.output import plots
+
+    readme = (pathlib.Path(__file__).resolve().parents[2] / "README.md").read_text()
+    for source in ("real", "synthetic", "noise"):
+        assert plots.name_of(source) in readme
+    rows = [
+        {"source": source, "seed": 0, "top1": value}
+        for source, value in (("real", 0.9), ("synthetic", 0.91), ("noise", 0.1))
+    ]
+    plots.scores(rows, tmp_path / "s.png", columns={"top1": "top-1"}, reference={"top1": 0.92})
+    ranges = {"real": {"a": (0.0, 1.0), "b": (-1.0, 1.0)}, "noise": {"a": (0.0, 2.0)}}
+    plots.range_ratios(ranges["real"], {"noise": ranges["noise"]}, tmp_path / "r.png")
+    assert {p.name for p in tmp_path.iterdir()} == {"s.png", "r.png"}
