@@ -53,8 +53,9 @@ def test_biases_are_corrected_where_an_operator_reads_one_tensor_twice():
 @pytest.mark.parametrize(
     "layer, scheme, advised",
     [
-        (lambda: L.ELU(), "int8", False),
-        (lambda: L.ELU(), "int16x8", False),
+        (lambda: L.Activation(keras.ops.sin), "int8", False),
+        (lambda: L.Activation(keras.ops.sin), "int16x8", False),
+        (lambda: L.ELU(), "int16x8", True),
         (lambda: L.Activation("hard_swish"), "int16x8", True),
     ],
 )

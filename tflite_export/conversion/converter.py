@@ -42,6 +42,7 @@ from tflite_export.tflite.edit import (
     with_ranges,
 )
 from tflite_export.tflite.schemes import find_scheme
+from tflite_export.tflite.tables import with_table_kernels
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 
@@ -102,7 +103,7 @@ def _convert(
         outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes)
         made = run_worker(folder, timeout=timeout)
     return in_order(
-        made,
+        with_table_kernels(made),
         inputs=file_names(list(shapes), side="input"),
         outputs=file_names(outputs, side="output"),
     ).data
@@ -224,7 +225,7 @@ def to_tflite_with_ranges(
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
     return with_chosen_weights(
-        tflite, float_tflite, weights=weights or {}, weight_bits=weight_bits
+        with_table_kernels(tflite), float_tflite, weights=weights or {}, weight_bits=weight_bits
     ).data
 
 

@@ -1,8 +1,8 @@
 """A Keras model becomes a SavedModel with constant weights, batch 1 and names of its own for
 inputs and outputs.
 
-What TensorFlow's converter crashes on or has no integer kernel for is written in other operations
-here.
+What TensorFlow's converter crashes on is written in another way here, and what it has no good
+integer kernel for in `integer_forms`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dgh_tf.models.choices import first_choice, is_choice, layer_name
 from dgh_tf.models.tflite.model import plain
 from tflite_export.calibration.check import Images
 from tflite_export.calibration.collect import as_images
+from tflite_export.conversion.integer_forms import with_integer_forms
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -216,91 +217,6 @@ def _valid_scopes(model: Any) -> Iterator[None]:
             setattr(layer, attribute, name)
 
 
-def _with_integer_kernels(frozen: Any) -> Any:
-    """The frozen function with what has no integer kernel written as what has one, value for value.
-
-    -x becomes x * -1; layer normalization is full of it. The square of x, as group normalization
-    takes it, becomes x * x. Keras' GELU is written with erfc, which TFLite does not know; with erf
-    the converter finds its GELU operator.
-    """
-    import tensorflow as tf
-
-    graph = frozen.graph.as_graph_def()
-    nodes = list(graph.node)
-    negations = [n for n in nodes if n.op == "Neg" and _is_float32(n)]
-    complements = [n for n in nodes if n.op == "Erfc" and _is_float32(n)]
-    squares = [n for n in nodes if n.op == "Square" and _is_float32(n)]
-    squares += [n for n in nodes if n.op == "SquaredDifference" and _has_many_axes(frozen, n)]
-    if not negations and not complements and not squares:
-        return frozen
-    for node in squares:
-        _write_with_product(graph, node)
-    for node in complements:
-        _write_with_erf(graph, node)
-    if negations:
-        minus_one = _scalar(graph, "minus_one", -1.0)
-        for node in negations:
-            node.op = "Mul"
-            node.input.insert(1, minus_one)
-    inputs, outputs = ([tensor.name for tensor in side] for side in (frozen.inputs, frozen.outputs))
-    return tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), []).prune(
-        inputs, outputs
-    )
-
-
-def _is_float32(node: Any) -> bool:
-    import tensorflow as tf
-
-    return node.attr["T"].type == tf.float32.as_datatype_enum
-
-
-def _has_many_axes(frozen: Any, node: Any) -> bool:
-    """Whether it makes more axes than the squared difference of TFLite takes: the converter then
-    writes it with SQUARE.
-    """
-    rank = frozen.graph.get_tensor_by_name(f"{node.name}:0").shape.rank
-    return _is_float32(node) and (rank is None or rank > 4)
-
-
-def _write_with_product(graph: Any, node: Any) -> None:
-    """x^2 becomes x * x, (a - b)^2 likewise."""
-    if node.op == "SquaredDifference":
-        difference = graph.node.add(name=f"{node.name}/difference", op="Sub")
-        difference.input.extend(node.input)
-        difference.attr["T"].CopyFrom(node.attr["T"])
-        del node.input[:]
-        node.input.append(difference.name)
-    node.op = "Mul"
-    node.input.insert(1, node.input[0])
-
-
-def _scalar(graph: Any, name: str, value: float) -> str:
-    """Adds a float32 constant to a GraphDef; returns its name."""
-    import tensorflow as tf
-
-    node = graph.node.add(name=name, op="Const")
-    node.attr["dtype"].type = tf.float32.as_datatype_enum
-    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(np.float32(value)))
-    return name
-
-
-def _write_with_erf(graph: Any, node: Any) -> None:
-    """erfc(-x * c) of a GELU becomes 1 + erf(x * c); other erfc stay, for the converter to name."""
-    by_name = {each.name: each for each in graph.node}
-    product = by_name[node.input[0]]
-    if product.op != "Mul" or by_name[product.input[0]].op != "Neg":
-        return
-    positive = graph.node.add(name=f"{node.name}/positive", op="Mul")
-    positive.input.extend([by_name[product.input[0]].input[0], product.input[1]])
-    erf = graph.node.add(name=f"{node.name}/erf", op="Erf")
-    erf.input.append(positive.name)
-    for each in (positive, erf):
-        each.attr["T"].CopyFrom(node.attr["T"])
-    node.op = "AddV2"
-    node.input[0] = erf.name
-    node.input.insert(1, _scalar(graph, f"{node.name}/one", 1.0))
-
-
 def save_frozen(
     model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]
 ) -> list[str]:
@@ -337,7 +253,7 @@ def save_frozen(
         traced.structured_outputs
     )  # the frozen function's outputs are flat, in this order
     with held_stderr():  # TensorFlow 2.19 counts GPUs aloud whenever it optimizes a graph
-        frozen = _with_integer_kernels(convert_variables_to_constants_v2(traced))
+        frozen = with_integer_forms(convert_variables_to_constants_v2(traced))
 
     def signature(*tensors):
         # identity: a name of its own for every output, also when two outputs are one tensor
