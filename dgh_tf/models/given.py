@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from dgh_tf.models.batches import with_any_batch
 from dgh_tf.models.loading import load_model
 
 
 def given_model(model: Any) -> Any:
-    """A Keras model as it is; the path of one (text or pathlib.Path), or a name such as demo, is
-    loaded by `load_model`.
+    """A Keras model as it is, or where it fixes the size of its batch one that does not; the path
+    of one (text or pathlib.Path), or a name such as demo, is loaded by `load_model`.
 
-    Raises: TypeError for anything else; what `load_model` raises.
+    Raises: TypeError for anything else; what `load_model` and `with_any_batch` raise.
     """
     if isinstance(model, str | os.PathLike):
         return load_model(os.fspath(model))
@@ -20,4 +21,4 @@ def given_model(model: Any) -> Any:
         raise TypeError(
             f"model: expected a Keras model, or the path of one; got {type(model).__name__}."
         )
-    return model
+    return with_any_batch(model)

@@ -18,6 +18,7 @@ import numpy as np
 
 from dgh_tf.common.processes import temporary_folder
 from dgh_tf.models.allowed import FUNCTION_LAYERS, MODELS
+from dgh_tf.models.batches import with_any_batch
 from dgh_tf.models.files import Kind, ModelFile
 from dgh_tf.models.keras2_functions import as_function_layer, function_layer
 from dgh_tf.models.limits import DYNAMIC_SIDE, require_reasonable_activations, weights_limited
@@ -72,6 +73,7 @@ def load_keras2(file: ModelFile, *, unsafe: bool) -> keras.Model:
         )
     if not unsafe:
         require_reasonable_activations(reference)
+    reference = with_any_batch(reference)
     with temporary_folder() as folder:
         rewritten = folder / "model.h5"
         try:

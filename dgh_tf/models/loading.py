@@ -14,6 +14,7 @@ import numpy as np
 
 from dgh_tf.common.files import sha256_file
 from dgh_tf.models.allowed import require_allowed, require_bounded
+from dgh_tf.models.batches import with_any_batch
 from dgh_tf.models.files import ModelFile, is_tflite, read_model_file
 from dgh_tf.models.keras2 import load_keras2
 from dgh_tf.models.limits import require_reasonable_activations, weights_limited
@@ -101,7 +102,7 @@ def load_model(
     else:
         require_allowed(file.config, path=str(path), custom=_registered)
     load = load_keras2 if file.keras2 else _load_keras3
-    return _checked(lambda: in_float32(load(file, unsafe=unsafe)), path)
+    return with_any_batch(_checked(lambda: in_float32(load(file, unsafe=unsafe)), path))
 
 
 def in_float32(model) -> keras.Model:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.common.text import in_one_line
+from dgh_tf.models.batches import with_any_batch
 from dgh_tf.models.batchnorm import (
     BatchNorm,
     batchnorm_layers,
@@ -73,6 +75,7 @@ class Network:
 
         use_statistics: False treats a model with BN statistics as if it had none.
         """
+        model = with_any_batch(model)
         try:
             self.model = model = without_choices(model)
         except ValueError:  # `find_heads` looks into nested models too
@@ -234,15 +237,19 @@ class Network:
         """
         try:
             return call_model(self.model, self.own_layout(inputs))
-        except TypeError as error:
+        except (TypeError, ValueError, tf.errors.InvalidArgumentError) as error:
+            advice = (
+                "Wrap it in a functional model with one keras.Input for each input."
+                if isinstance(error, TypeError)
+                else "Check the shapes that its layers name."
+            )
             known = ", ".join(
                 f"{name} {shape}"
                 for name, shape in zip(self.input_names, self.input_shapes, strict=True)
             )
             raise ValueError(
                 f"Model {self.model.name!r} could not be called on its known inputs "
-                f"({known}): {error}. "
-                "Wrap it in a functional model with one keras.Input for each input."
+                f"({known}): {in_one_line(error)}. {advice}"
             ) from error
 
 

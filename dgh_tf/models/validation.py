@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.common.text import in_one_line
 from dgh_tf.models.batchnorm import BatchNorm
 from dgh_tf.models.evidence import is_initial
 from dgh_tf.models.heads import Head, upstream
@@ -56,6 +57,12 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
             "data_format='channels_first' run on GPUs and on few CPUs; rebuild it "
             "with channels_last and the same weights, "
             "behind a Permute((2, 3, 1)) layer where the input must stay."
+        ) from error
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            f"Model {model.name!r} does not take {len(_SCALES)} images at once: "
+            f"{in_one_line(error)}. Build it so that it takes batches of any size, with -1 "
+            "wherever a shape names the batch."
         ) from error
     for name, values in found.items():
         values = values.numpy()

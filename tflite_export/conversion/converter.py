@@ -92,15 +92,20 @@ def _convert(
     model: Any,
     shapes: Mapping[str, Sequence[int]],
     arrays: Mapping[str, np.ndarray],
+    *,
     scheme: str | None,
     timeout: float | None,
+    examples: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
+    """arrays: what calibrates the file. examples: images for a file that nothing calibrates."""
     with processes.temporary_folder() as folder:
         names = list(file_names(list(arrays), side="input"))
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": names}))
-        outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes)
+        outputs = save_frozen(
+            in_float32(model), folder / "model", shapes=shapes, images=arrays or examples or {}
+        )
         made = run_worker(folder, timeout=timeout)
     return in_order(
         with_table_kernels(made),
@@ -165,10 +170,13 @@ def convert_checked(
         weights from it.
     """
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
-    tflite = _convert(model, shapes, arrays, scheme, timeout)
+    tflite = _convert(model, shapes, arrays, scheme=scheme, timeout=timeout)
     if find_scheme(scheme).weight_bits == 8:
         return tflite
-    return _four_bit(tflite, float_tflite or _convert(model, shapes, {}, None, timeout))
+    float_tflite = float_tflite or _convert(
+        model, shapes, {}, scheme=None, timeout=timeout, examples=arrays
+    )
+    return _four_bit(tflite, float_tflite)
 
 
 def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
@@ -270,11 +278,15 @@ def to_float_tflite(
         return with_own_biases(file).data
     images = None if images is None else collected(model, images)
     shapes: dict[str, tuple[Any, ...]] = dict(input_shapes(model, images))
+    arrays: dict[str, Any] = {}
     if images is not None:
         given = images if isinstance(images, Mapping) else {next(iter(shapes)): images}
-        shapes = {plain(name): tuple(np.shape(array)[1:]) for name, array in given.items()}
+        arrays = {plain(name): np.asarray(array) for name, array in given.items()}
+        shapes = {name: array.shape[1:] for name, array in arrays.items()}
     if any(size is None for shape in shapes.values() for size in shape):
         raise ValueError(
             f"Model '{model.name}' has inputs of any size: {shapes}. Pass images to fix the size."
         )
-    return with_own_biases(_convert(model, shapes, {}, None, timeout)).data
+    return with_own_biases(
+        _convert(model, shapes, {}, scheme=None, timeout=timeout, examples=arrays)
+    ).data

@@ -11,12 +11,19 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.common.text import in_one_line
+from dgh_tf.models.batches import (
+    different_images,
+    noise_images,
+    require_images_apart,
+    with_any_batch,
+)
 from dgh_tf.models.choices import first_choice, is_choice, layer_name
 from dgh_tf.models.tflite.model import plain
 from tflite_export.calibration.check import Images
@@ -218,27 +225,37 @@ def _valid_scopes(model: Any) -> Iterator[None]:
 
 
 def save_frozen(
-    model: Any, folder: str | os.PathLike, *, shapes: Mapping[str, Sequence[int]]
+    model: Any,
+    folder: str | os.PathLike,
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    images: Mapping[str, np.ndarray] | None = None,
 ) -> list[str]:
     """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output
     names in the model's order.
 
     The signature serving_default takes float32 [1, ...shape] by input name and gives a dict by
     output name, both as `file_names` has them traced.
+
+    images: [images, ...] by input name, which show that the model treats each by itself; empty:
+      noise shows it; None: nothing does. Raises ValueError where it does not.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     order: list[str] = []
 
-    def named(*tensors):
+    def called(*tensors):
         functional = _is_functional(model)
         packed = (
             tf.nest.pack_sequence_as(symbolic_input(model), tensors)
             if functional
             else _as_called(list(shapes), tensors)
         )
-        outputs = named_outputs(model, model(packed, training=False))
+        return named_outputs(model, model(packed, training=False))
+
+    def named(*tensors):
+        outputs = called(*tensors)
         order[:] = outputs
         traced = zip(file_names(order, side="output"), outputs.values(), strict=True)
         return {name: tf.convert_to_tensor(output) for name, output in traced}
@@ -248,7 +265,17 @@ def save_frozen(
         for name, shape in zip(file_names(list(shapes), side="input"), shapes.values(), strict=True)
     ]
     with _unrolled(model), _valid_scopes(model):
-        traced = tf.function(named, autograph=False).get_concrete_function(*specs)
+        try:
+            traced = tf.function(named, autograph=False).get_concrete_function(*specs)
+        except (ValueError, tf.errors.InvalidArgumentError) as error:
+            raise ValueError(
+                f"Model '{model.name}' cannot take one image: {in_one_line(error)}. Build it so "
+                "that it takes batches of any size, with -1 wherever a shape names the batch."
+            ) from error
+    if images is not None:
+        given = [images[name] for name in shapes] if images else None
+        tried = different_images(given) if given else noise_images(list(shapes.values()))
+        _require_images_apart(model, called, traced, tried)
     names = sorted(
         traced.structured_outputs
     )  # the frozen function's outputs are flat, in this order
@@ -270,12 +297,29 @@ def save_frozen(
     return order
 
 
+def _require_images_apart(
+    model: Any, called: Callable, traced: Callable, images: Sequence[np.ndarray]
+) -> None:
+    """Raises ValueError for a model whose images give something else alone than together.
+
+    called: the model on tensors of any batch. traced: the same, traced at batch 1.
+    """
+    import tensorflow as tf
+
+    together = called(*map(tf.constant, images))
+    names = file_names(list(together), side="output")
+    apart = [traced(*(tf.constant(x[i : i + 1]) for x in images)) for i in range(len(images[0]))]
+    named = [{names[traced_as]: value for traced_as, value in one.items()} for one in apart]
+    require_images_apart(model, named, together)
+
+
 def in_float32(model: Any) -> Any:
-    """The model with float32 layers: the converter has kernels for no other precision. Raises
-    ValueError where it cannot be rebuilt.
+    """The model with float32 layers, since the converter has kernels for no other precision, and
+    with batches of any size. Raises ValueError where it cannot be rebuilt.
     """
     from dgh_tf.models import loading
 
+    model = with_any_batch(model)
     try:
         return loading.in_float32(model)
     except Exception as error:  # a subclass's from_config can fail in any way
