@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import io
 import logging as python_logging
 import os
+import pathlib
 import re
+import shutil
 import signal
 import sys
 import traceback
@@ -17,6 +18,7 @@ from typing import NoReturn
 
 from absl import app, flags, logging
 
+from dgh_tf.common.files import is_full_disk
 from dgh_tf.common.help import help_text
 from dgh_tf.common.quiet import quiet_tensorflow
 from dgh_tf.common.user_code import import_user_code
@@ -102,19 +104,28 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | exhausted)
 
 
+def _room(error: Exception) -> str:
+    """How much is free where the file of an error should have gone; "" where that is unknown."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str):
+        return ""
+    folder = next((path for path in pathlib.Path(name).parents if path.is_dir()), None)
+    return f" ({shutil.disk_usage(folder).free} bytes are free there)" if folder else ""
+
+
 def _explained(error: Exception) -> str | None:
     """One line for what users can cause (a rate too large makes a run diverge), None for what is
     our fault.
     """
     text = str(error) or type(error).__name__
+    if is_full_disk(error):
+        return (
+            f"{text}{_room(error)}. Free some space and give the same command again; what was "
+            "whole on disk before is untouched."
+        )
     if _is_memory(error):
         first = text.splitlines()[0]
         return f"not enough memory ({first}). Use a smaller --batch_size or fewer --num_images."
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"{text}. Free some space and give the same command again; what was whole "
-            "on disk before is untouched."
-        )
     known = (ValueError, FloatingPointError, OSError, ImportError)
     return text if isinstance(error, known) else None
 

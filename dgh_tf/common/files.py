@@ -35,6 +35,27 @@ def sync_folder(folder: str | os.PathLike) -> None:
         os.close(descriptor)
 
 
+def is_full_disk(error: Exception) -> bool:
+    """Whether a file could not be written whole. TensorFlow has no error of its own for that."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Puts `path` into an OSError of the block that names no file, as one of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        # numpy's own, of a write that came back short, tells neither why nor where
+        if error.errno is None and re.search(r"requested and \d+ written", str(error)):
+            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(path)) from error
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; on success it is synced and renamed onto `path`, on
@@ -50,9 +71,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     try:
         if not _WINDOWS:
             _hold(descriptor)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(
@@ -60,12 +82,6 @@ def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         )  # mkstemp makes the file private; give it the mode any other new file has
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        if error.errno is None:  # numpy's own, of a write that came back short
-            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(path)) from error
-        if error.filename is None:
-            error.filename = str(path)
-        raise
     finally:
         if not _WINDOWS:
             os.close(descriptor)
@@ -271,13 +287,14 @@ def atomic_folder(path: str | os.PathLike, *, flag: str) -> Iterator[pathlib.Pat
     path = require_new_folder(path, flag=flag)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
-        for item in sorted(temporary.rglob("*")):
-            if item.is_dir():
-                sync_folder(item)
-            else:
-                with open(item, "rb") as file:
-                    os.fsync(file.fileno())
+        with naming(path):
+            yield temporary
+            for item in sorted(temporary.rglob("*")):
+                if item.is_dir():
+                    sync_folder(item)
+                else:
+                    with open(item, "rb") as file:
+                        os.fsync(file.fileno())
         sync_folder(temporary)
         umask = os.umask(0)
         os.umask(umask)
@@ -286,10 +303,6 @@ def atomic_folder(path: str | os.PathLike, *, flag: str) -> Iterator[pathlib.Pat
             path.rmdir()  # empty: Windows does not rename onto it
         os.replace(temporary, path)
         sync_folder(path.parent)
-    except OSError as error:
-        if error.errno is None:  # numpy's own, of a write that came back short
-            raise OSError(errno.ENOSPC, f"not written whole ({error})", str(path)) from error
-        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -27,6 +27,8 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
+from dgh_tf.common.files import naming
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _children: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
 
@@ -201,7 +203,7 @@ def temporary_folder() -> Iterator[pathlib.Path]:
 
     home = _home()
     if home is None:
-        with tempfile.TemporaryDirectory(prefix="dgh_tf_") as name:
+        with tempfile.TemporaryDirectory(prefix="dgh_tf_") as name, naming(name):
             yield pathlib.Path(name)
         return
     _remove_dead(home)
@@ -213,7 +215,8 @@ def temporary_folder() -> Iterator[pathlib.Path]:
             stack.enter_context(filelock.FileLock(lock))  # before the folder: it is never free
         folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        yield folder
+        with naming(folder):
+            yield folder
 
 
 def _unlink(path: pathlib.Path) -> None:

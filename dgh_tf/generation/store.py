@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from dgh_tf.common.files import require_space
+from dgh_tf.common.files import naming, require_space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +259,7 @@ class FileStore:
         self, call: Callable[[memoryview], int | None], batch: int, arrays: Sequence[np.ndarray]
     ) -> None:
         """One call moves 2 GiB at most, and may move less."""
-        with self._turn:
+        with self._turn, naming(self._path):
             self._file.seek(batch * self._stride)
             for array in arrays:
                 rest = array.reshape(-1).data.cast("B")

@@ -10,7 +10,7 @@ import sys
 import time
 
 from dgh_tf.common import console
-from dgh_tf.common.files import atomic_write
+from dgh_tf.common.files import atomic_write, naming
 from dgh_tf.common.run_folder import read_metrics
 from dgh_tf.run.tensorboard import Summaries
 
@@ -48,7 +48,7 @@ class Metrics:
         row = {"step": progress.step, **progress.losses, "rate": round(progress.rate, 1)}
         self.rows.append(row)
         if self._path:
-            with self._path.open("a") as file:
+            with naming(self._path), self._path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
         if self.summaries:
             self.summaries.add(

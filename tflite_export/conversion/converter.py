@@ -71,6 +71,7 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
         ) from None
     if code == 0:
         return (folder / "model.tflite").read_bytes()
+    server.require_room(code, folder)
     noise = ("I0000", "W0000", "WARNING: All log messages")  # of TensorFlow's start
     lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith(noise)][
         -_SHOWN_LINES:

@@ -10,6 +10,7 @@ Linux), each conversion starts a cold process.
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import pathlib
@@ -121,6 +122,12 @@ def _run_cold(folder: pathlib.Path, *, timeout: float | None) -> tuple[int, str]
     """As `run`, in a process started for this folder alone."""
     done = processes.run(_MODULE, str(folder), timeout=timeout, environment=_ENVIRONMENT)
     return done.code, done.stderr
+
+
+def require_room(code: int, folder: pathlib.Path) -> None:
+    """Raises OSError where a worker ended with this code since the disk of its folder is full."""
+    if code == errno.ENOSPC:
+        raise OSError(code, f"{os.strerror(code)} for temporary files (see TMPDIR)", str(folder))
 
 
 atexit.register(stop)

@@ -3,7 +3,8 @@
 `python -m tflite_export.conversion.worker FOLDER`. FOLDER/request.json says what to do; it holds
 FOLDER/model (a SavedModel with the signature serving_default) and one FOLDER/<n>.npy of calibration
 images per input; or FOLDER/calibrated.tflite, a float file with the ranges of its activations.
-Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text.
+Leaves FOLDER/model.tflite, or FOLDER/error.txt with the exception's text, or ends with the code
+ENOSPC where the disk has no room.
 
 Without FOLDER it imports TensorFlow once, then reads folders from stdin, one JSON string a line,
 does each in a fork of itself, whose stderr goes to FOLDER/stderr.txt, and answers with the fork's
@@ -12,6 +13,7 @@ exit code, a signal as its negative number.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -24,7 +26,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+<<<<<<< HEAD
 from dgh_tf.common.quick_import import UNUSED, quick_import
+=======
+from dgh_tf.common.files import is_full_disk
+>>>>>>> 6d1d59a (Name the file and the room left where a disk fills during a run or a conversion)
 from tflite_export.calibration.check import representative_dataset
 from tflite_export.tflite.schemes import SCHEMES
 
@@ -61,15 +67,17 @@ def convert(folder: pathlib.Path) -> bytes:
 
 def main(argv: list[str], make: Callable[[pathlib.Path], bytes]) -> int:
     """Leaves FOLDER/model.tflite with what `make` gives for the folder, or FOLDER/error.txt with
-    its exception's text.
+    its exception's text. Returns the exit code.
     """
     folder = pathlib.Path(argv[1])
     try:
         data = make(folder)
+        (folder / "model.tflite").write_bytes(data)
     except Exception as error:
+        if is_full_disk(error):  # no text would fit either
+            return errno.ENOSPC
         (folder / "error.txt").write_text(f"{type(error).__name__}: {error}")
         raise
-    (folder / "model.tflite").write_bytes(data)
     return 0
 
 

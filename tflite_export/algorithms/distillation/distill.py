@@ -24,6 +24,7 @@ from dgh_tf.common import processes
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.conversion.converter import ConversionError
 from tflite_export.conversion.freeze import input_shapes, named_outputs, plain
+from tflite_export.conversion.server import require_room
 
 WEIGHT_BITS = {"int8": 8, "w4a8": 4}
 # of Adam, in steps of the integer grid; at five times the first the weights of a small net no
@@ -205,6 +206,7 @@ def _run_worker(
         ) from None
     if done.code == 0:
         return (folder / "model.tflite").read_bytes()
+    require_room(done.code, folder)
     error = folder / "error.txt"
     lines = [line for line in done.stderr.splitlines() if line.strip()][-_SHOWN_LINES:]
     text = (
