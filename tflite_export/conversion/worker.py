@@ -26,11 +26,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-<<<<<<< HEAD
-from dgh_tf.common.quick_import import UNUSED, quick_import
-=======
 from dgh_tf.common.files import is_full_disk
->>>>>>> 6d1d59a (Name the file and the room left where a disk fills during a run or a conversion)
+from dgh_tf.common.quick_import import UNUSED, quick_import
 from tflite_export.calibration.check import representative_dataset
 from tflite_export.tflite.schemes import SCHEMES
 
