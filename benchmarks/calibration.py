@@ -9,7 +9,7 @@ import sys
 
 from absl import flags
 
-from benchmarks.data.choice import PART_HELP, PARTS
+from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import (
     KEY,
@@ -24,6 +24,7 @@ from benchmarks.output.results import Results
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from dgh_tf.models.loading import require_model
+from dgh_tf.ops.kinds import KINDS
 from tflite_export.conversion.server import start_worker
 
 FLAGS = flags.FLAGS
@@ -69,6 +70,7 @@ def define_flags() -> None:
         "",
         "Valid input range LOW,HIGH or a convention; empty: found from the model.",
     )
+    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_list(
         "scheme", ["int8"], "Some of int8, int16x8, w4a8, mixed; one table holds all."
     )
@@ -108,6 +110,7 @@ def main(argv: list[str]) -> int:
             evaluation=FLAGS.evaluation,
             preprocess=FLAGS.preprocess,
             input_range=FLAGS.input_range,
+            input_kind=FLAGS.input_kind,
             real_limit=_REAL_POOL * FLAGS.num_images,
             evaluation_limit=FLAGS.num_evaluation or None,
             part=FLAGS.part,

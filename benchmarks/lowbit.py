@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from benchmarks.data.choice import PART_HELP, PARTS
+from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import (
     Task,
@@ -30,6 +30,7 @@ from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from dgh_tf.models.loading import require_model
+from dgh_tf.ops.kinds import KINDS
 
 FLAGS = flags.FLAGS
 KEY = ("source", "setting", "rule", "reconstruction", "seed")
@@ -107,6 +108,7 @@ def define_flags() -> None:
         "",
         "Valid input range LOW,HIGH or a convention; empty: found from the model.",
     )
+    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_integer(
         "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
     )
@@ -353,6 +355,7 @@ def main(argv: list[str]) -> int:
             evaluation=FLAGS.evaluation,
             preprocess=FLAGS.preprocess,
             input_range=FLAGS.input_range,
+            input_kind=FLAGS.input_kind,
             real_limit=4 * FLAGS.num_images,
             evaluation_limit=FLAGS.num_evaluation or None,
             part=FLAGS.part,

@@ -30,6 +30,7 @@ COLUMNS = {
     "top1": ("top-1", 3),
     "map": ("mAP", 3),
     "agreement": ("agreement", 3),
+    "iou": ("IoU", 3),
     "sqnr_db": ("SQNR, dB", 2),
     "mse": ("MSE", 7),
     "range_coverage": ("range coverage", 3),
@@ -72,6 +73,7 @@ def load_task(
     signature: str = "",
     preprocess: str = "none",
     input_range: str = "",
+    input_kind: str = "auto",
     real_limit: int | None = None,
     evaluation_limit: int | None = None,
     part: str = "all",
@@ -105,7 +107,7 @@ def load_task(
     real_x, _ = read(real, role="real", limit=real_limit)
     x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)
     network = Network(loaded)
-    found = network_ranges(network, text=input_range)[0]
+    found = network_ranges(network, text=input_range, kind=input_kind)[0]
     say(f"input range: {found.low} .. {found.high} ({found.source})")
     sets = {f"--real={real}": real_x, f"--evaluation={evaluation}": x}
     if real == evaluation:  # a command that takes one set
@@ -176,11 +178,12 @@ def measure(
 def seeded_configs(values: Any) -> tuple[dict[str, Any], list[Any]]:
     """The settings of generation that the flags give, and a GenerationConfig of them for each seed.
 
-    Args: values: a command's flags: num_images, steps, batch_size, input_range and seeds.
+    Args: values: a command's flags: num_images, steps, batch_size, input_range, input_kind and
+      seeds.
     """
     from dgh_tf import GenerationConfig
 
-    names = ("num_images", "steps", "batch_size", "input_range")
+    names = ("num_images", "steps", "batch_size", "input_range", "input_kind")
     settings = {name: values[name].value for name in names}
     return settings, [GenerationConfig(seed=seed, **settings) for seed in range(values.seeds)]
 

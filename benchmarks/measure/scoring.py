@@ -28,7 +28,8 @@ def scorer(
         images alone.
 
     Returns:
-      A function from outputs by name to scores (top1 and agreement; map; or none), and a line that
+      A function from outputs by name to scores (top1 and agreement; map; agreement and iou of
+      masks; or none), and a line that
       says which and why.
 
     Raises: ValueError for classes that the model does not have.
@@ -47,6 +48,8 @@ def scorer(
         return _detection(
             model, x, truth
         ), f"scored by COCO mAP, decoded by {type(model).__name__}.decode_predictions"
+    if any(metrics.is_mask(value) for value in reference.values()):
+        return _masks(reference), "scored by agreement and IoU of the float model's masks at 0.5"
     if truth is None:
         return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
     scores = next(iter(reference.values()))
@@ -62,6 +65,20 @@ def scorer(
     return _classification(
         scores.reshape(len(x), -1), truth
     ), "scored by top-1 and by agreement with the float model"
+
+
+def _masks(reference: Outputs) -> Callable[[Outputs], dict[str, float]]:
+    """The worst of all masks: the heads of one model may mark different things."""
+    masks = [name for name, value in reference.items() if metrics.is_mask(value)]
+
+    def scores(outputs: Outputs) -> dict[str, float]:
+        pairs = [(reference[name], outputs[name]) for name in masks]
+        return {
+            "agreement": min(metrics.mask_agreement(*pair) for pair in pairs),
+            "iou": min(metrics.iou(*pair) for pair in pairs),
+        }
+
+    return scores
 
 
 def _classification(reference: np.ndarray, y: np.ndarray) -> Callable[[Outputs], dict[str, float]]:

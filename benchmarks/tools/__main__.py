@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.data.choice import KIND_HELP
 from benchmarks.data.sources import check_sources
 from benchmarks.measure.comparison import (
     COLUMNS,
@@ -31,6 +32,7 @@ from dgh_tf.calibration_sets.source import Input, Source
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, locked_folder
 from dgh_tf.models.loading import require_model
+from dgh_tf.ops.kinds import KINDS
 
 FLAGS = flags.FLAGS
 _COLUMNS = {name: COLUMNS[name] for name in ("top1", "agreement", "sqnr_db")}
@@ -46,6 +48,7 @@ def define_flags() -> None:
         "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
     )
     flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
+    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_list("tools", list(TOOLS), f"Some of {', '.join(TOOLS)}.")
     flags.DEFINE_list("sources", ["real", "synthetic", "noise"], "As in benchmarks.calibration.")
     flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
@@ -136,6 +139,7 @@ def main(argv: list[str]) -> int:
             evaluation=FLAGS.evaluation,
             preprocess=FLAGS.preprocess,
             input_range=FLAGS.input_range,
+            input_kind=FLAGS.input_kind,
         )
         if len(task.reference) != 1:
             raise ValueError(

@@ -1,0 +1,102 @@
+"""Small networks of the kinds that run beside sensors. Each builder takes the input's shape and the
+number of classes and returns a Keras model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Shape = tuple[int, ...]
+
+
+def motion_cnn(shape: Shape, classes: int) -> Any:
+    """Convolution, BatchNorm, ReLU three times; the mean over time is classified."""
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input(shape, name="motion")
+    for width in (16, 32, 48):
+        x = layers.Conv1D(width, 5, strides=2, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="motion_cnn")
+
+
+def motion_gru(shape: Shape, classes: int) -> Any:
+    """A convolution with BatchNorm in front of a GRU of 24 units."""
+    import keras
+    from keras import layers
+
+    inputs = keras.Input(shape, name="motion")
+    x = layers.Conv1D(24, 5, strides=4, padding="same", use_bias=False)(inputs)
+    x = layers.GRU(24)(layers.ReLU()(layers.BatchNormalization()(x)))
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="motion_gru")
+
+
+def speech_elu(shape: Shape, classes: int) -> Any:
+    """Convolutions with BatchNorm and ELU."""
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input(shape, name="cepstra")
+    for width in (32, 48):
+        x = layers.Conv1D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.MaxPooling1D(2)(layers.ELU()(layers.BatchNormalization()(x)))
+    x = layers.GlobalAveragePooling1D()(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="speech_elu")
+
+
+def current_cnn(shape: Shape, classes: int) -> Any:
+    """2-D convolutions over a spectrogram, BatchNorm in front of ReLU."""
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input(shape, name="spectrogram")
+    for width in (12, 24, 32):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.MaxPooling2D(2)(layers.ReLU()(layers.BatchNormalization()(x)))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_cnn")
+
+
+def current_late(shape: Shape, classes: int) -> Any:
+    """The same with BatchNorm behind ReLU."""
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input(shape, name="spectrogram")
+    for width in (12, 24, 32):
+        x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
+        x = layers.MaxPooling2D(2)(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_late")
+
+
+def pulse_unet(shape: Shape, classes: int) -> Any:
+    """A U-Net of one dimension that marks beats: a sigmoid for every sample."""
+    import keras
+    from keras import layers
+
+    def block(x: Any, width: int) -> Any:
+        x = layers.Conv1D(width, 7, padding="same", use_bias=False)(x)
+        return layers.ReLU()(layers.BatchNormalization()(x))
+
+    inputs = keras.Input(shape, name="pulse")
+    first = block(inputs, 8)
+    second = block(layers.MaxPooling1D(4)(first), 16)
+    x = block(layers.MaxPooling1D(4)(second), 24)
+    x = block(layers.Concatenate()([layers.UpSampling1D(4)(x), second]), 16)
+    x = block(layers.Concatenate()([layers.UpSampling1D(4)(x), first]), 8)
+    outputs = layers.Conv1D(classes, 1, activation="sigmoid", name="beats")(x)
+    return keras.Model(inputs, outputs, name="pulse_unet")
+
+
+NETWORKS: dict[str, tuple[str, Callable[[Shape, int], Any]]] = {
+    "motion_cnn": ("motion", motion_cnn),
+    "motion_gru": ("motion", motion_gru),
+    "speech_elu": ("speech", speech_elu),
+    "current_cnn": ("current", current_cnn),
+    "current_late": ("current", current_late),
+    "pulse_unet": ("pulse", pulse_unet),
+}

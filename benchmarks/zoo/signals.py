@@ -1,0 +1,98 @@
+"""Trains a network on real signals: python -m benchmarks.zoo.signals --network=N --output_dir=DIR.
+
+DIR/N.keras, DIR/real.npz (what it was trained on, to calibrate with) and DIR/evaluation.npz (held
+out: other recordings) are what benchmarks.calibration and the suite take. A minute on two cores.
+The signals lie in packages: pip install --no-deps aeon sktime heartpy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from absl import flags
+
+from benchmarks.measure.metrics import iou
+from benchmarks.zoo.signal_data import SETS, Parts
+from benchmarks.zoo.signal_networks import NETWORKS
+from dgh_tf.common.console import run, say
+from dgh_tf.common.files import atomic_path, locked_folder
+
+if TYPE_CHECKING:
+    import keras
+
+FLAGS = flags.FLAGS
+_BATCH = 32
+_LEARNING_RATE = 3e-3
+_NOISE = 0.05  # deviations of white noise that training adds
+
+
+def define_flags() -> None:
+    flags.DEFINE_enum("network", None, list(NETWORKS), "The network to train.", required=True)
+    flags.DEFINE_string("output_dir", None, "Folder for the model and its sets.", required=True)
+    flags.DEFINE_integer("epochs", 25, "Passes over the training signals.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the weights, the order and the noise.")
+
+
+def train(network: str, parts: Parts, *, epochs: int, seed: int) -> keras.Model:
+    """A model trained on the signals with a little noise, uncompiled."""
+    import keras
+
+    keras.utils.set_random_seed(seed)
+    masks = parts.y.ndim > 1
+    classes = 1 if masks else int(parts.y.max()) + 1
+    build = NETWORKS[network][1]
+    model = build(parts.x.shape[1:], classes)
+    steps = epochs * -(-len(parts.x) // _BATCH)
+    model.compile(
+        optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
+        ),
+        loss="binary_crossentropy" if masks else "sparse_categorical_crossentropy",
+        jit_compile=False,
+    )
+    rng, std = np.random.default_rng(seed), parts.x.std(axis=(0, 1), keepdims=True)
+    for _ in range(epochs):
+        order = rng.permutation(len(parts.x))
+        noise = _NOISE * std * rng.standard_normal(parts.x.shape)
+        x = (parts.x + noise)[order].astype(np.float32)
+        model.fit(x, parts.y[order], batch_size=_BATCH, shuffle=False, verbose=0)
+    clean = build(parts.x.shape[1:], classes)  # never compiled: no optimizer in the file
+    clean.set_weights(model.get_weights())
+    return clean
+
+
+def quality(outputs: np.ndarray, y: np.ndarray) -> str:
+    """Top-1 of classes, intersection over union of masks at 0.5."""
+    if y.ndim == 1:
+        return f"top-1 {np.mean(outputs.argmax(axis=1) == y):.4f}"
+    return f"IoU {iou(y, outputs):.4f}"
+
+
+def main(argv: list[str]) -> int:
+    """Trains, writes the model and its sets, and prints what it is worth on the held-out ones."""
+    del argv
+    trained, held = SETS[NETWORKS[FLAGS.network][0]]()
+    with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        from dgh_tf.demo.saving import save_small
+
+        model = train(FLAGS.network, trained, epochs=FLAGS.epochs, seed=FLAGS.seed)
+        for name, parts in (("real", trained), ("evaluation", held)):
+            with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+                if parts.y.ndim == 1:
+                    np.savez_compressed(file, x=parts.x, y=parts.y)
+                else:  # masks are compared with those of the float model
+                    np.savez_compressed(file, x=parts.x)
+        path = folder / f"{FLAGS.network}.keras"
+        save_small(model, path)
+        found = quality(model.predict(held.x, batch_size=_BATCH, verbose=0), held.y)
+        say(
+            f"wrote {path}: {model.count_params()} parameters, trained on {len(trained.x)} signals "
+            f"in {trained.x.min():.3g} .. {trained.x.max():.3g}, {found} on {len(held.x)} others"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    define_flags()
+    run(main)

