@@ -164,10 +164,11 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(path).exists():
             load_calibration(path)  # raises
     from dgh_tf import load_model
+    from dgh_tf.models.choices import without_choices
     from tflite_export.calibration.units import checked_images
     from tflite_export.conversion.freeze import input_shapes
 
-    model = load_model(values.model)
+    model = without_choices(load_model(values.model))
     shape = next(iter(input_shapes(model).values()))
 
     given = "--preprocess"

@@ -138,6 +138,7 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(name).exists():
             _given([name], image_shape=None)  # raises
     from dgh_tf import GenerationConfig, load_model
+    from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
     from tflite_export.conversion.freeze import input_shapes
@@ -146,7 +147,8 @@ def main(argv: list[str]) -> int:
     from tflite_export.quality.layer_errors import look_first
     from tflite_export.targets.advice import layer_names
 
-    model = load_model(values.model, signature=values.signature)
+    # a file ends before a choice, so it is compared there
+    model = without_choices(load_model(values.model, signature=values.signature))
     given = _given(values.images, image_shape=next(iter(input_shapes(model).values())))
     config = GenerationConfig(
         num_images=values.num_images, steps=values.steps, input_range=values.input_range

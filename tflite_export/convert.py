@@ -52,8 +52,7 @@ from tflite_export.targets.report import (
 )
 from tflite_export.targets.vela import CONFIGURATIONS, System, find_system
 from tflite_export.tflite.edit import left_to_cut, without_softmax
-from tflite_export.tflite.integer_check import IntegerError, check_integer
-from tflite_export.tflite.schemes import SCHEMES
+from tflite_export.tflite.integer_check import IntegerError
 
 __all__ = ["to_float_tflite", "to_tflite"]
 
@@ -262,7 +261,6 @@ def _quantized(
         max_kib=FLAGS.max_kib,
         min_agreement=FLAGS.min_agreement,
     )
-    check_integer(tflite, io_dtype=SCHEMES[FLAGS.scheme].io_dtype)
     return tflite, {**notes, "head": FLAGS.head}
 
 

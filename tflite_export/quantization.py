@@ -425,6 +425,7 @@ def quantize(
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
         cannot run. "best" then falls back to minmax and says why under "fallback" in the notes.
       ConversionError: the converter failed.
+      IntegerError: something stayed float.
     """
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
     limit = Limit(max_kib=max_kib, min_agreement=min_agreement)
@@ -452,6 +453,7 @@ def quantize(
         )
     else:
         used, tflite, notes = make()
+    check_integer(tflite, io_dtype=SCHEMES[scheme].io_dtype)
     return Quantized(
         tflite,
         {

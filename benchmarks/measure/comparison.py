@@ -63,6 +63,7 @@ class Task(NamedTuple):
     reference: Outputs
     score: Callable[[Outputs], dict[str, float]]
     float_scores: dict[str, float]
+    chose: bool = False  # whether a choice, such as an argmax, was taken off the model's end
 
 
 def load_task(
@@ -88,9 +89,13 @@ def load_task(
     from benchmarks.measure.evaluation import float_outputs
     from dgh_tf import load_model
     from dgh_tf.input_range.find import network_ranges
+    from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
 
-    loaded = load_model(model, signature=signature)
+    whole = load_model(model, signature=signature)
+    loaded = without_choices(whole)
+    if loaded is not whole:
+        say(f"measured before the choice at its end, at {', '.join(loaded.output_names)}")
     if len(loaded.inputs) != 1:
         raise ValueError(
             f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison "
@@ -124,7 +129,18 @@ def load_task(
     shape = (-1, 1, 1) if network.channels_first[0] else (-1,)
     low, high = (np.array(bound, np.float32).reshape(shape) for bound in (found.low, found.high))
     bounds = low, high
-    return Task(loaded, network, bounds, real_x, x, truth, reference, score, float_scores)
+    return Task(
+        loaded,
+        network,
+        bounds,
+        real_x,
+        x,
+        truth,
+        reference,
+        score,
+        float_scores,
+        chose=loaded is not whole,
+    )
 
 
 def _require_units(
@@ -152,16 +168,22 @@ def measure(
     the file's tensor ranges.
     """
     from benchmarks.measure.evaluation import evaluate, logits_spread, tensor_ranges
+    from tflite_export import ConversionError, IntegerError, to_float_tflite
+    from tflite_export.conversion.errors import explained
     from tflite_export.quantization import quantize
 
-    made = quantize(
-        task.model,
-        images,
-        scheme=combination.scheme,
-        algorithm=combination.algorithm,
-        head=combination.head,
-        seed=config.seed,
-    )
+    try:
+        made = quantize(
+            task.model,
+            images,
+            scheme=combination.scheme,
+            algorithm=combination.algorithm,
+            head=_head(task, combination.head),
+            seed=config.seed,
+        )
+    except (ConversionError, IntegerError) as error:
+        float_tflite = to_float_tflite(task.model, images=images[:1])
+        raise explained(error, float_tflite=float_tflite, scheme=combination.scheme) from error
     row = {
         **combination._asdict(),
         "seed": config.seed,
@@ -173,6 +195,18 @@ def measure(
         "quantization_seconds": made.notes["seconds"],
     }
     return row, tensor_ranges(made.tflite)
+
+
+def _head(task: Task, asked: str) -> str:
+    """The head to ask `quantize` for: the logits are there where a choice among them was taken off
+    and no softmax stands before it.
+    """
+    from tflite_export import to_float_tflite
+    from tflite_export.tflite.edit import left_to_cut
+
+    if asked == "model" or not task.chose:
+        return asked
+    return left_to_cut(asked, to_float_tflite(task.model, images=task.x[:1]), chose=True)
 
 
 def seeded_configs(values: Any) -> tuple[dict[str, Any], list[Any]]:
@@ -246,7 +280,7 @@ def measure_missing(
     same.
     """
     reference = functools.cache(
-        lambda: float_logits(task) if chosen[0].head == "logits" else task.reference
+        lambda: float_logits(task) if _head(task, chosen[0].head) == "logits" else task.reference
     )
 
     def measured(config: Any, each: Combination) -> str:

@@ -7,10 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_CASTS = {"Cast", "Reshape", "ExpandDims", "Squeeze", "OneHot"}  # write a choice as floats
+
 
 def is_choice(tensor: Any) -> bool:
-    """Whether an output holds integers or truths, also where they are cast to float after that."""
-    return _is_whole(tensor) or _is_cast_choice(tensor)
+    """Whether an output holds integers or truths, also where they are cast to float after that, or
+    a nested model makes it.
+    """
+    inside = _inside(tensor)
+    return _is_whole(tensor) or _is_cast_choice(tensor) or inside is not None and is_choice(inside)
 
 
 def first_choice(tensor: Any) -> Any:
@@ -28,8 +33,9 @@ def layer_name(tensor: Any) -> str:
 def without_choices(model: Any) -> Any:
     """The model, ended at the numbers from which its outputs choose; itself where none chooses.
 
-    A number that is an output already is no output twice. The layers are those of the model.
-    Raises ValueError where the choice lies inside a nested model or follows from several tensors.
+    A number that is an output already is no output twice. The layers are those of the model; a
+    nested model that chooses is ended likewise. Raises ValueError where a choice follows from
+    several tensors, or lies inside a subclassed model.
     """
     import keras
 
@@ -59,6 +65,9 @@ def _numbers(model: Any, tensor: Any) -> Any:
     start = tensor
     while is_choice(tensor):
         maker, sources = _maker(tensor), _sources(tensor)
+        if _inside(tensor) is not None:
+            tensor = _before_choice_inside(maker, tensor)
+            continue
         if maker is None or hasattr(maker, "layers") or len(sources) != 1:
             raise ValueError(
                 f"Output '{layer_name(start)}' of model '{model.name}' holds choices and not "
@@ -69,10 +78,31 @@ def _numbers(model: Any, tensor: Any) -> Any:
     return tensor
 
 
+def _before_choice_inside(nested: Any, tensor: Any) -> Any:
+    """What an output of a nested model chooses from in this call of it."""
+    import keras
+
+    history = tensor._keras_history
+    numbers = _numbers(nested, _inside(tensor))
+    node = nested._inbound_nodes[history.node_index]
+    for known, made in zip(nested.outputs, node.output_tensors, strict=True):
+        if known is numbers:
+            return made
+    ended = keras.Model(nested.input, numbers, name=nested.name)
+    return ended(keras.tree.pack_sequence_as(nested.input, list(node.input_tensors)))
+
+
+def _inside(tensor: Any) -> Any:
+    """Of an output of a nested model, the tensor within that model; None for any other."""
+    maker = _maker(tensor)
+    if not hasattr(maker, "layers") or not getattr(maker, "outputs", None):
+        return None
+    return maker.outputs[tensor._keras_history.tensor_index]
+
+
 def _is_cast_choice(tensor: Any) -> bool:
     sources = _sources(tensor)
-    is_cast = type(_maker(tensor)).__name__ in ("Cast", "Reshape", "ExpandDims", "Squeeze")
-    return is_cast and len(sources) == 1 and is_choice(sources[0])
+    return type(_maker(tensor)).__name__ in _CASTS and len(sources) == 1 and is_choice(sources[0])
 
 
 def _is_whole(tensor: Any) -> bool:

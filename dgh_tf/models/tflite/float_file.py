@@ -20,6 +20,11 @@ from dgh_tf.models.tflite.parts import fill, pack, unpack
 
 _INTEGER_WEIGHTS = {"INT8", "UINT8", "INT4", "INT16", "INT2", "UINT4"}
 _CONTROL_FLOW = {"IF", "WHILE", "CALL_ONCE", "CALL", "STABLEHLO_WHILE", "STABLEHLO_CASE"}
+_CHOICES = {
+    *("ARG_MAX", "ARG_MIN", "TOPK_V2"),
+    *("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "EQUAL", "NOT_EQUAL"),
+}
+_CASTS = {"CAST", "RESHAPE", "EXPAND_DIMS", "SQUEEZE", "ONE_HOT"}
 _STABLEHLO_MARK = b"keep_stablehlo_constant"
 _ADVICE = "Export the model again as float32, without quantization."
 
@@ -107,6 +112,7 @@ def _require_known(model: TFLiteModel) -> None:
     unknown = sorted({o.kind for o in model.operators} - set(KERNELS))
     if not unknown:
         return
+    _require_no_choice(model)
     loops = [kind for kind in unknown if kind in _CONTROL_FLOW]
     custom = [kind for kind in unknown if kind.startswith(("CUSTOM", "FLEX"))]
     why = (
@@ -120,6 +126,25 @@ def _require_known(model: TFLiteModel) -> None:
         f"The file has {', '.join(unknown)}: {why}. Expected only "
         f"{', '.join(sorted(KERNELS))}. Export the model without them, or the part before them."
     )
+
+
+def _require_no_choice(model: TFLiteModel) -> None:
+    """Refuses a file whose output is a choice, such as the position of the highest number."""
+    makers = {i: o for o in model.operators for i in o.outputs}
+    for name, i in zip(model.output_names, model.outputs, strict=True):
+        operator = makers.get(i)
+        for _ in model.operators:  # back through what only casts and reshapes
+            if operator is None or operator.kind not in _CASTS or not operator.inputs:
+                break
+            operator = makers.get(operator.inputs[0])
+        if operator is not None and operator.kind in _CHOICES and operator.input_tensors:
+            chosen = operator.input_tensors[0]
+            raise ValueError(
+                f"Output {name!r} is a choice: {operator.kind} of "
+                f"'{chosen.name if chosen else '?'}'. It follows from the network's numbers and is "
+                "not one of them, so it has no scale. Export the file up to that tensor and choose "
+                "outside; of a Keras model --head=logits makes such a file."
+            )
 
 
 def _require_batch_of_one(model: TFLiteModel) -> None:
