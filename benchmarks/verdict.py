@@ -142,6 +142,7 @@ def main(argv: list[str]) -> int:
     from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
     from tflite_export.conversion.freeze import input_shapes
+    from tflite_export.proof import calibrated_on
     from tflite_export.quality.accuracy_estimate import judge
     from tflite_export.quality.layer_comparison import gather, require_same_ends
     from tflite_export.quality.layer_errors import look_first
@@ -171,15 +172,10 @@ def main(argv: list[str]) -> int:
     others = made("unstretched")
     unstretched = next(iter(others.values()))
     network, used, notes = Network(model), {}, []
-    proof = path.with_suffix(".json")
-    calibrated_on = (
-        json.loads(proof.read_text()).get("sha256", {}).get("calibration")
-        if proof.exists()
-        else None
-    )
+    known = calibrated_on(path)
     for name, source in given.items():
         why = doubts(network, source.images, unstretched=unstretched)
-        if source.sha256 == calibrated_on:
+        if source.sha256 == known:
             why.append("they calibrated this file")
         if why:
             notes.append(f"{name} is not used to judge: {'; '.join(why)}.")

@@ -281,7 +281,31 @@ def manifests(sha256: str) -> dict[str, bytes]:
 
 
 # lists of models for the suite
+_ENTRY = (
+    b'{"models": [{"name": "a", "model": "m", "real": "r", "evaluation": "e", '
+    b'"task": "detection", %s}]}'
+)
 LISTS = {
+    **{
+        value.decode(): _ENTRY % value
+        for value in (
+            b'"steps": true',
+            b'"steps": 0',
+            b'"batch_size": -4',
+            b'"num_evaluation": -1',
+            b'"num_images": [8, "x"]',
+            b'"num_images": [[8]]',
+            b'"num_images": [NaN]',
+            b'"ablation_num_images": [0]',
+            b'"schemes": [8]',
+            b'"mlperf_tiny": "high"',
+            b'"mlperf_tiny": NaN',
+            b'"held_out": 1e99',
+        )
+    },
+    "deep": b"[" * 200_000,
+    "a long number": _ENTRY % (b'"steps": ' + b"9" * 5000),
+    "a long name": (_ENTRY % b'"steps": 1').replace(b'"a"', b'"%s"' % (b"a" * 300)),
     "empty": b"",
     "no json": b"{",
     "a number": b"5",

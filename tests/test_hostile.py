@@ -119,6 +119,26 @@ def test_bad_lists_of_models_are_refused(work, name):
     refused(work, "benchmarks.suite", f"--models={path}", f"--output_dir={work}/suite_{len(SEEN)}")
 
 
+YAML_BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
+    b"%c: &%c [%s]\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 9))
+    for n in range(ord("b"), ord("j"))
+)
+YAML_LISTS = {
+    "aliases that unpack to 10^8 values": YAML_BOMB + b"models: [{name: *i}]",
+    "deep": b"[" * 100_000,
+    "a date for a name": b"models: [{name: 2020-01-01, model: m, real: r, evaluation: e, task: t}]",
+    "a number for a field": b"models: [{1: m, name: a}]",
+    "a tag": b"models: !!python/name:os.system",
+    "no text": b"\xff\xfe\xfd",
+}
+
+
+@pytest.mark.parametrize("name", YAML_LISTS)
+def test_bad_yaml_lists_of_models_are_refused(work, name):
+    path = written(work, "list.yaml", YAML_LISTS[name])
+    refused(work, "benchmarks.suite", f"--models={path}", f"--output_dir={work}/suite_{len(SEEN)}")
+
+
 def test_bad_arguments_of_the_suite_and_the_comparison(work):
     for value in ("x", "0", "-3", "8,8", "", "1.5"):
         refused(

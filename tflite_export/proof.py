@@ -49,6 +49,16 @@ def proof(
     }
 
 
+def calibrated_on(tflite: pathlib.Path) -> str | None:
+    """sha256 of the images that calibrated a file, as the proof beside it tells; None where there
+    is no proof. Raises ValueError for a damaged one.
+    """
+    beside = tflite.with_suffix(".json")
+    data = read_json(beside) if beside.exists() else None
+    hashes = data.get("sha256") if isinstance(data, dict) else None
+    return hashes.get("calibration") if isinstance(hashes, dict) else None
+
+
 def output_paths(text: str | pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """The .tflite file to write and its .json file. Raises ValueError for another ending, OSError
     where they cannot be written, or where the .json is somebody's own file.

@@ -4,7 +4,6 @@ input size.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.data.choice import choice
+from dgh_tf.common.files import read_json
 from dgh_tf.common.image_files import image_shape, open_image
 
 ANNOTATIONS = "annotations.json"
+_FARTHEST = 1e9  # pixels; float32 holds them
 _INSTEAD = "Boxes belong to image files, so give a model that takes those."
 
 
@@ -80,16 +81,14 @@ def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
     that share one, and does not look at the boxes.
     """
     try:
-        content = json.loads(file.read_text())
+        content = read_json(file)
         images, annotations = content["images"], content["annotations"]
-        classes = {
-            number: index
-            for index, number in enumerate(
-                sorted(category["id"] for category in content["categories"])
-            )
-        }
-        _require(images, ("id", "file_name"))
-        _require(annotations, ("image_id", "category_id", "bbox"))
+        _require(content["categories"], ids=("id",))
+        _require(images, ids=("id",), texts=("file_name",))
+        _require(annotations, ids=("image_id", "category_id"))
+        numbers = sorted(_different(content["categories"], "categories"))
+        classes = {number: index for index, number in enumerate(numbers)}
+        _different(images, "images")
         for each in annotations:
             if each["category_id"] not in classes:
                 raise KeyError(each["category_id"])
@@ -107,15 +106,33 @@ def _read(file: pathlib.Path) -> tuple[list[dict], list[dict], dict[Any, int]]:
     return images, annotations, classes
 
 
-def _require(entries: list[dict], fields: tuple[str, ...]) -> None:
-    missing = [field for entry in entries for field in fields if field not in entry]
-    if missing:
-        raise KeyError(missing[0])
+def _require(entries: Any, *, ids: tuple[str, ...], texts: tuple[str, ...] = ()) -> None:
+    """Raises KeyError or TypeError unless these are objects with such entries."""
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise TypeError("images, annotations and categories are lists of objects")
+    for entry in entries:
+        for field in ids:
+            if type(entry[field]) not in (int, str):
+                raise TypeError(f"{field} {entry[field]!r}")
+        for field in texts:
+            if not isinstance(entry[field], str):
+                raise TypeError(f"{field} {entry[field]!r}")
+
+
+def _different(entries: list[dict], what: str) -> list[Any]:
+    """The ids of these entries. Raises ValueError where two share one."""
+    ids = [entry["id"] for entry in entries]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{what} share an id")
+    return ids
 
 
 def _require_box(box: Any) -> None:
-    if len(box) != 4 or not np.isfinite(np.float64(box)).all():
+    numbers = isinstance(box, list) and all(type(value) in (int, float) for value in box)
+    if not numbers or len(box) != 4 or not all(abs(value) < _FARTHEST for value in box):
         raise ValueError(f"bbox {box}")
+    if min(box[2:]) < 0:
+        raise ValueError(f"bbox {box} has a negative size")
 
 
 def _found(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -7,12 +7,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.data.sources import ABLATION
+from dgh_tf.common.files import read_json
 
 TASKS = {"classification": "top1", "detection": "map"}  # and the score that counts
+_LOWEST = {  # values of whole numbers
+    **{"steps": 1, "batch_size": 1, "num_evaluation": 0, "held_out": 0},
+    **{"num_images": 1, "ablation_num_images": 1},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,14 +83,14 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
         rows = _parse(path)["models"]
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows) or not rows:
             raise TypeError("models is no list of objects")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f'{path} is no list of models ({error!r}). Expected {{"models": '
             f'[{{"name": ..., "model": ..., "real": '
             '..., "evaluation": ..., "task": "classification"}]}.'
         ) from error
     entries = [_entry(path, row, data) for row in rows]
-    names = [entry.name for entry in entries]
+    names = [entry.name.lower() for entry in entries]  # of files, whose case may not count
     if len(set(names)) < len(names):
         raise ValueError(
             f"{path} names a model twice: {', '.join(names)}. Give each entry a name of its own."
@@ -94,13 +100,24 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
 
 def _parse(path: pathlib.Path) -> Any:
     if path.suffix in (".yaml", ".yml"):
-        import yaml
+        return _parse_yaml(path.read_text())
+    return read_json(path)
 
-        try:
-            return yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
-    return json.loads(path.read_text())
+
+def _parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text, as JSON could hold it. Raises ValueError."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # few of them stand for any number of values
+                raise yaml.YAMLError("it has aliases; write their values out")
+            return super().compose_node(parent, index)
+
+    try:
+        return json.loads(json.dumps(yaml.load(text, Loader)))  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, TypeError) as error:  # a date, say, is no plain value
+        raise ValueError(str(error)) from error
 
 
 def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
@@ -133,11 +150,12 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
             f"{path}, {name}: "
             f"{', '.join(f'{f} is {row[f]!r}, expected {kinds[f].__name__}' for f in wrong)}."
         )
-    if not str(name).replace("_", "").isalnum():
+    if not re.fullmatch(r"\w{1,100}", name):
         raise ValueError(
-            f"{path}: the name {name!r} is used in file names; expected letters, "
+            f"{path}: the name {name!r} is used in file names; expected up to 100 letters, "
             "digits and underscores."
         )
+    _require_values(f"{path}, {name}", row)
     if row["task"] not in TASKS:
         raise ValueError(
             f"{path}, {name}: the task is {row['task']!r}; expected one of {', '.join(TASKS)}."
@@ -158,6 +176,22 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
         )
 
     return Entry(**{key: value_of(value) for key, value in row.items()})
+
+
+def _require_values(where: str, row: dict[str, Any]) -> None:
+    """Raises ValueError for numbers and names that no row could be measured with."""
+    for field, lowest in _LOWEST.items():
+        value = row.get(field, lowest)
+        values = value if isinstance(value, list) else [value]
+        if any(type(each) is not int or each < lowest for each in values):
+            raise ValueError(
+                f"{where}: {field} is {value!r}, expected whole numbers from {lowest} on."
+            )
+    threshold = row.get("mlperf_tiny")
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise ValueError(f"{where}: mlperf_tiny is {threshold!r}, expected 0 to 1.")
+    if not all(isinstance(scheme, str) for scheme in row.get("schemes", [])):
+        raise ValueError(f"{where}: schemes is {row['schemes']!r}, expected their names.")
 
 
 def plan(
@@ -216,7 +250,9 @@ class Store:
         if not path.exists():
             return None
         try:
-            row = json.loads(path.read_text())
+            row = read_json(path)
+            if not isinstance(row, dict):
+                raise ValueError("it is no row")
         except ValueError as error:
             raise ValueError(
                 f"{path} is damaged ({error}). Remove it; the suite then measures that row again."

@@ -3,6 +3,7 @@ from end to end.
 """
 
 import json
+import os
 
 import commands
 import numpy as np
@@ -101,6 +102,17 @@ def test_coco_reads_the_json_itself_images_beside_it_limits_and_crowds(small_set
         (lambda c: c.pop("categories"), "COCO's format.*categories"),
         (lambda c: c["annotations"][0].update(category_id=99), "99"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "bbox"),
+        (lambda c: c["annotations"][0].update(bbox="1234"), "bbox 1234"),
+        (lambda c: c["annotations"][0].update(bbox=[[1], [2], [3], [4]]), "bbox"),
+        (lambda c: c["annotations"][0].update(bbox=[4, 4, -2, 2]), "negative size"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, 10**400]), "bbox"),
+        (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "bbox"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), "image_id"),
+        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "images share an id"),
+        (lambda c: c["categories"].append(c["categories"][0]), "categories share an id"),
+        (lambda c: c["images"][0].update(file_name=5), "file_name 5"),
+        (lambda c: c.update(images={"id": 1, "file_name": "a"}), "lists of objects"),
+        (lambda c: c.update(annotations=["image_id category_id"]), "lists of objects"),
         (lambda c: c["images"].clear(), "lists no images"),
         (lambda c: c["images"][1].update(file_name="gone.png"), "gone.png is missing"),
         (
@@ -144,6 +156,17 @@ def test_coco_boxes_stay_on_what_they_were_drawn_on(tmp_path, drawn_on):
     (folder / "annotations.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="the annotations state 99 x"):
         coco.load(folder, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b"\xff", None], ids=["deep", "binary", "pipe"])
+def test_a_coco_file_that_is_no_json_is_refused(data, tmp_path):
+    path = tmp_path / "set.json"
+    if data is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match="set.json"):
+        coco.load(path, input_shape=SHAPE)
 
 
 def test_coco_needs_a_fixed_size(small_set):

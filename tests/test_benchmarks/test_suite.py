@@ -130,9 +130,10 @@ def test_rows_of_other_settings_are_not_taken_and_damaged_ones_are_named(tmp_pat
         store.row(KEY, fingerprint="one")["top1"] == 0.5
         and store.row(KEY, fingerprint="two") is None
     )
-    (tmp_path / "rows" / f"{KEY.name}.json").write_text('{"run": ')
-    with pytest.raises(ValueError, match="measures that row again"):
-        store.row(KEY)
+    for text in ('{"run": ', "[" * 200_000, "5"):
+        (tmp_path / "rows" / f"{KEY.name}.json").write_text(text)
+        with pytest.raises(ValueError, match="measures that row again"):
+            store.row(KEY)
 
 
 def test_time_left_uses_the_closest_rows_known():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from tflite_export.proof import calibrated_on
 from tflite_export.quality import accuracy_estimate
 from tflite_export.quality.accuracy_estimate import Evidence, judge
 
@@ -424,3 +425,16 @@ def test_command_judges_a_file_of_noise_by_images_of_its_own(tmp_path):
     assert code == 0, err
     assert "noise.npy is not used to judge" in out
     assert json.loads((tmp_path / "verdict.json").read_text())["level"] != "fine"
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"sha256": 5}', '{"sha256": {}}', None])
+def test_a_json_beside_a_file_need_not_be_its_proof(text, tmp_path):
+    beside, tflite = tmp_path / "F.json", tmp_path / "F.tflite"
+    if text is not None:
+        beside.write_text(text)
+    assert calibrated_on(tflite) is None
+    beside.write_text('{"sha256": {"calibration": "ab"}}')
+    assert calibrated_on(tflite) == "ab"
+    beside.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"F\.json is damaged"):
+        calibrated_on(tflite)

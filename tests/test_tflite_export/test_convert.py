@@ -170,7 +170,7 @@ def test_a_real_crash_of_the_converter_is_an_error(small):
         server._ready().pid,
     )
     with pytest.raises(ConversionError, match="crashed with SIG(SEGV|ABRT|FPE)"):
-        converter._convert(small[0], {"image": (16, 16, 3)}, {"image": images}, "int8", None)
+        converter.convert_checked(small[0], {"image": images}, scheme="int8")
     assert (
         to_float_tflite(small[0]) == small[3] and server._ready().pid == process
     )  # only the fork of this conversion died

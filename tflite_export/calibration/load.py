@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import Convergence, judge_convergence
-from dgh_tf.common.files import require_reasonable_zip, sha256_array, sha256_file
+from dgh_tf.common.files import read_json, require_reasonable_zip, sha256_array, sha256_file
 from dgh_tf.common.image_files import SUFFIXES, image_shape, list_image_files, read_image
 from tflite_export.calibration.check import Images, Range
 from tflite_export.conversion.freeze import plain
@@ -148,7 +147,7 @@ def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
     not write like that.
     """
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         sha256 = manifest.get("images_sha256")
         if not isinstance(sha256, (str, dict, type(None))) or not isinstance(
             manifest.get("files", {}), (dict, type(None))
