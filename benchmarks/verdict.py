@@ -138,6 +138,7 @@ def main(argv: list[str]) -> int:
         if not pathlib.Path(name).exists():
             _given([name], image_shape=None)  # raises
     from dgh_tf import GenerationConfig, load_model
+    from dgh_tf.models.batchnorm import has_statistics
     from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
@@ -189,7 +190,13 @@ def main(argv: list[str]) -> int:
     }
     judged = {"file": path.name, "sha256": hashlib.sha256(data.data).hexdigest()}
     first = next(iter({**used, **others}.values()))
-    told = look_first(judge(found), float_tflite, data, first, layers=layer_names(model))
+    told = look_first(
+        judge(found, statistics=has_statistics(model)),
+        float_tflite,
+        data,
+        first,
+        layers=layer_names(model),
+    )
     result = {**judged, **told, "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")
@@ -202,23 +209,28 @@ def table_of(result: dict[str, Any]) -> str:
     """The figures by kind of images, and the reasons, as text."""
     lines = []
     for name, kind in result["kinds"].items():
-        agreement = (
-            "-"
-            if "agreement" not in kind
-            else f"{kind['agreement']:.3f}, expected {kind['expected']:.3f}"
-        )
+        agreement = "-" if "agreement" not in kind else f"{kind['agreement']:.3f}"
         lines += [
             [
                 name,
                 kind["images"],
                 agreement,
+                f"{kind['noise']:.3f}" if "noise" in kind else "-",
                 head,
                 f"{figures['sqnr_db']:.1f}",
                 f"{figures['mse']:.3g}",
             ]
             for head, figures in kind["heads"].items()
         ]
-    headings = ["images", "number", "agreement", "output", "SQNR, dB", "squared error"]
+    headings = [
+        "images",
+        "number",
+        "agreement",
+        "noise of the logits",
+        "output",
+        "SQNR, dB",
+        "squared error",
+    ]
     text = table.grid(lines, headings)
     return "\n".join([text, "", *(f"- {reason}" for reason in result["reasons"])])
 

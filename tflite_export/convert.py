@@ -21,6 +21,7 @@ import dgh_tf
 from dgh_tf.common import console
 from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.batchnorm import has_statistics
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
@@ -276,6 +277,7 @@ def _judged(
             generated=source.calibration.model_sha256 is not None,
             same_inside=same_inside,
             layers=layer_names(source.model),
+            statistics=has_statistics(source.model),
             convergence=source.calibration.convergence,
         )
         return given, None
@@ -286,6 +288,7 @@ def _judged(
             source.held_out,
             same_inside=same_inside,
             layers=layer_names(source.model),
+            statistics=has_statistics(source.model),
             convergence=source.calibration.convergence,
         )
     except ValueError as error:  # control flow, say

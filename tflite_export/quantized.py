@@ -13,6 +13,7 @@ import numpy as np
 
 import dgh_tf
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.models.batchnorm import has_statistics
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export.calibration.check import Images
@@ -120,6 +121,7 @@ class QuantizedModel:
                 kinds,
                 same_inside=self.notes["algorithm"] != "equalization",
                 layers=layer_names(self.model),
+                statistics=has_statistics(self.model),
             )
 
     def check_targets(self, *names: str) -> TargetReports:

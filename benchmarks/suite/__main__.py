@@ -13,7 +13,7 @@ from absl import flags
 
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.output.results import Job, figures_of, run_jobs
-from benchmarks.suite.plan import Entry, Key, Store, plan, read_models
+from benchmarks.suite.plan import Entry, Key, Store, choose, plan
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from tflite_export.conversion.server import start_worker
@@ -97,32 +97,6 @@ def _keys(entries: list[Entry]) -> list[Key]:
     )
 
 
-def _entries() -> list[Entry]:
-    import dataclasses
-
-    # a list may name models whose data is not here: {data} is asked for only where a chosen entry
-    # needs it
-    entries = read_models(FLAGS.models, data=FLAGS.data or "{data}")
-    wanted = FLAGS.only or [entry.name for entry in entries]
-    unknown = [name for name in wanted if name not in {entry.name for entry in entries}]
-    if unknown:
-        raise ValueError(
-            f"--only={','.join(FLAGS.only)}: {', '.join(unknown)} not in the list, which has "
-            f"{', '.join(entry.name for entry in entries)}."
-        )
-    chosen = [entry for entry in entries if entry.name in wanted]
-    missing = [
-        entry.name for entry in chosen if "{data}" in "".join(map(str, dataclasses.astuple(entry)))
-    ]
-    if missing:
-        raise ValueError(
-            f"The paths of {', '.join(missing)} hold {{data}}. Say with --data=DIR "
-            "what that is, or leave them out "
-            "with --only."
-        )
-    return chosen
-
-
 def _jobs(entries: list[Entry], keys: list[Key], store: Store) -> list[Job]:
     """The rows in the order of the plan. A model is loaded at its first row, and kept."""
     from benchmarks.suite.rows import Bench, measure
@@ -166,7 +140,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger("tensorflow").setLevel(
         logging.ERROR
     )  # every generation traces anew, which TensorFlow warns of
-    entries = _entries()
+    entries = choose(FLAGS.models, data=FLAGS.data, only=FLAGS.only)
     keys = _keys(entries)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         store = Store(folder)

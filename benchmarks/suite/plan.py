@@ -98,6 +98,30 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
     return entries
 
 
+def choose(path: str | pathlib.Path, *, data: str, only: Sequence[str]) -> list[Entry]:
+    """The entries of a list that are named, all where none is. {data} is asked for only where a
+    chosen entry needs it.
+    """
+    entries = read_models(path, data=data or "{data}")
+    wanted = only or [entry.name for entry in entries]
+    unknown = [name for name in wanted if name not in {entry.name for entry in entries}]
+    if unknown:
+        raise ValueError(
+            f"--only={','.join(only)}: {', '.join(unknown)} not in the list, which has "
+            f"{', '.join(entry.name for entry in entries)}."
+        )
+    chosen = [entry for entry in entries if entry.name in wanted]
+    missing = [
+        entry.name for entry in chosen if "{data}" in "".join(map(str, dataclasses.astuple(entry)))
+    ]
+    if missing:
+        raise ValueError(
+            f"The paths of {', '.join(missing)} hold {{data}}. Say with --data=DIR what that is, "
+            "or leave them out with --only."
+        )
+    return chosen
+
+
 def _parse(path: pathlib.Path) -> Any:
     if path.suffix in (".yaml", ".yml"):
         return _parse_yaml(path.read_text())

@@ -42,6 +42,17 @@ def batchnorm_layers(model) -> list:
     return list({id(layer): layer for layer in found}.values())
 
 
+def has_statistics(model: Any) -> bool:
+    """Whether a BN layer of the model has statistics that training has moved from mean 0 and
+    variance 1. False for what has no layers, such as a .tflite file.
+    """
+    layers = batchnorm_layers(model) if hasattr(model, "_flatten_layers") else []
+    return any(
+        np.any(np.asarray(bn.moving_mean)) or np.any(np.asarray(bn.moving_variance) != 1)
+        for bn in layers
+    )
+
+
 def read_batchnorm(layer, rank: int) -> BatchNorm:
     """The statistics of one BatchNorm layer. rank: of its input, with the batch axis."""
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis

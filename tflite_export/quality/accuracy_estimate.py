@@ -8,11 +8,12 @@ stand in for the truth.
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from tflite_export.quality.agreement import Features, features_of, predict
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
 STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
@@ -20,11 +21,8 @@ AGREEMENT = (
     0.95,
     0.75,
 )  # predicted agreement from which a file is fine, and below which it is not to be shipped
+_DOUBT = 0.02  # how far below the border the lower end of a fine file's band may lie
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
-# how far predictions were too high and too low, in log odds (docs/experiments/verdict.md)
-_TOO_HIGH, _TOO_LOW = -0.9, 1.5
-_FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
-_CHANCE = 0.05  # a count that chance gives less often than this says more than the expectation
 
 
 class Evidence(NamedTuple):
@@ -122,19 +120,6 @@ def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
     return np.append(angles, np.pi), np.append(kept, 0.0)
 
 
-def correlations(evidence: Evidence) -> np.ndarray | None:
-    """Pearson correlation of each image's float and integer logits over the classes; [images]. None
-    where there are no classes.
-    """
-    if agreements(evidence) is None:
-        return None
-    sides = (
-        np.asarray(next(iter(side.values())), np.float64)
-        for side in (evidence.float_logits, evidence.logits)
-    )
-    return logit_correlations(*(side.reshape(len(side), -1) for side in sides))
-
-
 def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Pearson correlation of each row of two arrays [images, classes]; float64 [images]."""
     a, b = (
@@ -146,35 +131,26 @@ def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
     )
 
 
-def expected_agreements(evidence: Evidence) -> np.ndarray | None:
-    """The agreement to expect of real inputs whose logits suffer like each image's; [images that
-    are not flat], 0..1. None where there are no classes.
-
-    Flat images, whose float logits spread less than half as far as the median image's, are left
-    out: generation leaves a few on which the model sees next to nothing, and any noise turns those.
-
-    How sure a model is of real inputs, generated ones do not show: their margins are wider or
-    narrower. What they do show is how much of the logits an integer file keeps, their correlation
-    r. Were real logits independent normal values, the highest would stay so with a probability that
-    follows from r and the number of classes; a model that never doubts keeps it always. The
-    geometric mean of both is expected (docs/experiments/verdict.md tells what else was tried, on
-    what).
-    """
-    found = correlations(evidence)
-    if found is None:
-        return None
-    classes = next(iter(evidence.reference.values()))[0].size
-    spread = _spreads(evidence)
-    found = found[spread >= _FLAT * np.median(spread)]
-    return agreement_of_correlation(found, classes=classes)
-
-
 def agreement_of_correlation(correlation: np.ndarray, *, classes: int) -> np.ndarray:
-    """The agreement to expect, 0..1, where logits keep this correlation: see
-    `expected_agreements`.
+    """The agreement to expect, 0..1, where logits keep this correlation, for the choice of bits.
+
+    Were real logits independent normal values, the highest would stay so with a probability that
+    follows from the correlation and the number of classes; a model that never doubts keeps it
+    always. The geometric mean of both orders files of one model well.
     """
     angles = np.arccos(np.clip(correlation, -1.0, 1.0))
     return np.sqrt(np.interp(angles, *_normal_agreement(classes)))
+
+
+def logits_of_classes(evidence: Evidence) -> tuple[np.ndarray, np.ndarray] | None:
+    """Float and integer logits [images, classes]; None where there are no classes."""
+    if agreements(evidence) is None:
+        return None
+    reference, found = (
+        np.asarray(next(iter(side.values())), np.float64)
+        for side in (evidence.float_logits, evidence.logits)
+    )
+    return reference.reshape(len(reference), -1), found.reshape(len(found), -1)
 
 
 def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -251,20 +227,20 @@ def side_by_side(found: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, An
     )
 
 
-def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[str, Any]:
+def judge(
+    evidence: Mapping[str, Evidence], *, held_out: bool = True, statistics: bool = True
+) -> dict[str, Any]:
     """The verdict on one file.
 
-    The prediction is the mean over the kinds (of a kind, over its seeds) of `expected_agreements`,
-    unless significantly fewer were counted on the kind with the widest logits: then it is no more
-    than that share. A model is surer there than of real inputs, and where the file cuts the highest
-    logits off, the correlation of all of them hardly shows it. See `_band` for the band. A file is
-    fine only where the lower end of its band is.
+    `agreement.predict` tells the agreement of models with classes. A file is fine where at least
+    95 % are expected and the lower end of the band is no more than two points below.
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the
         kind is what stands before the comma); the first tells the ranges' stability.
       held_out: whether no image calibrated the file; if not, the figures flatter it and the
         sentence says so.
+      statistics: whether the model has running statistics that generated images match.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
       "range_change", "layers" (worst first)}; agreement and band are None for models without
       classes.
@@ -272,36 +248,31 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
     kinds: dict[str, dict[str, Any]] = {}
+    features: dict[str, Features] = {}
     for name, each in evidence.items():
         kinds[name] = {"images": len(each.low), "heads": heads(each)}
-        found, expected = agreements(each), expected_agreements(each)
-        alike = correlations(each)
-        if found is not None and expected is not None and alike is not None:
-            ends = interval(found)
+        found, logits = agreements(each), logits_of_classes(each)
+        if found is not None and logits is not None:
+            features[name] = features_of(*logits)
             kinds[name] |= {
                 "agreement": float(found.mean()),
-                "expected": float(expected.mean()),
-                "interval": list(ends),
-                "expected_interval": list(interval(expected)),
-                "correlation": float(alike.mean()),
-                "logits_std": _logits_std(each),
+                "interval": list(interval(found)),
+                "noise": features[name].noise,
+                "spread": features[name].spread,
             }
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
-    told = [kind for kind in kinds.values() if "expected" in kind]
-    predicted = _predicted(kinds) if told else None
-    band = None if predicted is None else _band(predicted, told)
+    predicted = predict(features, statistics=statistics) if features else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
-    if predicted is None or band is None:
+    if predicted is None:
         level = FINE if worst >= SQNR_DB[0] else DOUBTFUL if worst >= SQNR_DB[1] else NO
     else:
-        sure = band[0] >= AGREEMENT[0]
-        level = FINE if sure else DOUBTFUL if predicted >= AGREEMENT[1] else NO
+        level = level_of(predicted.agreement, predicted.low)
     result = {
         "level": level,
-        "predicted_agreement": predicted,
-        "band": band,
+        "predicted_agreement": predicted.agreement if predicted else None,
+        "band": [predicted.low, predicted.high] if predicted else None,
         "worst_head_sqnr_db": worst,
         "held_out": held_out,
         "kinds": kinds,
@@ -312,62 +283,11 @@ def judge(evidence: Mapping[str, Evidence], *, held_out: bool = True) -> dict[st
     return {**result, "sentence": sentence(result)}
 
 
-def _spreads(evidence: Evidence) -> np.ndarray:
-    """Standard deviation of each image's float logits over the classes, logit units; [images]."""
-    logits = next(iter(evidence.float_logits.values()))
-    return np.asarray(np.std(np.reshape(logits, (len(logits), -1)), axis=1), np.float64)
-
-
-def _logits_std(evidence: Evidence) -> float:
-    """The mean of `_spreads`."""
-    return float(np.mean(_spreads(evidence)))
-
-
-def _predicted(kinds: Mapping[str, Mapping[str, Any]]) -> float:
-    """The prediction of `judge`. Three seeds of one kind weigh as much as one of the other."""
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for name, figures in kinds.items():
-        groups.setdefault(name.split(",")[0], []).append(figures)
-
-    def mean(group: list[Mapping[str, Any]], figure: str) -> float:
-        return float(np.mean([seed[figure] for seed in group]))
-
-    expected = float(np.mean([mean(group, "expected") for group in groups.values()]))
-    widest = max(groups.values(), key=lambda group: mean(group, "logits_std"))
-    images = sum(seed["images"] for seed in widest)
-    kept = sum(round(seed["agreement"] * seed["images"]) for seed in widest)
-    if _chance_of_so_few(kept, of=images, share=expected) < _CHANCE:
-        return min(expected, kept / images)
-    return expected
-
-
-def _chance_of_so_few(count: int, *, of: int, share: float) -> float:
-    """How often a binomial count of `of` draws, each kept with probability `share`, is `count` or
-    fewer.
-    """
-    lost = 1.0 - share
-    return sum(math.comb(of, k) * share**k * lost ** (of - k) for k in range(count + 1))
-
-
-def _band(predicted: float, kinds: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Lowest and highest agreement that the images leave possible: the prediction's own error over
-    the images, then what predictions were found to miss on other models.
-
-    The misses are shifts of the log odds, so that a band is narrow near 1, where predictions are
-    good, and stays within 0..1.
-    """
-    expected = float(np.mean([kind["expected"] for kind in kinds]))
-    ends = [float(np.mean([kind["expected_interval"][i] for kind in kinds])) for i in (0, 1)]
-    below, above = expected - ends[0], ends[1] - expected
-    return [
-        _shifted(max(0.0, predicted - below), _TOO_HIGH),
-        _shifted(min(1.0, predicted + above), _TOO_LOW),
-    ]
-
-
-def _shifted(share: float, log_odds: float) -> float:
-    """The share whose log odds are so much higher; 0 and 1 stay."""
-    return share / (share + (1.0 - share) * math.exp(-log_odds))
+def level_of(agreement: float, low: float) -> str:
+    """The level of a file: by the agreement to expect and the lower end of its band."""
+    if agreement >= AGREEMENT[0] and low >= AGREEMENT[0] - _DOUBT:
+        return FINE
+    return DOUBTFUL if agreement >= AGREEMENT[1] else NO
 
 
 def _pooled(parts: list[Evidence]) -> Evidence:

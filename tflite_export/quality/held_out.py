@@ -96,6 +96,7 @@ def estimate(
     *,
     same_inside: bool,
     layers: Sequence[str] = (),
+    statistics: bool = True,
     convergence: Convergence | None = None,
 ) -> Estimate:
     """Judges an integer file on held-out images.
@@ -108,12 +109,14 @@ def estimate(
       same_inside: whether tensors between the layers hold what the float model's hold; see
         `calibration_verdict`.
       layers: the Keras model's layer names, which the verdict then speaks of.
+      statistics: whether the model has running statistics, which the images then match: a model
+        without is judged by a wider band.
       convergence: of the images that calibrate, where they were generated. Where it is poor the
         level is "unknown": such images judge no better than noise.
     Raises: ValueError: the two files are not of one model, or their tensors cannot be followed.
     """
     evidence = {kind: gather(float_tflite, tflite, each) for kind, each in images.items()}
-    result = judge(evidence, held_out=True)
+    result = judge(evidence, held_out=True, statistics=statistics)
     if same_inside:
         first = next(iter(images.values()))
         result = look_first(result, float_tflite, tflite, first, layers=layers)

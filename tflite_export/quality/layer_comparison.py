@@ -226,6 +226,7 @@ def calibration_verdict(
     generated: bool,
     same_inside: bool = True,
     layers: Sequence[str] = (),
+    statistics: bool = True,
     convergence: Convergence | None = None,
 ) -> dict[str, Any]:
     """The verdict that the calibration images themselves allow, for F.json: the best case, since
@@ -237,7 +238,7 @@ def calibration_verdict(
         nothing; the level is then "unknown".
       same_inside: whether tensors between the layers hold what the float model's hold; equalization
         scales them, so that their errors against it say nothing and are left out.
-      layers: the Keras model's layer names.
+      layers: the Keras model's layer names. statistics: whether it has running statistics.
       convergence: of generated images. Where it is poor the images are no better than noise, and
         the level is "unknown".
     Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.
@@ -263,7 +264,7 @@ def calibration_verdict(
             "reasons": [],
             "held_out": False,
         }
-    result = judge({"calibration": evidence}, held_out=False)
+    result = judge({"calibration": evidence}, held_out=False, statistics=statistics)
     if same_inside:
         result = look_first(result, float_tflite, tflite, chosen, layers=layers)
     else:

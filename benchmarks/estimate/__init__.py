@@ -1,0 +1,1 @@
+"""How far the estimate of an integer file can be trusted, and the fit of its constants."""

@@ -1,0 +1,183 @@
+"""The estimate's constants fitted over measured rows, and its errors on models that had no part in
+the fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.estimate.rows import KINDS, Row
+from benchmarks.suite.verdict import rank_correlation
+from tflite_export.quality.accuracy_estimate import AGREEMENT, FINE, level_of
+from tflite_export.quality.agreement import PLAIN, Rule, capped, share
+
+_SPREAD = 0.5  # log odds: how far rows lie from any line, beside their own error of sampling
+# standard deviation of the coefficients of the spread and of missing statistics before any row is
+# seen: few models that happen to differ in both must not read as a law
+_PRIOR = 1.0
+_TAIL = 2.5  # per cent of the left-out rows beyond either end of the band
+_BELOW = 0.02  # a file that is so much below the border must not be called fine
+
+
+class Told(NamedTuple):
+    """One row, and what was told of it by a fit without its model."""
+
+    row: Row
+    agreement: float
+    low: float
+    high: float
+
+    @property
+    def level(self) -> str:
+        """By the estimate's own rule."""
+        return level_of(self.agreement, self.low)
+
+    @property
+    def deserved(self) -> str:
+        """The level of the true agreement."""
+        return level_of(self.row.agreement, self.row.agreement)
+
+    @property
+    def inside(self) -> bool:
+        """Whether the band holds the truth, to the half image that it was measured with."""
+        half = 0.5 / self.row.images
+        return self.low - half <= self.row.agreement <= self.high + half
+
+
+def true_odds(row: Row) -> float:
+    """Log odds of the true agreement, smoothed by half an image."""
+    kept = row.agreement * row.images
+    return float(np.log((kept + 0.5) / (row.images - kept + 0.5)))
+
+
+def fitted(rows: Sequence[Row], kind: str) -> tuple[float, float, float, float]:
+    """The coefficients of a rule: weighted least squares of the log odds. More noise never raises
+    the agreement, and wider logits never lower it.
+    """
+    from scipy.optimize import lsq_linear
+
+    columns, wanted, weights = [], [], []
+    for row in rows:
+        columns.append(row.features[kind].columns(statistics=row.statistics))
+        wanted.append(true_odds(row))
+        agreement = share(wanted[-1])
+        sampling = 1.0 / (row.images * agreement * (1.0 - agreement))
+        # a model with many rows counts no more than one with few
+        alike = sum(other.model == row.model for other in rows)
+        weights.append((alike * (_SPREAD**2 + sampling)) ** -0.5)
+    weight = np.array(weights)
+    bounds = ([-np.inf, -np.inf, 0.0, -np.inf], [np.inf, 0.0, np.inf, np.inf])
+    left = np.concatenate([np.array(columns) * weight[:, None], np.eye(4)[2:] / _PRIOR])
+    right = np.concatenate([np.array(wanted) * weight, np.zeros(2)])
+    found = lsq_linear(left, right, bounds)
+    offset, noise, spread, without = map(float, found.x)
+    return offset, noise, spread, without
+
+
+def left_out(rows: Sequence[Row], kind: str) -> list[float]:
+    """Log odds told of every row by the fit without its model."""
+    told = {}
+    for model in {row.model for row in rows}:
+        coefficients = fitted([row for row in rows if row.model != model], kind)
+        rule = Rule(*coefficients, 0.0, 0.0, 0.0, 0.0)
+        for row in rows:
+            if row.model == model:
+                line = rule.odds(row.features[kind], statistics=row.statistics)
+                shown = [row.features[name] for name in KINDS] if kind == PLAIN else []
+                widest = max(shown or [row.features[kind]], key=lambda each: each.spread)
+                told[row.name] = capped(line, widest)
+    return [told[row.name] for row in rows]
+
+
+def widths(rows: Sequence[Row], odds: Sequence[float]) -> tuple[float, float, float, float]:
+    """How far the truth lies below and above what was told, all but _TAIL per cent of the rows
+    each: of all models, and where it is more, of those without running statistics.
+    """
+    misses = np.array([told - true_odds(row) for row, told in zip(rows, odds, strict=True)])
+    without = misses[[not row.statistics for row in rows]]
+
+    def ends(values: np.ndarray) -> tuple[float, float]:
+        low, high = np.percentile(values, (_TAIL, 100 - _TAIL)) if values.size else (0.0, 0.0)
+        return max(0.0, float(high)), max(0.0, float(-low))
+
+    below, above = ends(misses)
+    below_without, above_without = ends(without)
+    return below, above, max(below, below_without), max(above, above_without)
+
+
+def told_of(rows: Sequence[Row], kind: str) -> list[Told]:
+    """Every row as told without its model: neither the line nor the band's widths know it."""
+    odds = left_out(rows, kind)
+    rules = {}
+    for model in {row.model for row in rows}:
+        others = [row for row in rows if row.model != model]
+        rules[model] = Rule(0.0, 0.0, 0.0, 0.0, *widths(others, left_out(others, kind)))
+    return [
+        Told(row, share(here), *rules[row.model].band(here, statistics=row.statistics))
+        for row, here in zip(rows, odds, strict=True)
+    ]
+
+
+def figures(told: Sequence[Told]) -> dict[str, Any]:
+    """The bars of the estimate over rows that were told without their models."""
+    int8 = [each for each in told if each.row.file.scheme == "int8"]
+    low = [each for each in told if each.row.file.scheme in ("w4a8", "mixed")]
+
+    def rank(rows: Sequence[Told]) -> float | None:
+        return rank_correlation([r.row.agreement for r in rows], [r.agreement for r in rows])
+
+    false_fine = [
+        each for each in told if each.level == FINE and each.row.agreement < AGREEMENT[0] - _BELOW
+    ]
+    return {
+        "rows": len(told),
+        "rank correlation": rank(told),
+        "rank correlation, w4a8 and mixed": rank(low),
+        "mean error": float(np.mean([abs(r.agreement - r.row.agreement) for r in told])),
+        "true value in band": float(np.mean([each.inside for each in told])),
+        "median width of the band": float(np.median([each.high - each.low for each in told])),
+        "int8 levels wrong": float(np.mean([each.level != each.deserved for each in int8])),
+        "fine, but more than 2 points below the border": len(false_fine),
+    }
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table of left-out rows, the bars, and the constants fitted over all rows."""
+    from tabulate import tabulate
+
+    if len({row.model for row in rows}) < 3:
+        return f"{len(rows)} rows: a model can be left out where there are three at least."
+    parts = []
+    for kind in reversed(KINDS):  # plain images first: they decide
+        told = told_of(rows, kind)
+        table = [
+            (
+                each.row.model,
+                each.row.file.source,
+                each.row.file.scheme,
+                each.row.file.algorithm,
+                f"{each.row.agreement:.3f}",
+                f"{each.agreement:.3f}",
+                f"{each.low:.3f} to {each.high:.3f}{'' if each.inside else ' (outside)'}",
+                each.level + ("" if each.level == each.deserved else f" ({each.deserved})"),
+            )
+            for each in told
+        ]
+        headings = ("model", "images", "scheme", "algorithm", "true", "told", "band", "level")
+        lines = [
+            f"- {name}: {value:.3f}" if isinstance(value, float) else f"- {name}: {value}"
+            for name, value in figures(told).items()
+        ]
+        rule = Rule(*fitted(rows, kind), *widths(rows, left_out(rows, kind)))
+        numbers = ", ".join(f"{value:.3g}" for value in dataclasses.astuple(rule))
+        shown = tabulate(table, headers=headings, tablefmt="pipe", disable_numparse=True)
+        parts.append(
+            f"## {kind} images, every model left out in turn\n\n"
+            + "\n".join(lines)
+            + f"\n\nFitted over all rows: `Rule({numbers})`\n\n{shown}"
+        )
+    return "\n\n".join(parts)

@@ -1,0 +1,104 @@
+"""The fit of the estimate's constants: known constants are found again, and a model that is left
+out has no part in what is told of it.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from benchmarks.estimate import fit
+from benchmarks.estimate.rows import KINDS, File, Row
+from tflite_export.quality.agreement import Features, Rule, share
+
+TRUE = Rule(0.5, -1.2, 0.7, -0.8, 0.0, 0.0, 0.0, 0.0)
+
+
+def row(model, noise, *, statistics, miss=0.0, scheme="int8"):
+    features = {kind: Features(noise, 1.0 + 20 * noise % 3, 32, 32) for kind in KINDS}
+    odds = TRUE.odds(features["unstretched"], statistics=statistics)
+    file = File("synthetic", scheme, str(noise))
+    return Row(model, statistics, file, share(odds + miss), 100_000, features)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    models = {"a": True, "b": True, "c": False, "d": False, "e": False}
+    return [
+        row(model, noise + 0.001 * place, statistics=statistics, scheme=scheme)
+        for place, (model, statistics) in enumerate(models.items())
+        for noise, scheme in ((0.05, "int8"), (0.1, "int8"), (0.3, "w4a8"), (0.6, "mixed"))
+    ]
+
+
+@pytest.fixture(autouse=True)
+def without_prior(monkeypatch):
+    """The line itself; its prior has a test of its own."""
+    monkeypatch.setattr(fit, "_PRIOR", 1e6)
+
+
+def test_the_prior_keeps_two_models_from_being_read_as_a_law(rows, monkeypatch):
+    """Models that differ in their spread alone, by little: a difference by chance is no slope."""
+    few = [
+        dataclasses.replace(
+            each,
+            agreement=share(fit.true_odds(each) + miss),
+            features={kind: Features(0.1, spread, 32, 32) for kind in KINDS},
+        )
+        for each, spread, miss in ((rows[0], 3.0, 0.0), (rows[4], 3.1, 0.5))
+    ]
+    loose = fit.fitted(few, "unstretched")[2]
+    monkeypatch.setattr(fit, "_PRIOR", 1.0)
+    assert loose > 5 and fit.fitted(few, "unstretched")[2] < 1
+
+
+def test_known_constants_are_found_again(rows):
+    found = fit.fitted(rows, "unstretched")
+    wanted = (TRUE.offset, TRUE.noise, TRUE.spread, TRUE.without)
+    assert found == pytest.approx(wanted, abs=0.01)
+
+
+def test_rows_of_one_line_are_told_exactly_with_a_band_of_no_width(rows):
+    figures = fit.figures(fit.told_of(rows, "unstretched"))
+    assert figures["rank correlation"] == pytest.approx(1.0)
+    assert figures["mean error"] < 1e-3 and figures["median width of the band"] < 1e-2
+    assert figures["int8 levels wrong"] == 0.0 and figures["rows"] == 20
+
+
+def test_a_model_has_no_part_in_what_is_told_of_it(rows):
+    """Whatever its files keep: the same is told of them, and another of all others."""
+    worse = [
+        dataclasses.replace(each, agreement=0.5 * each.agreement) if each.model == "a" else each
+        for each in rows
+    ]
+    before, after = (fit.told_of(each, "unstretched") for each in (rows, worse))
+    for old, new in zip(before, after, strict=True):
+        same = (old.agreement, old.low, old.high) == (new.agreement, new.low, new.high)
+        assert same == (old.row.model == "a")
+
+
+def test_widths_hold_all_but_the_tails_and_are_wider_without_statistics():
+    """By hand: misses of -1 .. 1 on a model with statistics, and twice that on one without."""
+    misses = np.linspace(-1, 1, 201)
+    rows = [row("a", 0.1, statistics=True)] * 201 + [row("b", 0.1, statistics=False)] * 201
+    odds = [fit.true_odds(each) for each in rows] + np.concatenate([misses, 2 * misses])
+    below, above, below_without, above_without = fit.widths(rows, odds)
+    assert (below_without, above_without) == pytest.approx((1.9, 1.9), abs=1e-6)
+    assert below == pytest.approx(above) and 0.95 < below < 1.9
+
+
+def test_levels_are_wrong_where_the_estimates_own_rule_says_so(rows):
+    told = fit.Told(rows[0], 0.97, 0.92, 0.99)._replace(
+        row=dataclasses.replace(rows[0], agreement=0.96)
+    )
+    assert (told.level, told.deserved, told.inside) == ("doubtful", "fine", True)
+    far = told._replace(row=dataclasses.replace(rows[0], agreement=0.92), low=0.94)
+    figures = fit.figures([far, told])
+    assert figures["fine, but more than 2 points below the border"] == 1
+    assert figures["true value in band"] == 0.5 and figures["int8 levels wrong"] == 1.0
+
+
+def test_the_report_has_bars_constants_and_a_row_for_every_file(rows):
+    text = fit.report(rows)
+    assert text.count("\n| a ") == 8 and "Rule(" in text and "- rank correlation: " in text
+    assert "three at least" in fit.report(rows[:4])
