@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
 from dgh_tf.generation.inputs import Inputs
@@ -177,6 +178,7 @@ class Generator:
         carry = [np.stack([a.numpy()] * self._replicas.here) for a in first]
         self.state = State(0, (1.0, math.inf, 0), layer_gaps(totals, self.targets), carry)
 
+    @without_retracing_warnings()
     def _fill_table(self, *, keep: bool, told: Told, what: str) -> np.ndarray:
         """Sum of the rows of all batches' finished images, float64; keep: write them to the
         records. told: hears of `what` after every batch.
@@ -262,6 +264,7 @@ class Generator:
     # ---- the loop
     # ------------------------------------------------------------
 
+    @without_retracing_warnings()
     def run(self, *, report: Report | None = None, due: Due = lambda: (False, False)) -> None:
         """Runs from where the run stands to its last step.
 

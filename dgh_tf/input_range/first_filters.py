@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.models.network import Network
 from dgh_tf.ops.kinds import Signal
 from dgh_tf.ops.signals import Atoms, Spectrum, fit_powers, make_atoms
@@ -36,6 +37,7 @@ class Filters:
     variance: np.ndarray
 
 
+@without_retracing_warnings()
 def estimate_spectrum(network: Network, signal: Signal, *, number: int = 0) -> Spectrum | None:
     """The mean and powers of input `number`, or None where no BN layer sees it through filters
     alone.

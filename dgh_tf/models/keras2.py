@@ -127,6 +127,7 @@ def _as_saved(file: ModelFile):
     else:
         status = model.load_weights(str(file.path / "variables" / "variables"))
         status.assert_existing_objects_matched()
+        status.expect_partial()  # what only training needs is not read, and nothing to be told of
     return model
 
 
