@@ -51,7 +51,7 @@ from tflite_export.targets.report import (
     require_full_mapping,
     table,
 )
-from tflite_export.targets.vela import CONFIGURATIONS, System, find_system
+from tflite_export.targets.vela import System, find_systems
 from tflite_export.tflite.edit import left_to_cut, without_softmax
 from tflite_export.tflite.integer_check import IntegerError
 
@@ -191,8 +191,10 @@ def _command(**changes: str) -> str:
     return shlex.join(["python", "-m", "tflite_export.convert", *kept, *more])
 
 
-def _vela_system() -> System | None:
-    return find_system(config=FLAGS.vela_config, system=FLAGS.vela_system, memory=FLAGS.vela_memory)
+def _vela_systems(targets: list[str]) -> dict[str, System]:
+    return find_systems(
+        targets, config=FLAGS.vela_config, system=FLAGS.vela_system, memory=FLAGS.vela_memory
+    )
 
 
 def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
@@ -205,11 +207,7 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
         Limit(max_kib=FLAGS.max_kib, min_agreement=FLAGS.min_agreement), scheme=FLAGS.scheme
     )
     targets = check_targets(FLAGS.target, scheme=FLAGS.scheme)
-    if _vela_system() and not set(targets) & set(CONFIGURATIONS):
-        raise ValueError(
-            "--vela_system and --vela_memory describe the chip around an Ethos-U, but --target "
-            "names none. Name one, or drop the flags."
-        )
+    _vela_systems(targets)  # raises
     for name in possible_names(path.stem, targets):
         require_writable(path.with_name(name), flag="output")
     if FLAGS.require_full_mapping and not targets:
@@ -403,7 +401,7 @@ def main(argv: list[str]) -> int:
         targets=targets,
         float_tflite=float_tflite,
         layers=layer_names(model),
-        system=_vela_system(),
+        systems=_vela_systems(targets),
     )
     report["targets"] = judged.verdicts
     if FLAGS.require_full_mapping:

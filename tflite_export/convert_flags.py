@@ -104,8 +104,11 @@ def _define_targets_and_units() -> None:
     )
     for name, text in (
         ("vela_config", "A .ini file of Vela's that describes your chip; unset: Vela's own."),
-        ("vela_system", "Ethos-U: the section System_Config.NAME to compile for."),
-        ("vela_memory", "Ethos-U: the section Memory_Mode.NAME to compile for."),
+        (
+            "vela_system",
+            "Ethos-U: the section System_Config.NAME of the chip, or TARGET:NAME,...",
+        ),
+        ("vela_memory", "Ethos-U: the section Memory_Mode.NAME, in the same forms."),
     ):
         flags.DEFINE_string(name, None, text)
     flags.DEFINE_list(

@@ -273,6 +273,54 @@ def test_a_chip_of_ones_own_is_found(tmp_path, monkeypatch):
     assert vela.find_system() is None
 
 
+BOTH = ["ethos-u55-64", "cpu", "ethos-u65-256"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "named", "wanted"),
+    [
+        (["ethos-u55-64", "ethos-u55-128", "cpu"], ("Mine", "Only"),
+         {"ethos-u55-64": ("Mine", "Only"), "ethos-u55-128": ("Mine", "Only")}),
+        (BOTH, ("ethos-u55-64:Mine,ethos-u65-256:Other", "Only"),
+         {"ethos-u55-64": ("Mine", "Only"), "ethos-u65-256": ("Other", "Only")}),
+        (BOTH, ("ethos-u65-256:Other", "ethos-u65-256:Most"), {"ethos-u65-256": ("Other", "Most")}),
+        (BOTH, ("ethos-u55-64:Mine, ethos-u65-256:Other", "ethos-u55-64:Most,ethos-u65-256:Only"),
+         {"ethos-u55-64": ("Mine", "Most"), "ethos-u65-256": ("Other", "Only")}),
+    ],
+)  # fmt: skip
+def test_each_target_has_a_chip_of_its_own(tmp_path, monkeypatch, targets, named, wanted):
+    own = tmp_path / "own.ini"
+    own.write_text(OWN + "[System_Config.Other]\n[Memory_Mode.Most]\n")
+    monkeypatch.setattr(vela, "check_installed", lambda: None)
+    found = vela.find_systems(targets, config=str(own), system=named[0], memory=named[1])
+    assert {name: (chip.system, chip.memory) for name, chip in found.items()} == wanted
+    assert {chip.config for chip in found.values()} == {str(own)}
+    assert vela.find_systems(targets) == {}
+
+
+@pytest.mark.parametrize(
+    ("system", "memory", "said"),
+    [
+        ("Mine", "Only", "of several families.*ethos-u55-64:NAME,ethos-u65-256:NAME"),
+        ("ethos-u55-64:Mine,Mine", "Only", "Mine is not TARGET:NAME"),
+        ("ethos-u55-64:Mine,ethos-u55-64:Mine", "Only", "each once"),
+        ("ethos-u85-512:Mine", "Only", "a target that was asked for"),
+        ("ethos-u55-64:Mine,ethos-u65-256:Mine", "ethos-u55-64:Only", "leaves out ethos-u65-256"),
+        ("ethos-u55-64:Thine", "Only", "expected one of Mine"),
+        ("ethos-u55-64:", "Only", "is not TARGET:NAME"),
+    ],
+)
+def test_chips_that_fit_no_target_are_refused_in_one_line(
+    tmp_path, monkeypatch, system, memory, said
+):
+    own = tmp_path / "own.ini"
+    own.write_text(OWN)
+    monkeypatch.setattr(vela, "check_installed", lambda: None)
+    with pytest.raises(ValueError, match=said) as told:
+        vela.find_systems(BOTH, config=str(own), system=system, memory=memory)
+    assert "\n" not in str(told.value)
+
+
 def test_vela_compiles_for_ones_own_chip_and_its_file_is_kept(made, tmp_path):
     pytest.importorskip("ethosu.vela")
     (tmp_path / "own.ini").write_text(OWN)

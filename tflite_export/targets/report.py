@@ -39,8 +39,10 @@ def _cpu(model: TFLiteModel, *, float_model: TFLiteModel, **_: Any) -> Answer:
     return Answer(cpu.report(model, float_model=float_model))
 
 
-def _vela(model: TFLiteModel, *, target: str, system: vela.System | None, **_: Any) -> Answer:
-    return vela.compile_for(model, target=target, system=system)
+def _vela(
+    model: TFLiteModel, *, target: str, systems: Mapping[str, vela.System], **_: Any
+) -> Answer:
+    return vela.compile_for(model, target=target, system=systems.get(target))
 
 
 TARGETS: dict[str, Callable[..., Answer]] = {
@@ -89,14 +91,14 @@ def judge(
     targets: Sequence[str],
     float_tflite: bytes | TFLiteModel,
     layers: Sequence[str] = (),
-    system: vela.System | None = None,
+    systems: Mapping[str, vela.System] | None = None,
 ) -> Judged:
     """Every target's verdict on an integer file.
 
     Args:
       tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in float32,
         which cpu compares with. layers: names of the Keras model's layers (advice.layer_names).
-        system: the chip around an Ethos-U; None takes a typical one.
+        systems: the chips around Ethos-Us by target (vela.find_systems); others are typical ones.
     Returns:
       By target {"how" (what was done, by which tool or source), "fully_mapped" (no operator is left
       to a slower processor, or lacks a kernel), "operators_mapped", "operators_cpu" (numbers),
@@ -110,7 +112,7 @@ def judge(
     verdicts: dict[str, dict[str, Any]] = {}
     files: dict[str, bytes] = {}
     for name in targets:
-        answer = TARGETS[name](model, float_model=float_model, system=system)
+        answer = TARGETS[name](model, float_model=float_model, systems=systems or {})
         rows = advice.advised(answer.verdict, layers=layers, target=name)
         verdict = {**answer.verdict, "fallback": rows}
         verdicts[name] = {**verdict, "summary": summary(name, verdict)}

@@ -13,7 +13,7 @@ import math
 import pathlib
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgh_tf.common import processes
@@ -116,6 +116,72 @@ def find_system(
                 f"{', '.join(names) or 'none, it has no such section'}."
             )
     return System(system, memory, ARM if config is None else str(path))
+
+
+def find_systems(
+    targets: Sequence[str],
+    *,
+    config: str | None = None,
+    system: str | None = None,
+    memory: str | None = None,
+) -> dict[str, System]:
+    """The user's own chips by target; empty where nothing is given. Cheap: call it before long
+    work.
+
+    Args:
+      targets: what was asked for, others than Ethos-U among them. config: as for `find_system`.
+      system, memory: names as there, for all Ethos-U targets; or "TARGET:NAME,TARGET:NAME", where a
+        target that is not named gets a typical chip.
+    Raises: ValueError as `find_system` does, for names without an Ethos-U target, and for one name
+      for targets of several families, which are never one chip.
+
+    Example: `find_systems(["ethos-u55-64"], system="ethos-u55-64:Mine", memory="Shared_Sram")`
+    """
+    if config is None and system is None and memory is None:
+        return {}
+    ours = [target for target in targets if target in CONFIGURATIONS]
+    if system is None or memory is None:
+        find_system(config=config, system=system, memory=memory)  # raises
+    if not ours:
+        raise ValueError(
+            "--vela_system and --vela_memory describe the chip around an Ethos-U, but --target "
+            "names none. Name one, or drop the flags."
+        )
+    systems = _by_target(system or "", ours, flag="vela_system")
+    memories = _by_target(memory or "", list(systems), flag="vela_memory")
+    return {
+        target: found
+        for target in systems
+        if (found := find_system(config=config, system=systems[target], memory=memories[target]))
+    }
+
+
+def _by_target(text: str, targets: Sequence[str], *, flag: str) -> dict[str, str]:
+    """Names of sections by target, from one name for all or from TARGET:NAME,TARGET:NAME."""
+    if ":" not in text:
+        families = {target.rsplit("-", 1)[0] for target in targets}
+        if flag == "vela_system" and len(families) > 1:
+            raise ValueError(
+                f"--{flag}={text} names one chip for {', '.join(targets)}, which are of several "
+                f"families. Give each its own: --{flag}="
+                + ",".join(f"{target}:NAME" for target in targets)
+            )
+        return dict.fromkeys(targets, text)
+    named: dict[str, str] = {}
+    for part in text.split(","):
+        target, colon, name = (piece.strip() for piece in part.partition(":"))
+        if not colon or not name or target not in targets or target in named:
+            raise ValueError(
+                f"--{flag}={text}: {part.strip() or 'an empty part'} is not TARGET:NAME with a "
+                f"target that was asked for, each once: {', '.join(targets)}."
+            )
+        named[target] = name
+    if flag == "vela_memory" and set(named) != set(targets):
+        raise ValueError(
+            f"--{flag}={text} leaves out {', '.join(t for t in targets if t not in named)}, which "
+            "--vela_system names. Give both for the same targets."
+        )
+    return named
 
 
 def _why(text: str) -> dict[str, str]:
