@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
     for name in values.images:
         if not pathlib.Path(name).exists():
             _given([name], image_shape=None)  # raises
-    from dgh_tf import GenerationConfig, load_model
+    from dgh_tf import GenerationConfig, Prepared, load_model
     from dgh_tf.models.batchnorm import has_statistics
     from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
@@ -158,6 +158,7 @@ def main(argv: list[str]) -> int:
     float_tflite = read_model(to_float_tflite(model, images=_one_of_each(data)))
     require_same_ends(float_tflite, data)
     seeds = range(values.seed, values.seed + values.seeds)
+    prepared = Prepared(model)  # all sets share its range and its traces
     sets = "1 set" if len(seeds) == 1 else f"{len(seeds)} sets"
 
     def made(kind: str) -> dict[str, Any]:
@@ -166,13 +167,13 @@ def main(argv: list[str]) -> int:
             f"{'without' if kind == 'unstretched' else 'with'} output stretching"
         )
         return {
-            f"{kind}, seed {seed}": held_out_images(model, config, kind=kind, seed=seed)
+            f"{kind}, seed {seed}": held_out_images(prepared, config, kind=kind, seed=seed)
             for seed in seeds
         }
 
     others = made("unstretched")
     unstretched = next(iter(others.values()))
-    network, used, notes = Network(model), {}, []
+    network, used, notes = Network(model) if given else None, {}, []
     known = calibrated_on(path)
     for name, source in given.items():
         why = doubts(network, source.images, unstretched=unstretched)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dgh_tf.config import GenerationConfig
     from dgh_tf.generation.generator import Generator
     from dgh_tf.generation.images import generate_images
+    from dgh_tf.generation.prepared import Prepared
     from dgh_tf.input_range.find import find_input_range
     from dgh_tf.models.loading import load_model
     from dgh_tf.report.again import write_report
@@ -24,6 +25,7 @@ __version__ = "0.2.0"
 __all__ = [
     "GenerationConfig",
     "Generator",
+    "Prepared",
     "find_input_range",
     "generate_images",
     "generate_to",
@@ -34,6 +36,7 @@ __all__ = [
 _HOMES = {
     "GenerationConfig": "config",
     "Generator": "generation.generator",
+    "Prepared": "generation.prepared",
     "find_input_range": "input_range.find",
     "generate_images": "generation.images",
     "generate_to": "run.to_folder",

@@ -158,7 +158,7 @@ def _automatic(
             console.say(f"attempt: {images} images, {steps} steps")
             _run(trial, dataclasses.replace(config, num_images=images, steps=steps), sha256, job)
             found = autosize.keep(
-                trial, session.load(_request()), steps=steps, image_size=config.image_size
+                trial, session.load(_request()).model, steps=steps, image_size=config.image_size
             )
         console.say(f"ranges of halves of the set differ by {found.halves:.0%} (median)")
         return found

@@ -55,6 +55,7 @@ def generate_into(
         `dgh_tf.generate_to`.
     Raises: what `dgh_tf.generate_to` raises.
     """
+    loaded = dgh_tf.Prepared(loaded)  # both sets share its range and its traces
     dgh_tf.generate_to(folder, model=model, config=_stretched(config), loaded=loaded, **how)
     console.say("images that judge the file, without output stretching")
     unstretched = dgh_tf.generate_to(

@@ -102,14 +102,11 @@ class QuantizedModel:
         if images is not None:
             return self._judged({"given": images})
         if "estimate" not in self._told:
-            unstretched = generate_to_judge(
-                self.model, self.config, verbose=verbose, stretched=False
-            )
+            model = dgh_tf.Prepared(self.model)
+            unstretched = generate_to_judge(model, self.config, verbose=verbose, stretched=False)
             stretched = self.held_out
             if stretched is None:
-                stretched = generate_to_judge(
-                    self.model, self.config, verbose=verbose, stretched=True
-                )
+                stretched = generate_to_judge(model, self.config, verbose=verbose, stretched=True)
             self._told["estimate"] = self._judged({STRETCHED: stretched, UNSTRETCHED: unstretched})
         return self._told["estimate"]
 

@@ -25,7 +25,7 @@ from typing import Any
 PHASES = {
     "dgh_tf.models.loading": {"load_model": "load"},
     "dgh_tf.models.network": {"Network.__init__": "trace", "Network.head_names": "trace"},
-    "dgh_tf.input_range.find": {"network_ranges": "range"},
+    "dgh_tf.input_range.find": {"network_ranges": "range", "known_inputs": "range"},
     "dgh_tf.generation.inputs": {"Inputs.start": "start images"},
     "dgh_tf.generation.update": {
         "Step._fill": "trace",

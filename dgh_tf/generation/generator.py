@@ -23,12 +23,12 @@ from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
 from dgh_tf.generation.inputs import Inputs
 from dgh_tf.generation.objective import Layers, Problem, layer_gaps, make_targets, pseudo_statistics
+from dgh_tf.generation.prepared import prepared
 from dgh_tf.generation.real_images import real_images
 from dgh_tf.generation.replicas import Replicas
 from dgh_tf.generation.store import FileStore, MemoryStore, Record, Slots, Store, record_bytes
-from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step
+from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step, Turn, course
 from dgh_tf.input_range.find import known_inputs
-from dgh_tf.models.given import given_model
 from dgh_tf.models.network import Network
 from dgh_tf.ops import canvas as image_ops
 from dgh_tf.ops.radam import plateau
@@ -86,6 +86,7 @@ class Generator:
         """Prepares a run; long work starts with `run`. Raises ValueError for models and settings
         that cannot work.
 
+        model: a Keras model, the path of one, or either as `Prepared`.
         store_file: where records that need more than `memory_bytes` are streamed through; None
         keeps all in memory.
         real_hint: a few real images (see `real_images.load_hint`), whose statistics count and which
@@ -93,14 +94,18 @@ class Generator:
         """
         self.config = config
         self._replicas = Replicas(strategy or make_strategy(config.strategy))
+        shared = prepared(model)
         size = parse_image_size(config.image_size) if config.image_size else None
-        self.network = Network(
-            given_model(model), image_size=size, use_statistics=config.use_statistics
+        of_network = size, config.use_statistics
+        self.network = shared.once(
+            of_network,
+            lambda: Network(shared.model, image_size=size, use_statistics=config.use_statistics),
         )
         _require_aim(self.network, config)
         shapes = self.network.input_shapes
-        known = known_inputs(
-            self.network, text=range_text(config.input_range), kind=config.input_kind
+        text, kind = range_text(config.input_range), config.input_kind
+        known = shared.once(
+            (*of_network, text, kind), lambda: known_inputs(self.network, text=text, kind=kind)
         )
         self.real, self.ranges = real_images(
             real_hint, network=self.network, ranges=[each.valid for each in known]
@@ -123,19 +128,27 @@ class Generator:
                 for shape, each in zip(shapes, self.known, strict=True)
             ],
         )
+        alike = _without_course(config)
         problem = Problem(
-            config=config,
+            config=alike,
             layers=layers,
             targets=self.targets,
             heads=self.head_names,
-            set_images=config.num_images + len(self.real),
         )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
         self.rounds = len(self.batches) // self._replicas.here  # visits that make up a step
         self._inputs = Inputs(self.layouts, self.known)
-        self._step = Step(
-            self.network, problem, self._inputs, sizes=self.sizes, replicas=self._replicas.count
+        self._course = course(
+            config,
+            batches=len(self.sizes),
+            real=len(self.real),
+            heads=len(self.head_names),
+            has_statistics=bool(self.network.layers),
+        )
+        self._step = shared.once(
+            (alike, *self.ranges, text, self._replicas.count),
+            lambda: Step(self.network, problem, self._inputs, replicas=self._replicas.count),
         )
         self._make_store(store_file, memory_bytes)
         self.state = State(0, (1.0, math.inf, 0), {}, [])
@@ -187,12 +200,12 @@ class Generator:
         totals = np.zeros((2, len(self.targets.mean)))
         if len(self.real):
             real_row = tf.function(self._step.real_row, autograph=False)
-            totals += real_row(tf.constant(self.real)).numpy()
+            totals += real_row(tf.constant(self.real), self._course).numpy()
         for turn in range(self.rounds):
             places = self._places(turn)
             records = [self.store.read(place) for place in places]
             canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
-            rows = self._replicas.run(self._step.fill, canvases, self._numbers(places))
+            rows = self._replicas.run(self._step.fill, canvases, self._course)
             totals += self._replicas.total(rows)
             if keep:
                 for place, record, row in zip(
@@ -214,7 +227,7 @@ class Generator:
             places = self._places(turn)
             records = [self.store.read(place) for place in places]
             canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
-            shares = self._replicas.run(self._step.spread, canvases, self._numbers(places))
+            shares = self._replicas.run(self._step.spread, canvases, self._course)
             spreads += self._replicas.total(shares)
         return spreads
 
@@ -222,10 +235,6 @@ class Generator:
         """Places in the store of the batches that the replicas here work on together."""
         here = self._replicas.here
         return list(range(turn * here, (turn + 1) * here))
-
-    def _numbers(self, places: list[int]):
-        """For each replica the number, in the set, of the batch at its place."""
-        return self._replicas.each([tf.constant(self.batches[place]) for place in places])
 
     def images(self) -> Iterator[list[np.ndarray]]:
         """The finished images, some at a time in the set's order, for every input float32 [n,
@@ -336,12 +345,19 @@ class Generator:
         if visit + 1 < last:
             upcoming = self._places(self._turn(visit + 1))
         slots = [self.store.take(p, upcoming=u) for p, u in zip(places, upcoming, strict=True)]
-        now, scale = tf.constant(step), tf.constant(self.state.plateau[0], tf.float32)
+        turns = [
+            Turn(
+                tf.constant(step),
+                tf.constant(self.batches[place]),
+                tf.constant(self.state.plateau[0], tf.float32),
+            )
+            for place in places
+        ]
         if self._replicas.count == 1:
-            carry, code = self._step.visit(slots[0], carry, now, self._numbers(places), scale)
+            carry, code = self._step.visit(slots[0], carry, turns[0], self._course)
             codes = [int(code)]
         else:
-            carry, codes = self._visit_together(slots, carry, places, now, scale)
+            carry, codes = self._visit_together(slots, carry, turns)
         for place, record in zip(places, slots, strict=True):
             self.store.put(place, record)
         for place, code in zip(places, codes, strict=True):
@@ -349,16 +365,18 @@ class Generator:
                 self._raise_non_finite(code, step, self.batches[place])
         return carry
 
-    def _visit_together(self, slots: list[Slots], carry, places: list[int], now, scale):
+    def _visit_together(self, slots: list[Slots], carry, turns: list[Turn]):
         """A visit of several replicas: their gradients at once, then each replica's update."""
         canvases = self._replicas.each([list(map(tf.convert_to_tensor, s.canvases)) for s in slots])
         rows = self._replicas.each([tf.convert_to_tensor(s.row) for s in slots])
-        numbers = self._numbers(places)
-        results = self._replicas.run(self._step.gradient, canvases, rows, carry, now, numbers)
+        each_turn = self._replicas.each(turns)
+        results = self._replicas.run(
+            self._step.gradient, canvases, rows, carry, each_turn, self._course
+        )
         del canvases, rows  # a tensor that still shows a variable's memory makes the update copy it
         gradients = self._replicas.local(results)
-        for record, gradient in zip(slots, gradients, strict=True):
-            self._step.apply(record, gradient, now, scale)
+        for record, gradient, turn in zip(slots, gradients, turns, strict=True):
+            self._step.apply(record, gradient, turn, self._course)
         return results.carry, [int(gradient.code) for gradient in gradients]
 
     def _agreed(self, visits: int, *wishes: bool) -> list[bool]:
@@ -398,6 +416,15 @@ class Generator:
             "those before it. Try a smaller learning_rate, precision=float32, or check the model's "
             "weights."
         )
+
+
+def _without_course(config: GenerationConfig) -> GenerationConfig:
+    """The settings that a compiled step depends on; those that its `Course` tells are the same for
+    all.
+    """
+    return dataclasses.replace(
+        config, num_images=1, batch_size=1, steps=1, seed=0, output_weight=1.0, input_range=""
+    )
 
 
 def _require_aim(network: Network, config: GenerationConfig) -> None:

@@ -15,7 +15,6 @@ from dgh_tf.common.convergence import judge_convergence
 from dgh_tf.config import GenerationConfig, Settings
 from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.update import Progress
-from dgh_tf.models.given import given_model
 
 VERBOSE = ("auto", 0, 1, 2)
 
@@ -36,7 +35,7 @@ def generate_images(
     natural-image priors and stretch its outputs; `Generator.network.evidence` tells which.
 
     Args:
-      model: a trained Keras model, which is left unchanged, or the path of one.
+      model: a trained Keras model, which is left unchanged, the path of one, or `Prepared`.
       config: the settings in one object; the defaults where None.
       verbose: "auto" or 1 shows Keras' progress bar, 2 one line at the end, 0 nothing.
       report: called with the progress about every two seconds; returning True ends the run early.
@@ -62,7 +61,7 @@ def generate_images(
         raise ValueError(f"verbose={verbose!r}: expected 'auto', 0, 1 or 2.")
     named = {"strategy": strategy} if isinstance(strategy, str) else {}
     generator = Generator(
-        given_model(model),
+        model,
         _one_config(config, {**settings, **named}),
         strategy=None if named else strategy,
         real_hint=real_hint,

@@ -75,14 +75,12 @@ class Problem:
     Attributes:
       layers: BN layers, then the pseudo-statistics of every input; targets: theirs.
       heads: names of the model's heads.
-      set_images: images that share the pooled statistics: generated and real ones.
     """
 
     config: GenerationConfig
     layers: Layers
     targets: Targets
     heads: list[str]
-    set_images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +201,8 @@ def objective(
     *,
     limits: tf.Tensor,
     size: tf.Tensor,
+    set_images: tf.Tensor,
+    stretch_weight: tf.Tensor,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A batch's share of the set's objective.
 
@@ -215,23 +215,22 @@ def objective(
         carries the gradient; of the batch alone where statistics are not pooled.
       limits: the spread up to which each head is stretched, float32 [heads], in logit units; 0
         before it is known.
-      size: images in the batch, float32.
+      size, set_images: images in the batch, and those that share the pooled statistics, float32.
+      stretch_weight: of each head's output loss, float32.
     Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the
       loss per image).
     """
     config, targets, heads = problem.config, problem.targets, seen.tapped.heads
     gaps = _channel_gaps(pooled, targets, std_weight=config.std_weight)
     bn, prior = tf.reduce_sum(gaps * targets.bn_weight), tf.reduce_sum(gaps * targets.prior_weight)
-    images = float(problem.set_images) if config.pool_statistics else size
+    images = set_images if config.pool_statistics else size
     value = images * (config.bn_weight * bn + config.prior_weight * prior)
     metrics = {"bn": bn, "prior": prior}
     for i, (head, spread) in enumerate(zip(heads, seen.spreads, strict=True)):
         metrics[f"spread/{head.name}"] = tf.reduce_mean(spread)
-        if config.output_weight:  # heads share the weight equally, whatever their size and unit
-            weight = config.output_weight / len(heads)
-            hinge = _hinge(head, seen.tapped, problem.layers)
-            stretch = losses.stretching(spread, limit=limits[i]) + hinge
-            value += size * tf.where(limits[i] > 0.0, weight * stretch, 0.0)
+        hinge = _hinge(head, seen.tapped, problem.layers)
+        stretch = losses.stretching(spread, limit=limits[i]) + hinge
+        value += size * tf.where(limits[i] > 0.0, stretch_weight * stretch, 0.0)
     metrics["loss"] = value / images
     return value, metrics
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import exchange
 from dgh_tf.generation.inputs import Inputs
 from dgh_tf.generation.loss_scale import FIRST_SCALE, next_scale
@@ -27,6 +27,54 @@ SPREAD_MEMORY = 0.1  # weight of a batch in that spread's running mean
 # A step's code: FINE, SKIPPED (it overflowed in float16 and moves nothing), the number of the first
 # layer whose moments are not finite, or NOT_A_LAYER where all moments are but the loss is not.
 FINE, SKIPPED, NOT_A_LAYER = -1, -2, 2**30
+
+
+class Course(NamedTuple):
+    """What runs may differ in that share a compiled step, as scalar tensors.
+
+    Attributes:
+      seed, steps, batches: int32, of the run; batches: how many make up the set.
+      matching_steps: int32, how many steps match statistics alone.
+      images, set_images: float32, that are generated, and that share the pooled statistics.
+      stretch_weight: float32, the weight of one head's output loss.
+    """
+
+    seed: tf.Tensor
+    steps: tf.Tensor
+    batches: tf.Tensor
+    matching_steps: tf.Tensor
+    images: tf.Tensor
+    set_images: tf.Tensor
+    stretch_weight: tf.Tensor
+
+
+class Turn(NamedTuple):
+    """Which visit it is: step and batch, int32 scalars; scale: of the rate, with the schedule
+    plateau, float32.
+    """
+
+    step: tf.Tensor
+    batch: tf.Tensor
+    scale: tf.Tensor
+
+
+def course(
+    config: GenerationConfig, *, batches: int, real: int, heads: int, has_statistics: bool
+) -> Course:
+    """The course of a run. real: how many real images join the set. heads: of the model."""
+    matching_steps = config.steps
+    if not has_statistics:
+        matching_steps = 0  # the spread of the start images tells how far to stretch
+    elif config.output_weight:
+        matching_steps = max(1, int(MATCHING_SHARE * config.steps))
+    whole = (config.seed, config.steps, batches, matching_steps)
+    # heads share the weight equally, whatever their size and unit
+    weight = config.output_weight / max(heads, 1)
+    figures = (config.num_images, config.num_images + real, weight)
+    return Course(
+        *(tf.constant(value, tf.int32) for value in whole),
+        *(tf.constant(value, tf.float32) for value in figures),
+    )
 
 
 class Carry(NamedTuple):
@@ -98,25 +146,12 @@ class Step:
     replica.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        problem: Problem,
-        inputs: Inputs,
-        *,
-        sizes: Sequence[int],
-        replicas: int,
-    ):
-        """sizes: images of every batch of the set. replicas: of all processes together."""
+    def __init__(self, network: Network, problem: Problem, inputs: Inputs, *, replicas: int):
+        """replicas: of all processes together. What a `Course` tells is not the problem's."""
         self.network, self.problem, self.inputs = network, problem, inputs
         self.config, self.targets = problem.config, problem.targets
-        self.sizes, self.replicas = list(sizes), replicas
+        self.replicas = replicas
         self.half = self.config.precision == "float16"
-        self.matching_steps = self.config.steps
-        if not network.layers:
-            self.matching_steps = 0  # the spread of the start images tells how far to stretch
-        elif self.config.output_weight:
-            self.matching_steps = max(1, int(MATCHING_SHARE * self.config.steps))
         spreads = [f"spread/{name}" for name in problem.heads]
         self.names = ["loss", "bn", "prior", "gradient", *spreads]
         self.fill = tf.function(self._fill, autograph=False, reduce_retracing=True)
@@ -140,16 +175,12 @@ class Step:
             good=tf.constant(0.0),
         )
 
-    def real_row(self, images: tf.Tensor) -> tf.Tensor:
+    def real_row(self, images: tf.Tensor, course: Course) -> tf.Tensor:
         """The table's row of real images, a constant to all batches. images: float32 [n, *input
         shape] in model units, channels last.
         """
-        share = tf.cast(tf.shape(images)[0], tf.float32) / float(self.problem.set_images)
+        share = _size(images) / course.set_images
         return share * self._observe(self.inputs.to_canvas([images])).moments
-
-    def _share(self, batch: tf.Tensor) -> tf.Tensor:
-        """The batch's share of the set's images."""
-        return tf.cast(tf.constant(self.sizes)[batch], tf.float32) / float(self.problem.set_images)
 
     def _observe(self, units: list[tf.Tensor]) -> Observation:
         """A forward pass of images in canvas units."""
@@ -161,13 +192,14 @@ class Step:
             spreads=[losses.output_spread(head.logits) for head in tapped.heads],
         )
 
-    def _fill(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
+    def _fill(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
         """A batch's row of the table without gradient, for its finished images."""
-        return self._share(batch) * self._observe(self.inputs.finish(canvases)).moments
+        share = _size(canvases[0]) / course.set_images
+        return share * self._observe(self.inputs.finish(canvases)).moments
 
-    def _spread(self, canvases: list[tf.Tensor], batch: tf.Tensor) -> tf.Tensor:
+    def _spread(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
         """A batch's share of every head's mean spread over the finished images, float32 [heads]."""
-        share = tf.cast(tf.constant(self.sizes)[batch], tf.float32) / float(sum(self.sizes))
+        share = _size(canvases[0]) / course.images
         spreads = self._observe(self.inputs.finish(canvases)).spreads
         return share * tf.stack([tf.reduce_mean(spread) for spread in spreads])
 
@@ -176,11 +208,11 @@ class Step:
         canvases: list[tf.Tensor],
         old_row: tf.Tensor,
         carry: Carry,
-        step: tf.Tensor,
-        batch: tf.Tensor,
+        turn: Turn,
+        course: Course,
     ) -> Gradient:
-        share = self._share(batch)
-        seed = tf.stack([self.config.seed, step * len(self.sizes) + batch])
+        share = _size(canvases[0]) / course.set_images
+        seed = tf.stack([course.seed, turn.step * course.batches + turn.batch])
         with tf.GradientTape() as tape:
             tape.watch(canvases)
             seen = self._observe(self.inputs.augment(canvases, seed=seed))
@@ -189,8 +221,10 @@ class Step:
                 self._pooled(seen, table, share),
                 seen,
                 self.problem,
-                limits=self._limits(carry, step),
-                size=share * float(self.problem.set_images),
+                limits=self._limits(carry, turn.step, course),
+                size=share * course.set_images,
+                set_images=course.set_images,
+                stretch_weight=course.stretch_weight,
             )
             scaled = value * carry.scale if self.half else value
         gradients = tape.gradient(scaled, canvases)
@@ -199,7 +233,9 @@ class Step:
         metrics["gradient"] = tf.linalg.global_norm(gradients)
         figures = tf.stack([metrics[name] for name in self.names])
         code = self._code(figures, seen)
-        following = self._next_carry(carry, table, figures, code, step)
+        following = self._next_carry(
+            carry, table, figures, code, matched=turn.step >= course.matching_steps
+        )
         return Gradient(gradients, table.row, following, self._forgiven(code, following))
 
     def _renewed(
@@ -219,13 +255,13 @@ class Step:
         # the row counts in the totals already; in its place stand the moments, with their gradient
         return tf.cast(table.totals, tf.float32) - table.row + share * seen.moments
 
-    def _limits(self, carry: Carry, step: tf.Tensor) -> tf.Tensor:
+    def _limits(self, carry: Carry, step: tf.Tensor, course: Course) -> tf.Tensor:
         """The spread up to which each head is stretched, 0 while statistics alone are matched."""
         if self.config.stretch_limit:
             limits = self.config.stretch_limit * carry.spreads
         else:
             limits = tf.fill(tf.shape(carry.spreads), math.inf)
-        return tf.where(step < self.matching_steps, 0.0, limits)
+        return tf.where(step < course.matching_steps, 0.0, limits)
 
     def _code(self, figures: tf.Tensor, seen: Observation) -> tf.Tensor:
         """FINE, the number of the first layer whose moments are not finite, or NOT_A_LAYER."""
@@ -235,11 +271,11 @@ class Step:
         return tf.where(all_finite, FINE, first_bad)
 
     def _next_carry(
-        self, carry: Carry, table: Table, figures: tf.Tensor, code: tf.Tensor, step: tf.Tensor
+        self, carry: Carry, table: Table, figures: tf.Tensor, code: tf.Tensor, *, matched: tf.Tensor
     ) -> Carry:
         # the first batch sets the running mean of spreads: any constant would carry a unit
         memory = tf.where(carry.spreads > 0.0, SPREAD_MEMORY, 1.0)
-        known = (step >= self.matching_steps) | tf.reduce_any(~tf.math.is_finite(table.spreads))
+        known = matched | tf.reduce_any(~tf.math.is_finite(table.spreads))
         spreads = carry.spreads + memory * (table.spreads - carry.spreads)
         scale, good = carry.scale, carry.good
         if self.half:
@@ -259,16 +295,13 @@ class Step:
             return code
         return tf.where((code != FINE) & (carry.scale >= 1.0), SKIPPED, code)
 
-    def _apply(
-        self, slots: Slots, gradient: Gradient, step: tf.Tensor, scale: tf.Tensor
-    ) -> tf.Tensor:
+    def _apply(self, slots: Slots, gradient: Gradient, turn: Turn, course: Course) -> tf.Tensor:
         """Moves a batch's canvases by RAdam, in place; a step that is not FINE moves none. The row
-        is finite in either case.
-
-        scale: of the rate, with the schedule plateau. Returns whether the canvases moved.
+        is finite in either case. Returns whether the canvases moved.
         """
+        scale = turn.scale
         if self.config.schedule == "cosine":
-            scale = cosine(step, steps=self.config.steps)
+            scale = cosine(turn.step, steps=course.steps)
         rate = self.config.learning_rate * scale
 
         def move():
@@ -279,7 +312,7 @@ class Step:
                     first,
                     second,
                     change,
-                    step=step,
+                    step=turn.step,
                     rate=rate,
                     beta1=self.config.beta1,
                     beta2=self.config.beta2,
@@ -290,11 +323,16 @@ class Step:
         return tf.cond(gradient.code == FINE, move, lambda: False)
 
     def _visit(
-        self, slots: Slots, carry: Carry, step: tf.Tensor, batch: tf.Tensor, scale: tf.Tensor
+        self, slots: Slots, carry: Carry, turn: Turn, course: Course
     ) -> tuple[Carry, tf.Tensor]:
         """gradient and apply, for one replica."""
         canvases = [tf.convert_to_tensor(v) for v in slots.canvases]
         row = tf.convert_to_tensor(slots.row)
-        gradient = self._gradient(canvases, row, carry, step, batch)
-        with tf.control_dependencies([self._apply(slots, gradient, step, scale)]):
+        gradient = self._gradient(canvases, row, carry, turn, course)
+        with tf.control_dependencies([self._apply(slots, gradient, turn, course)]):
             return gradient.carry, tf.identity(gradient.code)
+
+
+def _size(images: tf.Tensor) -> tf.Tensor:
+    """How many images a batch has, float32."""
+    return tf.cast(tf.shape(images)[0], tf.float32)

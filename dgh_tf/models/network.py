@@ -87,6 +87,7 @@ class Network:
             for s, first in zip(shapes, self.channels_first, strict=True)
         ]
         norms = batchnorm_layers(model)
+        self._heads: list[str] = []
         reached, self.unmatched, logits, order = self._survey(norms)
         require_finite(model, reached)
         if use_statistics:
@@ -156,23 +157,22 @@ class Network:
         )
 
     def head_names(self, *, precision: str) -> list[str]:
-        """Names of the heads in the order in which `forward` gives them, and a first test of the
-        precision.
+        """Names of the heads in the order in which `forward` gives them, and a first test of a
+        precision other than float32.
         """
         if precision != "float32" and float_file(self.model) is not None:
             raise ValueError(
                 f"precision={precision} needs a Keras model: what a .tflite file holds is computed "
                 "in float32. Leave it out."
             )
-        names: list[str] = []
+        if precision == "float32":
+            return list(self._heads)
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
         tf.function(
-            lambda *x: names.extend(
-                h.name for h in self.forward(list(x), precision=precision).heads
-            ),
+            lambda *x: [h.logits for h in self.forward(list(x), precision=precision).heads],
             autograph=False,
         ).get_concrete_function(*specs)
-        return names
+        return list(self._heads)
 
     def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable, list]:
         """The BN layers that a forward pass reaches, the names for `unmatched`, the traced function
@@ -199,6 +199,7 @@ class Network:
                 id(layer) for layer, y in given if id(layer) not in own and y.ref() in before
             )
             heads = find_heads(outputs, [])
+            self._heads = [head.name for head in heads]
             require_connected(self.model, heads, inputs)
             return {head.name: head.logits for head in heads}
 

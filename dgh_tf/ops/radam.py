@@ -84,11 +84,11 @@ def adaptive_rate(t: tf.Tensor, *, beta1: float, beta2: float) -> tf.Tensor:
     return tf.where(rho > 5.0, rectified * correction, 0.0)
 
 
-def cosine(step: tf.Tensor, *, steps: int) -> tf.Tensor:
+def cosine(step: tf.Tensor, *, steps: int | tf.Tensor) -> tf.Tensor:
     """Share of the peak step size at `step` of `steps`: from 1 to 0 along half a cosine (Loshchilov
     & Hutter 2017).
     """
-    return 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / float(steps)))
+    return 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / tf.cast(steps, tf.float32)))
 
 
 def plateau(

@@ -16,7 +16,7 @@ class Request:
       memory_bytes: for records; more are streamed through a file.
       checkpoint_seconds: between checkpoints. wait_seconds: for other workers.
       tensorboard: whether to write summaries. command: as the user gave it.
-      loaded: the model, where it is loaded already.
+      loaded: the model, where it is loaded already, also as `Prepared`.
     """
 
     model: str

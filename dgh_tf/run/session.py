@@ -10,7 +10,6 @@ import pathlib
 import signal
 import time
 import warnings
-from typing import Any
 
 import tensorflow as tf
 
@@ -18,6 +17,7 @@ from dgh_tf.common import console, run_folder
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import agreed_number, lost_peer, make_strategy
 from dgh_tf.generation.generator import Generator
+from dgh_tf.generation.prepared import Prepared, prepared
 from dgh_tf.generation.update import Progress
 from dgh_tf.models.loading import load_model
 from dgh_tf.run import checkpoint
@@ -28,19 +28,19 @@ from dgh_tf.run.request import Request
 from dgh_tf.run.signals import StopSignal
 
 
-def load(request: Request) -> Any:
+def load(request: Request) -> Prepared:
     """The model that the request names."""
     if request.loaded is not None:
-        return request.loaded
+        return prepared(request.loaded)
     return _loaded(
         request.model, request.weights, request.allow_unsafe_deserialization, request.signature
     )
 
 
 @functools.lru_cache(maxsize=1)  # attempts of auto share it
-def _loaded(model: str, weights: str, unsafe: bool, signature: str) -> Any:
-    return load_model(
-        model, weights=weights, allow_unsafe_deserialization=unsafe, signature=signature
+def _loaded(model: str, weights: str, unsafe: bool, signature: str) -> Prepared:
+    return Prepared(
+        load_model(model, weights=weights, allow_unsafe_deserialization=unsafe, signature=signature)
     )
 
 

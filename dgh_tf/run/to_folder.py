@@ -36,7 +36,8 @@ def generate_to(
     Args:
       folder: made where it is missing. model, weights, signature,
         allow_unsafe_deserialization: see `load_model`. config: settings; the defaults where None.
-      loaded: what `load_model` gave for this model, so that it is not loaded again.
+      loaded: what `load_model` gave for this model, so that it is not loaded again; as `Prepared`,
+        calls share what does not depend on the settings.
       flag: the option that gave the folder, for messages. command: for the report.
     Returns: float32 [num_images, *input shape] in the model's input units, memory-mapped; a dict by
       input name for several inputs.

@@ -12,6 +12,7 @@ from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import batch_sizes
 from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.images import generate_images
+from dgh_tf.generation.prepared import Prepared
 from dgh_tf.generation.update import Carry
 
 
@@ -308,6 +309,37 @@ def test_without_pooling_a_batch_runs_as_if_it_were_alone():
     np.testing.assert_allclose(
         both[:4], alone, atol=2e-3
     )  # pooled, the first batch would see the second one's statistics
+
+
+def test_a_prepared_model_is_traced_once_and_gives_the_same_images():
+    """Also where the first run stretches outputs and the second does not, or the other way."""
+    model = tiny_models.conv_bn_relu()
+    shared = Prepared(model)
+    settings = [
+        {"num_images": 8, "steps": 6},
+        {"num_images": 4, "steps": 9, "seed": 7, "output_weight": 0.0},
+        {"num_images": 12, "steps": 12, "seed": 3},
+    ]
+    for each in settings:
+        config = GenerationConfig(**{**BASE, **each})
+        together = Generator(shared, config)
+        together.start()
+        together.run()
+        alone = generate_images(model, config)
+        np.testing.assert_array_equal(together.all_images()[0], alone)
+    assert together._step.visit.experimental_get_tracing_count() == 1
+    assert together._step.fill.experimental_get_tracing_count() == 1
+
+
+def test_a_prepared_model_shares_nothing_that_another_setting_changes():
+    """Each of these settings is part of the compiled step."""
+    model = tiny_models.conv_bn_relu()
+    shared = Prepared(model)
+    for change in ({}, {"bn_weight": 2.0}, {"input_range": "0,4"}, {"use_statistics": False}):
+        config = GenerationConfig(**{**BASE, "num_images": 4, "steps": 5, **change})
+        np.testing.assert_array_equal(
+            generate_images(shared, config), generate_images(model, config)
+        )
 
 
 def test_batches_are_equal_up_to_one_image_and_divide_among_replicas():
