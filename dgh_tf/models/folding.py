@@ -7,18 +7,24 @@ itself where it is asked for, follow from y.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from dgh_tf.models.batchnorm import BatchNorm, inference_affine
-from dgh_tf.ops.moments import moved_sums, safe_shift, with_sums
+from dgh_tf.ops.moments import moved_sums, relu_with_sums, safe_shift, with_sums
 
 # |beta / gamma| up to which u follows from y: beyond, rounding of y hides u
 MOST_OFFSET = 300.0
+_RELUS = ("ReLU", "Activation")
+
+
+Sums: TypeAlias = tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # see `channel_sums`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +50,27 @@ class Folded:
         """The BN layer's input from its output."""
         return self.factor * (y - self.shift) + self.offset
 
-    def with_sums(self, y: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    def with_sums(self, y: tf.Tensor) -> tuple[tf.Tensor, Sums]:
         """The output, and `channel_sums` of the BN layer's input."""
         y, sums = with_sums(y, shift=self.shift)
-        return y, moved_sums(sums, factor=self.factor, offset=self.offset - self.own_shift)
+        return y, self._own_sums(sums)
+
+    def relu_with_sums(self, y: tf.Tensor, *, cap: float) -> tuple[tf.Tensor, Sums]:
+        """ReLU of the output, up to `cap`, and `channel_sums` of the BN layer's input."""
+        rectified, sums = relu_with_sums(y, shift=self.shift, cap=cap)
+        return rectified, self._own_sums(sums)
+
+    def _own_sums(self, sums: Sums) -> Sums:
+        return moved_sums(sums, factor=self.factor, offset=self.offset - self.own_shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rectified:
+    """A ReLU layer behind a folded BN layer. cap: see `relu_cap`."""
+
+    layer: Any
+    cap: float
+    fold: Folded
 
 
 def find_folded(
@@ -75,6 +98,38 @@ def find_folded(
         if folded:
             found[key] = folded
     return found
+
+
+def find_rectified(
+    calls: Sequence[tuple[Any, Any, Any]], folded: Mapping[int, Folded]
+) -> list[Rectified]:
+    """For each folded BN layer the first ReLU layer that takes what it gives, and nothing else.
+
+    Args: calls: as of `find_folded`, with those of `relu_layers`.
+    """
+    given = {id(y): id(layer) for layer, _, y in calls if id(layer) in folded}
+    times = collections.Counter(id(layer) for layer, *_ in calls)
+    found: dict[int, Rectified] = {}  # by id of the BN layer: its first ReLU
+    for layer, x, _ in calls:
+        cap = relu_cap(layer)
+        if cap is not None and id(x) in given and times[id(layer)] == 1:
+            found.setdefault(given[id(x)], Rectified(layer, cap, folded[given[id(x)]]))
+    return list(found.values())
+
+
+def relu_cap(layer: Any) -> float | None:
+    """The value up to which a plain ReLU layer goes: 6 or infinity; None for any other layer."""
+    kind, config = _kind(layer), layer.get_config() if _kind(layer) in _RELUS else {}
+    if not config or "call" in layer.__dict__:
+        return None
+    if kind == "Activation":
+        name = getattr(layer.activation, "__name__", "")
+        own = getattr(layer.activation, "__module__", "").split(".")[0] in ("keras", "tf_keras")
+        return {"relu": math.inf, "relu6": 6.0}.get(name) if own else None
+    if config.get("negative_slope") or config.get("threshold"):
+        return None
+    most = config.get("max_value")
+    return math.inf if most is None else 6.0 if most == 6.0 else None
 
 
 def _fold(layer: Any, bn: BatchNorm) -> Folded | None:

@@ -25,7 +25,7 @@ from dgh_tf.models.batchnorm import (
 )
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.evidence import is_initial, tell_evidence
-from dgh_tf.models.folding import find_folded
+from dgh_tf.models.folding import find_folded, find_rectified, relu_cap
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
 from dgh_tf.models.tflite_model import float_file
@@ -96,6 +96,7 @@ class Network:
         self.layers = [bn for bn in reached if use_statistics and not is_initial(bn)]
         self._affines = [inference_affine(bn) for bn in self.layers]
         self._folded = find_folded(order, self.layers)
+        self._rectified = find_rectified(order, self._folded)
         require_alive(model, logits, self.input_shapes)
 
     def forward(
@@ -126,11 +127,24 @@ class Network:
             convolved[id(before)] = before, y
             return before
 
+        before_relu = {id(each.fold) for each in self._rectified}
+        awaited: dict[int, tf.Tensor] = {}  # by id: outputs whose sums come with their ReLU
+
         def passed_on(fold, plainly, x):
             if id(x) not in convolved:
                 return plainly(x)
-            y, sums = fold.with_sums(convolved[id(x)][1])
+            y = convolved[id(x)][1]
+            if id(fold) in before_relu:
+                awaited[id(y)] = y
+                return y
+            y, sums = fold.with_sums(y)
             known[id(y)] = sums
+            return y
+
+        def rectified(each, plainly, x):
+            if id(x) not in awaited:
+                return plainly(x)
+            y, known[id(x)] = each.fold.relu_with_sums(x, cap=each.cap)
             return y
 
         instead: dict[int, Callable] = {
@@ -142,7 +156,12 @@ class Network:
         for key, fold in folds.items():
             instead[key] = functools.partial(passed_on, fold, instead[key])
             instead[id(fold.layer)] = functools.partial(convolve, fold)
+        relus = self._rectified if folds else []
+        for each in relus:
+            plainly = functools.partial(type(each.layer).call, each.layer)
+            instead[id(each.layer)] = functools.partial(rectified, each, plainly)
         layers = [*(bn.layer for bn in self.layers), *(fold.layer for fold in folds.values())]
+        layers += [each.layer for each in relus]
         with (
             computing_in(self.model, precision),
             record_calls(layers, instead=instead) as everything,
@@ -176,16 +195,18 @@ class Network:
 
     def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable, list]:
         """The BN layers that a forward pass reaches, the names for `unmatched`, the traced function
-        from inputs to heads' logits, and (layer, input, output) of calls of layers with kernels and
-        BN layers.
+        from inputs to heads' logits, and (layer, input, output) of calls of layers with kernels, BN
+        layers and ReLU layers.
         """
         kernels = kernel_layers(self.model)
+        relus = [layer for layer in self.model._flatten_layers() if relu_cap(layer) is not None]
+        relus = list({id(layer): layer for layer in relus}.values())
         ranks: dict[int, tuple[Any, int]] = {}
         followed: set[int] = set()
         order: list = []
 
         def trace(*inputs):
-            with record_calls([*norms, *kernels]) as recorded:
+            with record_calls([*norms, *kernels, *relus]) as recorded:
                 outputs = self.outputs(list(inputs))
             order.extend(recorded)
             own = {id(layer) for layer in norms}

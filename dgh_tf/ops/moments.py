@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -209,6 +210,40 @@ def with_sums(
     return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))
 
 
+def relu_with_sums(
+    x: tf.Tensor, *, shift: np.ndarray, cap: float
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """min(max(x, 0), cap), and `channel_sums` of x along the last axis. What comes back through
+    both takes one pass over a large x, as long as ReLU's gradient alone.
+
+    Args: x: float32 [batch, ..., channels]. shift: float32 [channels]. cap: 6 or infinity.
+    """
+    if cap not in (6.0, math.inf):
+        raise ValueError(f"cap={cap}: expected 6 or infinity.")
+    repeat, channels = row_repeat(x), x.shape[-1]
+    needed = shift if np.any(shift) else None
+    relu, plain_gradient = (
+        (tf.nn.relu6, tf.raw_ops.Relu6Grad) if cap == 6.0 else (tf.nn.relu, tf.raw_ops.ReluGrad)
+    )
+
+    @tf.custom_gradient
+    def rectified(x):
+        def gradient(upstream, by_sum, by_square):
+            rows, above = (tf.reshape(v, [-1, repeat * channels]) for v in (x, upstream))
+            factor, constant = _slope(by_sum, by_square, needed, repeat)
+            if _is_large(x):
+                back = fused(_relu_sums_gradient)(above, rows, factor, constant, tf.constant(cap))
+            else:
+                passed = plain_gradient(gradients=above, features=rows)
+                back = _sums_gradient(passed, rows, factor, constant)
+            return tf.reshape(back, tf.shape(x))
+
+        return (relu(x), *_shifted_sums(x, needed)), gradient
+
+    y, sums, half_squares = rectified(x)
+    return tf.ensure_shape(y, x.shape), (sums, 2.0 * half_squares, _count(x))
+
+
 def moved_sums(
     sums: tuple[tf.Tensor, tf.Tensor, tf.Tensor], *, factor: np.ndarray, offset: np.ndarray
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -228,6 +263,11 @@ def _affine_gradient(upstream, rows, scales, factor, constant):
 
 def _sums_gradient(upstream, rows, factor, constant):
     return upstream + (rows * factor + constant)
+
+
+def _relu_sums_gradient(upstream, rows, factor, constant, cap):
+    passed = tf.where((rows > 0.0) & (rows < cap), upstream, 0.0)
+    return passed + (rows * factor + constant)
 
 
 def _count(x: tf.Tensor) -> tf.Tensor:

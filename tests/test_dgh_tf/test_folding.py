@@ -64,7 +64,7 @@ def test_folded_tells_the_same_inputs_sums_logits_and_gradient(name, backend):
 def test_sums_are_those_of_float64_numpy():
     model = tiny.conv_bn_relu(shape=(64, 48, 3))
     network, x = Network(model), tiny.images(5, shape=(64, 48, 3))
-    assert len(network._folded) == len(network.layers)
+    assert len(network._folded) == len(network.layers) == len(network._rectified)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     inputs = keras.Model(model.input, [layer.input for layer in norms])(x)
     _, sums, _, _ = observed(network, x, folded=True)
@@ -74,7 +74,7 @@ def test_sums_are_those_of_float64_numpy():
         close(squares.numpy(), (d**2).sum(0), rtol=1e-5)
 
 
-def _one_block(*, gamma=1.0, beta=0.2, second=False, activation=None, layer="Conv2D"):
+def _one_block(*, gamma=1.0, beta=0.2, second=False, activation=None, layer="Conv2D", rectify=None):
     x = inputs = keras.Input((12, 12, 3))
     made = {
         "Conv2D": lambda: keras.layers.Conv2D(4, 3, strides=2, activation=activation),
@@ -85,7 +85,7 @@ def _one_block(*, gamma=1.0, beta=0.2, second=False, activation=None, layer="Con
     z = keras.layers.BatchNormalization(name="bn")(y)
     if second:  # takes the convolution's own output, too
         z = keras.layers.Concatenate()([z, y])
-    z = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(z))
+    z = keras.layers.GlobalAveragePooling2D()((rectify or keras.layers.ReLU())(z))
     model = tiny.settle(keras.Model(inputs, keras.layers.Dense(3)(z)))
     bn = model.get_layer("bn")
     values = bn.get_weights()
@@ -103,6 +103,40 @@ def test_small_and_negative_gammas_and_far_betas(layer, gamma, beta):
     plain, folded = (observed(network, x, folded=f) for f in (False, True))
     for a, b in zip(tf.nest.flatten(folded), tf.nest.flatten(plain), strict=True):
         close(a.numpy(), b.numpy(), rtol=2e-4)  # |beta / gamma| 200 times float32's 1e-7, squared
+
+
+def _beside(x):
+    """What a BN layer gives, to a ReLU and to a layer beside it."""
+    return keras.layers.Concatenate()([keras.layers.ReLU(6.0)(x), keras.layers.Rescaling(0.5)(x)])
+
+
+def _twice(x):
+    layer = keras.layers.ReLU()
+    return layer(layer(x) - 0.1)
+
+
+RELUS = {  # by name: what stands behind the BN layer, and up to where a ReLU is fused with it
+    "ReLU(6)": (lambda x: keras.layers.ReLU(6.0)(x), 6.0),
+    "relu6": (lambda x: keras.layers.Activation("relu6")(x), 6.0),
+    "relu": (lambda x: keras.layers.Activation("relu")(x), np.inf),
+    "beside another": (_beside, 6.0),
+    "called twice": (_twice, None),
+    "ReLU(4)": (lambda x: keras.layers.ReLU(4.0)(x), None),
+    "with a slope": (lambda x: keras.layers.ReLU(negative_slope=0.1)(x), None),
+    "with a threshold": (lambda x: keras.layers.ReLU(threshold=0.1)(x), None),
+    "silu": (lambda x: keras.layers.Activation("silu")(x), None),
+}
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_a_relu_is_fused_only_where_it_is_a_plain_one(name):
+    rectify, fused = RELUS[name]
+    network = Network(_one_block(gamma=3.0, beta=2.0, rectify=rectify))
+    assert [each.cap for each in network._rectified] == [fused] * (fused is not None)
+    x = tiny.images(6, shape=(12, 12, 3))
+    plain, folded = (observed(network, x, folded=f) for f in (False, True))
+    for a, b in zip(tf.nest.flatten(folded), tf.nest.flatten(plain), strict=True):
+        close(a.numpy(), b.numpy(), rtol=2e-5)
 
 
 def test_a_convolution_that_others_take_too_still_gives_them_its_own_output():

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgh_tf.ops.moments import channel_moments, image_moments, normalize, safe_shift
+from dgh_tf.ops.moments import (
+    channel_moments,
+    image_moments,
+    normalize,
+    relu_with_sums,
+    safe_shift,
+)
 
 
 def activations(shape, *, mean=0.0, std=1.0, seed=0):
@@ -98,6 +104,41 @@ def test_normalization_and_sums_in_one_are_those_of_float64_numpy_forward_and_ba
     np.testing.assert_allclose(
         tape.gradient(value, variable), a * scale + b + 2.0 * c * d, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("cap", [6.0, np.inf])
+@pytest.mark.parametrize("far", [0.0, 20.0])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 64, 32, 6), (9, 7)])
+def test_relu_and_sums_in_one_are_those_of_float64_numpy_forward_and_backward(shape, far, cap):
+    rng = np.random.default_rng(3)
+    x = (4.0 * rng.normal(size=shape) + 1.0).astype(np.float32)
+    x.flat[:3] = 0.0, 6.0, -0.0  # at an edge the gradient is 0, as in TensorFlow
+    shift = np.full(shape[-1], far, np.float32)
+    weight = rng.normal(size=shape).astype(np.float32)
+    by_sum, by_square = rng.normal(size=(2, shape[-1])).astype(np.float32)
+
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, (total, squares, _) = relu_with_sums(x, shift=shift, cap=cap)
+            value = tf.reduce_sum(weight * y)
+            value += tf.reduce_sum(by_sum * total + by_square * squares)
+        return y, total, squares, tape.gradient(value, x)
+
+    y, total, squares, gradient = run(tf.constant(x))
+    exact = x.astype(np.float64)
+    d, axes = exact - far, tuple(range(len(shape) - 1))
+    wanted = weight * ((exact > 0) & (exact < cap)) + by_sum + 2.0 * by_square * d
+    np.testing.assert_array_equal(y, np.clip(x, 0.0, cap))
+    np.testing.assert_allclose(total, d.sum(axes), rtol=1e-4, atol=1e-2)
+    np.testing.assert_allclose(squares, (d**2).sum(axes), rtol=1e-5)
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_relu_refuses_another_cap():
+    with pytest.raises(ValueError, match="cap=4"):
+        relu_with_sums(tf.zeros([1, 2]), shift=np.zeros(2, np.float32), cap=4.0)
 
 
 def test_shift_is_left_out_only_where_no_channel_needs_it():
