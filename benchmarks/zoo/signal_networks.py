@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 Shape = tuple[int, ...]
+_MOMENTUM = 0.95  # hundreds of steps are too few for Keras' 0.99: variances would keep part of 1
 
 
 def motion_cnn(shape: Shape, classes: int) -> Any:
@@ -18,7 +19,7 @@ def motion_cnn(shape: Shape, classes: int) -> Any:
     inputs = x = keras.Input(shape, name="motion")
     for width in (16, 32, 48):
         x = layers.Conv1D(width, 5, strides=2, padding="same", use_bias=False)(x)
-        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x))
     x = layers.GlobalAveragePooling1D()(x)
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="motion_cnn")
 
@@ -30,7 +31,7 @@ def motion_gru(shape: Shape, classes: int) -> Any:
 
     inputs = keras.Input(shape, name="motion")
     x = layers.Conv1D(24, 5, strides=4, padding="same", use_bias=False)(inputs)
-    x = layers.GRU(24)(layers.ReLU()(layers.BatchNormalization()(x)))
+    x = layers.GRU(24)(layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x)))
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="motion_gru")
 
 
@@ -42,7 +43,7 @@ def speech_elu(shape: Shape, classes: int) -> Any:
     inputs = x = keras.Input(shape, name="cepstra")
     for width in (32, 48):
         x = layers.Conv1D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.MaxPooling1D(2)(layers.ELU()(layers.BatchNormalization()(x)))
+        x = layers.MaxPooling1D(2)(layers.ELU()(layers.BatchNormalization(momentum=_MOMENTUM)(x)))
     x = layers.GlobalAveragePooling1D()(x)
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="speech_elu")
 
@@ -55,7 +56,7 @@ def current_cnn(shape: Shape, classes: int) -> Any:
     inputs = x = keras.Input(shape, name="spectrogram")
     for width in (12, 24, 32):
         x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.MaxPooling2D(2)(layers.ReLU()(layers.BatchNormalization()(x)))
+        x = layers.MaxPooling2D(2)(layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x)))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_cnn")
 
@@ -68,7 +69,7 @@ def current_late(shape: Shape, classes: int) -> Any:
     inputs = x = keras.Input(shape, name="spectrogram")
     for width in (12, 24, 32):
         x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
-        x = layers.MaxPooling2D(2)(layers.BatchNormalization()(x))
+        x = layers.MaxPooling2D(2)(layers.BatchNormalization(momentum=_MOMENTUM)(x))
     x = layers.GlobalAveragePooling2D()(x)
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_late")
 
@@ -80,7 +81,7 @@ def pulse_unet(shape: Shape, classes: int) -> Any:
 
     def block(x: Any, width: int) -> Any:
         x = layers.Conv1D(width, 7, padding="same", use_bias=False)(x)
-        return layers.ReLU()(layers.BatchNormalization()(x))
+        return layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x))
 
     inputs = keras.Input(shape, name="pulse")
     first = block(inputs, 8)

@@ -1,7 +1,8 @@
 """What the first layers' running statistics say of a signal: its mean and power spectrum.
 
 A convolution or dense layer in front of a BatchNorm layer is a bank of filters, and the running
-statistics say how much power every filter saw on average in training. Powers of waves that explain
+statistics say how much power every filter saw on average in training; behind a ReLU they say it of
+normal values that were cut at 0. Powers of waves that explain
 all of them are the signal's own, as far as the filters can tell; where they cannot, a 1/f spectrum
 stands.
 """
@@ -9,12 +10,15 @@ stands.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
 from dgh_tf.common.quiet import without_retracing_warnings
+from dgh_tf.models.batchnorm import BatchNorm
+from dgh_tf.models.hooks import without_relu
 from dgh_tf.models.network import Network
 from dgh_tf.ops.kinds import Signal
 from dgh_tf.ops.signals import Atoms, Spectrum, fit_powers, make_atoms
@@ -23,6 +27,8 @@ _LAYERS = 4  # BN layers looked at for those that filter the input
 _MOST_VALUES = 2**26  # of one input for every column; beyond it nothing is estimated
 _LINEAR = 1e-3  # of a response: what rounding may add where a layer is linear
 _VALUES = 2**22  # of inputs fed at a time
+_RARE = 0.7  # deviations that a mean may lie below 0: of less than a quarter of the values, those
+# above 0 are outliers and say little of the rest
 _RIDGE = 0.02  # of the mean eigenvalue: holds the mean where filters hardly see it
 _LEAST_SHARE = 0.05  # of a filter's variance that is left when the mean's own pattern is taken off
 
@@ -35,6 +41,7 @@ class Filters:
     offset: np.ndarray  # [positions, filters]
     mean: np.ndarray  # [filters], what training saw
     variance: np.ndarray
+    rectified: bool = False  # whether training saw them behind a ReLU
 
 
 @without_retracing_warnings()
@@ -56,15 +63,43 @@ def estimate_spectrum(network: Network, signal: Signal, *, number: int = 0) -> S
     if not alive.any():
         return None
     power = fit_powers(gains[alive], observed[alive], atoms.prior)
-    return Spectrum(mean, power, atoms, fitted=True)
+    gap = None
+    if filters.rectified:  # channels that were silent in training would count any value as far off
+        plane = np.broadcast_to(mean, (1, signal.length, signal.columns))
+        seen = filters.respond(signal.to_input(plane))[0].mean(axis=0)
+        levels = (seen - filters.mean)[alive] ** 2 / filters.variance[alive]
+        gap = float(np.mean(levels + (np.sqrt(gains[alive] @ power / observed[alive]) - 1.0) ** 2))
+    return Spectrum(mean, power, atoms, fitted=True, gap=gap)
 
 
 def _find_filters(network: Network, number: int) -> Filters | None:
-    """Those in front of the first BN layer that is linear in the input; None without one."""
+    """Those in front of the first BN layer that is linear in the input, or behind the ReLU of such
+    ones; None without one.
+    """
     layers = network.layers[:_LAYERS]
-    shapes = network.input_shapes
     if not layers:
         return None
+    plain = _trace(network, number)
+    shape = network.input_shapes[number]
+    chosen = _linear(plain, shape)
+    if chosen:
+        return _as_filters(plain, layers[chosen[0]], shape, index=chosen[0])
+    with without_relu(network.model):
+        passing = _trace(network, number)
+    if 0 not in _linear(passing, shape):
+        return None
+    probe = tf.constant(np.random.default_rng(1).standard_normal((2, *shape)), tf.float32)
+    behind, before = plain(probe)[0].numpy(), passing(probe)[0].numpy()
+    if np.abs(behind - np.maximum(before, 0.0)).max() > _LINEAR * np.abs(before).max():
+        return None
+    return _as_filters(passing, layers[0], shape, index=0, rectified=True)
+
+
+def _trace(network: Network, number: int) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+    """From input `number`, all others 0, to what the first BN layers take: float32 [n, positions,
+    channels] each.
+    """
+    layers, shapes = network.layers[:_LAYERS], network.input_shapes
 
     def calls(values: tf.Tensor) -> list[tf.Tensor]:
         given = [tf.zeros((tf.shape(values)[0], *shape)) for shape in shapes]
@@ -78,28 +113,55 @@ def _find_filters(network: Network, number: int) -> Filters | None:
             if index in first
         ]
 
-    function = tf.function(calls, autograph=False)
-    chosen = _linear(function, shapes[number])
-    if not chosen:
-        return None
-    one = chosen[0]
-    responses = tf.function(
-        lambda values: calls(values)[one],
-        autograph=False,
-    )
+    signature = tf.TensorSpec((None, *shapes[number]), tf.float32)
+    return tf.function(calls, autograph=False).get_concrete_function(signature)
+
+
+def _as_filters(
+    function: Callable,
+    bn: BatchNorm,
+    shape: tuple[int, ...],
+    *,
+    index: int,
+    rectified: bool = False,
+) -> Filters:
+    mean, variance = (np.asarray(value, np.float64) for value in (bn.mean, bn.variance))
+    kept = np.ones(len(mean), bool)
+    if rectified:
+        mean, variance, kept = before_relu(mean, variance)
 
     def respond(values: np.ndarray) -> np.ndarray:
         at_once = max(1, _VALUES // int(np.prod(values.shape[1:])) // 16)
         parts = [
-            responses(tf.constant(values[i : i + at_once], tf.float32)).numpy()
+            function(tf.constant(values[i : i + at_once], tf.float32))[index].numpy()
             for i in range(0, len(values), at_once)
         ]
-        return np.concatenate(parts).astype(np.float64)
+        return np.concatenate(parts).astype(np.float64)[..., kept]
 
-    bn = layers[one]
-    offset = respond(np.zeros((1, *shapes[number])))[0]
-    variance = np.asarray(bn.variance, np.float64)
-    return Filters(respond, offset, np.asarray(bn.mean, np.float64), variance)
+    offset = respond(np.zeros((1, *shape)))[0]
+    return Filters(respond, offset, mean[kept], variance[kept], rectified)
+
+
+def before_relu(
+    mean: np.ndarray, variance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and variance of normal values of which ReLU has made the given ones, and where they can
+    be told: not of channels that are hardly ever above 0. All [channels].
+
+    Of normal values with mean m = t s and deviation s, ReLU gives the mean s (p(t) + t P(t)) and
+    the mean square s^2 ((1 + t^2) P(t) + t p(t)), p and P the normal density and distribution. The
+    mean's square over the mean square rises with t alone.
+    """
+    grid = np.linspace(-_RARE, 40.0, 4001)
+    density = np.exp(-0.5 * grid**2) / np.sqrt(2.0 * np.pi)
+    below = 0.5 * (1.0 + np.vectorize(math.erf)(grid / np.sqrt(2.0)))
+    first, second = density + grid * below, (1.0 + grid**2) * below + grid * density
+    squares = mean**2 + variance
+    ratio = mean**2 / np.maximum(squares, 1e-30)
+    told = (mean > 0) & (ratio > (first**2 / second)[0])
+    t = np.interp(ratio, first**2 / second, grid)
+    std = mean / np.interp(t, grid, first)
+    return t * std, std**2, told
 
 
 def _by_channel(x: tf.Tensor, *, axis: int) -> tf.Tensor:
@@ -132,9 +194,14 @@ def _fit_mean(filters: Filters, signal: Signal) -> tuple[np.ndarray, np.ndarray]
     seen = filters.respond(signal.to_input(units)) - filters.offset
     weights = seen.mean(1).T / scale[:, None]
     wanted = (filters.mean - filters.offset.mean(0)) / scale
+    level = 0.0  # bands, unlike sensors, have much of their mean in common
+    if signal.kind == "spectrogram":
+        common = weights.sum(axis=1)
+        level = common @ wanted / (common @ common + 1e-12)
+        wanted = wanted - common * level
     square = weights.T @ weights
     ridge = _RIDGE * np.trace(square) / signal.columns
-    mean = np.linalg.solve(square + ridge * np.eye(signal.columns), weights.T @ wanted)
+    mean = level + np.linalg.solve(square + ridge * np.eye(signal.columns), weights.T @ wanted)
     return mean, (np.einsum("k,kpc->pc", mean, seen) + filters.offset).var(axis=0)
 
 

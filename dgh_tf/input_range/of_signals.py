@@ -43,7 +43,7 @@ def signal_range(network: Network, signal: Signal, spectrum: Spectrum | None) ->
         how = "procedural signals scaled to the first BatchNorm statistics"
     else:
         means, stds = spectrum.mean, spectrum.std
-        found = gap(drawn(spectrum))
+        found = gap(drawn(spectrum)) if spectrum.gap is None else spectrum.gap
         how = "the power that the first filters saw"
     told = f"mean {means.mean():.3g}, deviation {_total(means, stds):.3g}, gap {found:.3g}"
     if not found <= LARGEST_GAP:
@@ -83,8 +83,7 @@ def fitting_convention(means: np.ndarray, stds: np.ndarray) -> str | None:
         return "symmetric"
     if 500 <= std <= 20000 and abs(mean) <= 0.2 * 32768:
         return "int16"
-    quiet, loud = np.min(means - 2 * stds), np.max(means + 2 * stds)
-    if -75 <= mean <= -15 and 4 <= std <= 30 and quiet >= -90 and loud <= 10:
+    if -75 <= mean <= -15 and 4 <= std <= 30 and mean - 2 * std >= -90 and mean + 2 * std <= 0:
         return "decibels"
     return None
 

@@ -42,6 +42,31 @@ def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None)
 
 
 @contextlib.contextmanager
+def without_relu(model) -> Iterator[None]:
+    """Inside, the model's ReLU activations pass every value on, those of layers and ReLU layers."""
+    layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
+    relu = [layer for layer in layers if type(layer).__name__ == "ReLU"]
+    inside = [
+        layer
+        for layer in layers
+        if getattr(getattr(layer, "activation", None), "__name__", "") == "relu"
+    ]
+    own = [layer.activation for layer in inside]
+
+    def passing(x, *args, **kwargs):
+        return x
+
+    try:
+        for layer in inside:
+            layer.activation = passing
+        with record_calls(relu, instead={id(layer): passing for layer in relu}):
+            yield
+    finally:
+        for layer, activation in zip(inside, own, strict=True):
+            layer.activation = activation
+
+
+@contextlib.contextmanager
 def computing_in(model, precision: str) -> Iterator[None]:
     """Inside, the model's layers compute in bfloat16 or float16; its weights stay as they are, its
     policies are put back.

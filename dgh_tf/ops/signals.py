@@ -68,12 +68,15 @@ class Spectrum:
       mean: of every column, float64 [columns].
       power: of every atom, float64 [atoms].
       fitted: whether a model's statistics tell it.
+      gap: how far it is from what filters saw behind a ReLU, as `moment_gap` counts it; None where
+        the layers' own statistics can judge.
     """
 
     mean: np.ndarray
     power: np.ndarray
     atoms: Atoms
     fitted: bool = False
+    gap: float | None = None
 
     @property
     def std(self) -> np.ndarray:

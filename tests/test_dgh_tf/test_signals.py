@@ -7,7 +7,7 @@ import scipy.signal
 
 import dgh_tf
 from dgh_tf.input_range.find import known_inputs
-from dgh_tf.input_range.first_filters import estimate_spectrum
+from dgh_tf.input_range.first_filters import before_relu, estimate_spectrum
 from dgh_tf.input_range.kind import input_signals
 from dgh_tf.input_range.of_signals import fitting_convention, free_range
 from dgh_tf.models.loading import load_model
@@ -228,3 +228,35 @@ def test_generated_signals_keep_to_the_range_and_to_every_sensors_own_scale():
     assert images.shape == (16, 128, 2)
     spread = images.std((0, 1))
     assert 1.0 < spread[0] < 4.0 and spread[1] < 1.0  # white noise over the range has them equal
+
+
+def test_normal_values_are_told_from_what_relu_left_of_them():
+    """Against samples, which know nothing of the formulas."""
+    rng = np.random.default_rng(0)
+    mean, std = np.array([2.0, 0.0, -0.3, 5.0, -4.0]), np.array([1.0, 3.0, 0.6, 0.5, 1.0])
+    cut = np.maximum(mean + std * rng.standard_normal((400_000, 5)), 0.0)
+    found, variance, told = before_relu(cut.mean(0), cut.var(0))
+    np.testing.assert_array_equal(told, [True, True, True, True, False])
+    np.testing.assert_allclose(found[told], mean[told], atol=0.02)
+    np.testing.assert_allclose(np.sqrt(variance[told]), std[told], rtol=0.01)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_power_is_told_from_statistics_behind_relu(inside):
+    inputs = keras.Input((64, 1))
+    x = keras.layers.Conv1D(24, 9, padding="valid", activation="relu" if inside else None)(inputs)
+    x = x if inside else keras.layers.ReLU()(x)
+    behind = keras.Model(inputs, x)
+    signals = 30.0 + 12.0 * np.cumsum(np.random.default_rng(0).standard_normal((400, 64, 1)), 1) / 6
+    seen = np.asarray(behind(signals.astype("float32")))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Flatten()(norm(x))))
+    norm.set_weights([*norm.get_weights()[:2], seen.mean((0, 1)), seen.var((0, 1))])
+    network = Network(model)
+    (signal,) = input_signals(network, kind="auto")
+    spectrum = estimate_spectrum(network, signal)
+    assert spectrum is not None and spectrum.gap < 0.1
+    assert spectrum.mean[0] == pytest.approx(signals.mean(), abs=0.15 * signals.std())
+    assert spectrum.std[0] == pytest.approx(signals.std(), rel=0.25)
+    again = np.asarray(behind(signals.astype("float32")))  # the activation is put back
+    np.testing.assert_array_equal(again, seen)
