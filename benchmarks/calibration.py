@@ -37,7 +37,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         "demo",
-        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+        "demo, demo_detector, demo_signal, "
+        "a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
         "keras:NAME.",
     )
     flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")

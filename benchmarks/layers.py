@@ -23,7 +23,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        "demo, demo_detector, demo_signal, "
+        "a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
         required=True,
     )
     flags.DEFINE_list(

@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
         "input_shape": tuple(model.inputs[0].shape[1:]),
         "preprocess": values.preprocess,
         "data_dir": None,
-        "detector": False,
+        "demo": values.model,
     }
     training, _ = datasets.load(values.training, role="real", limit=None, **shared)
     unseen, _ = datasets.load(values.unseen, role="evaluation", limit=values.num_images, **shared)

@@ -31,7 +31,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
+        "demo, demo_detector, demo_signal, "
+        "a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
         "keras:NAME.",
         required=True,
     )

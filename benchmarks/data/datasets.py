@@ -7,6 +7,7 @@ from __future__ import annotations
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def load(
     preprocess: str = "none",
     limit: int | None = None,
     data_dir: str | None = None,
-    detector: bool = False,
+    demo: str = "demo",
 ) -> tuple[np.ndarray, Truth]:
     """Loads a set.
 
@@ -54,7 +55,7 @@ def load(
         ones.
       data_dir: where TFDS data lies; None is TFDS' own default (TFDS_DATA_DIR or
         ~/tensorflow_datasets).
-      detector: whether 'demo' means the scenes of demo_detector.
+      demo: the model; of an embedded one 'demo' means its own set.
 
     Returns:
       x float32 [N, *input_shape] in model input units, and the truth: class indices int64 [N];
@@ -67,7 +68,7 @@ def load(
     """
     to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
     if spec == "demo":
-        x, y = _demo(role, detector, limit)
+        x, y = _demo(role, demo, limit)
     elif spec.startswith("tfds:"):
         x, y = _from_tfds(spec, role, input_shape, limit, data_dir)
     elif not path.exists():
@@ -86,10 +87,11 @@ def load(
     return _checked(spec, to_input_units(x), y, tuple(input_shape))
 
 
-def _demo(role: str, detector: bool, limit: int | None) -> tuple[np.ndarray, Truth]:
-    from dgh_tf.demo import data, detector_data
+def _demo(role: str, demo: str, limit: int | None) -> tuple[np.ndarray, Truth]:
+    from dgh_tf.demo import data, detector_data, signal_data
 
-    source = detector_data if detector else data
+    own: dict[str, Any] = {"demo_detector": detector_data, "demo_signal": signal_data}
+    source = own.get(demo, data)
     x, y = source.real() if role == "real" else source.evaluation()
     return _choose(x, y, limit)
 

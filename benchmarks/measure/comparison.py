@@ -107,7 +107,7 @@ def load_task(
         input_shape=tuple(loaded.inputs[0].shape[1:]),
         preprocess=preprocess,
         data_dir=data_dir,
-        detector=model == "demo_detector",
+        demo=model,
     )
     real_x, _ = read(real, role="real", limit=real_limit)
     x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import keras
 
 DEMO_FOLDER = pathlib.Path(__file__).parents[1] / "demo"
-DEMOS = {"demo": DEMO_FOLDER / "demo.keras", "demo_detector": DEMO_FOLDER / "demo_detector.keras"}
+DEMOS = {name: DEMO_FOLDER / f"{name}.keras" for name in ("demo", "demo_detector", "demo_signal")}
 _TRIAL_IMAGES = 8  # noise images that give a random model its running statistics
 
 
@@ -40,7 +40,7 @@ def model_path(spec: str) -> pathlib.Path:
         ) from None
     if not spec.strip() or not path.exists():
         raise FileNotFoundError(
-            f"No model at {str(path)!r}. Give demo, demo_detector, the path of a "
+            f"No model at {str(path)!r}. Give demo, demo_detector, demo_signal, the path of a "
             ".keras, .h5 or float .tflite file or of a "
             "SavedModel folder, or keras:NAME for a model of keras.applications."
         )
@@ -75,8 +75,8 @@ def load_model(
     """Loads a model without compiling it.
 
     Args:
-      spec: demo | demo_detector | path to .keras, .h5 or SavedModel, of Keras 3 or Keras 2, or to a
-        float .tflite | keras:NAME (a function of keras.applications).
+      spec: demo | demo_detector | demo_signal | path to .keras, .h5 or SavedModel, of Keras 3 or
+        Keras 2, or to a float .tflite | keras:NAME (a function of keras.applications).
       weights: for keras:NAME only: 'imagenet' (downloads) or 'none' (random, for trials).
       allow_unsafe_deserialization: lets a file bring Python code (Lambda layers). Off unless you
         trust the file.

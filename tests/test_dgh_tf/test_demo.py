@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.measure.detection import decode, mean_average_precision
-from dgh_tf.demo import data, detector_data
+from dgh_tf.demo import data, detector_data, signal_data
 
 DEMO = pathlib.Path(data.__file__).parent
 MIB = 2**20
@@ -30,7 +30,8 @@ def detector():
 
 
 @pytest.mark.parametrize(
-    ("name", "limit"), [("demo.keras", MIB // 4), ("demo_detector.keras", MIB)]
+    ("name", "limit"),
+    [("demo.keras", MIB // 4), ("demo_detector.keras", MIB), ("demo_signal.keras", MIB // 8)],
 )
 def test_shipped_file_is_small(name, limit):
     assert (DEMO / name).stat().st_size < limit
@@ -120,3 +121,16 @@ def test_missing_head_is_named(detector):
             {"boxes": np.zeros((1, 189, 64), np.float32)},
             np.zeros((1, 96, 96, 3), np.float32),
         )
+
+
+def test_demo_signal_tells_states_that_it_never_saw():
+    import dgh_tf
+
+    model = dgh_tf.load_model("demo_signal")
+    x, y = signal_data.evaluation()
+    assert x.dtype == np.float32 and x.shape == (len(y), *model.input_shape[1:])
+    assert np.mean(model.predict(x, verbose=0).argmax(axis=1) == y) > 0.97
+    np.testing.assert_array_equal(x, signal_data.evaluation()[0])
+    (found,) = dgh_tf.find_input_range(model)
+    inside = (x >= found.low[0]) & (x <= found.high[0])
+    assert found.fitted and inside.mean() > 0.9995 and found.high[0] < 2 * x.max()
