@@ -21,7 +21,6 @@ import dgh_tf
 from dgh_tf.common import console
 from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
-from dgh_tf.models.batchnorm import has_statistics
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
@@ -267,6 +266,8 @@ def _judged(
     source: _Source, float_tflite: bytes, tflite: bytes, *, same_inside: bool
 ) -> tuple[dict[str, Any], Estimate | None]:
     """The verdict for F.json, and the estimate on held-out images where there are some."""
+    from dgh_tf.models.batchnorm import has_statistics  # loads TensorFlow, which refusals need not
+
     if not source.held_out:
         given = calibration_verdict(
             float_tflite,

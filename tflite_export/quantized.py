@@ -13,7 +13,6 @@ import numpy as np
 
 import dgh_tf
 from dgh_tf.common.quiet import held_stderr
-from dgh_tf.models.batchnorm import has_statistics
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export.calibration.check import Images
@@ -111,6 +110,8 @@ class QuantizedModel:
         return self._told["estimate"]
 
     def _judged(self, kinds: Mapping[str, Images]) -> Estimate:
+        from dgh_tf.models.batchnorm import has_statistics
+
         with held_stderr():  # LiteRT announces its delegate
             return estimate(
                 self.float_tflite,

@@ -50,6 +50,25 @@ def test_a_number_that_tells_names_apart_is_free_itself():
     assert plain("_a b-ç") == "x_a_b_ç"
 
 
+def test_a_name_that_needs_no_change_is_kept_by_its_owner():
+    """The fault: "a b" became "a_b", and the model's own "a_b" got a number."""
+    outputs = {"a b": 1, "a/b": 2, "a_b": 3}
+    assert named_outputs(None, outputs) == {"a_b_1": 1, "a_b_2": 2, "a_b": 3}
+
+
+def test_a_tensor_that_is_two_outputs_is_two_outputs_of_the_file():
+    """The fault: the file had three names, and the reader gave two."""
+    model, images = two_outputs(("a", "b")), tiny_models.images(8, shape=(8, 8, 3))
+    map_, scores = model.output["a"], model.output["b"]
+    got = Runner(to_tflite(keras.Model(model.input, [scores, scores, map_]), images)).predict(
+        images
+    )
+    want = model(images, training=False)
+    assert list(got) == ["output_0", "output_1", "output_2"]
+    for name, other in zip(got, "bba", strict=True):
+        assert np.abs(got[name] - want[other]).max() < 0.05 * np.abs(want[other]).max()
+
+
 @pytest.mark.parametrize(
     "places",
     [

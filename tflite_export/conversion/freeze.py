@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,17 @@ from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.integer_forms import with_integer_forms
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind every one that another had before."""
-    found: list[str] = []
-    for name in names:
-        if name in found:
+def _distinct(names: Sequence[str], *, own: Collection[str] = ()) -> list[str]:
+    """The names, with a number behind every one that another had before.
+
+    own: the model's own names: nothing that was changed takes one of them from its owner.
+    """
+    taken, found = set(), []
+    for name, given in zip(names, own or names, strict=True):
+        if name in taken or (name != given and name in own):
             numbered = (f"{name}_{i}" for i in itertools.count(1))
-            name = next(n for n in numbered if n not in found and n not in names)
+            name = next(n for n in numbered if n not in taken and n not in names and n not in own)
+        taken.add(name)
         found.append(name)
     return found
 
@@ -118,10 +122,11 @@ def _require_floats(model: Any) -> None:
 
     quantized = [x.name for x in model._flatten_layers() if getattr(x, "quantization_mode", None)]
     if quantized:
+        more = f" and {len(quantized) - 1} more hold" if len(quantized) > 1 else " holds"
         raise ValueError(
-            f"Model '{model.name}' is already quantized: layer '{quantized[0]}' and "
-            f"{len(quantized) - 1} more hold integers of Keras' own scheme, which TFLite does not "
-            "know. Give the model as it was before model.quantize."
+            f"Model '{model.name}' is already quantized: layer '{quantized[0]}'{more} integers of "
+            "Keras' own scheme, which TFLite does not know. Give the model as it was before "
+            "model.quantize."
         )
     for tensor in tf.nest.flatten(getattr(model, "outputs", None) or []):
         if is_choice(tensor):
@@ -140,7 +145,8 @@ def named_outputs(model: Any, outputs: Any) -> dict[str, Any]:
     'output' for a single one.
     """
     found = list(_walked(outputs, getattr(model, "output_names", None) or []))
-    names = _distinct([plain(name) for name, _ in found])
+    own = [name for name, _ in found]
+    names = _distinct([plain(name) for name in own], own=own)
     return dict(zip(names, (tensor for _, tensor in found), strict=True))
 
 

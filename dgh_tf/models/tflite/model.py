@@ -216,8 +216,12 @@ class TFLiteModel:
 
     def _public_names(self, end: str) -> tuple[str, ...]:
         main = next((s for s in self.signatures if s.subgraph == 0), None)
-        named = {} if main is None else {i: name for name, i in getattr(main, end).items()}
-        return tuple(named.get(i, self.tensors[i].name) for i in getattr(self, end))
+        named: dict[int, list[str]] = {}
+        for name, i in getattr(main, end).items() if main is not None else ():
+            named.setdefault(i, []).append(name)  # one tensor may be several outputs
+        return tuple(
+            named[i].pop(0) if named.get(i) else self.tensors[i].name for i in getattr(self, end)
+        )
 
 
 def plain(name: str) -> str:
