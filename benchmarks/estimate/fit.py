@@ -13,13 +13,15 @@ import numpy as np
 from benchmarks.estimate.rows import KINDS, Row
 from benchmarks.suite.verdict import rank_correlation
 from tflite_export.quality.accuracy_estimate import AGREEMENT, FINE, level_of
-from tflite_export.quality.agreement import PLAIN, Rule, capped, share
+from tflite_export.quality.agreement import PLAIN, STRETCHED, SURE, Rule, angle, odds_of, share
+from tflite_export.quality.agreement import columns as line
 
 _SPREAD = 0.5  # log odds: how far rows lie from any line, beside their own error of sampling
-# standard deviation of the coefficients of the spread and of missing statistics before any row is
-# seen: few models that happen to differ in both must not read as a law
+# standard deviation of the coefficients of the margin and of missing statistics before any row is
+# seen: few models that happen to differ in one must not read as a law
 _PRIOR = 1.0
 _TAIL = 2.5  # per cent of the left-out rows beyond either end of the band
+_FEWEST = 8  # rows of which a width is told
 _BELOW = 0.02  # a file that is so much below the border must not be called fine
 
 
@@ -55,14 +57,15 @@ def true_odds(row: Row) -> float:
 
 
 def fitted(rows: Sequence[Row], kind: str) -> tuple[float, float, float, float]:
-    """The coefficients of a rule: weighted least squares of the log odds. More noise never raises
-    the agreement, and wider logits never lower it.
+    """The coefficients of a rule: weighted least squares of the log odds. Neither more expected nor
+    a wider margin ever lowers the agreement.
     """
     from scipy.optimize import lsq_linear
 
     columns, wanted, weights = [], [], []
     for row in rows:
-        columns.append(row.features[kind].columns(statistics=row.statistics))
+        margin = row.features[STRETCHED].margin
+        columns.append(line(row.features[kind], margin=margin, statistics=row.statistics))
         wanted.append(true_odds(row))
         agreement = share(wanted[-1])
         sampling = 1.0 / (row.images * agreement * (1.0 - agreement))
@@ -70,12 +73,12 @@ def fitted(rows: Sequence[Row], kind: str) -> tuple[float, float, float, float]:
         alike = sum(other.model == row.model for other in rows)
         weights.append((alike * (_SPREAD**2 + sampling)) ** -0.5)
     weight = np.array(weights)
-    bounds = ([-np.inf, -np.inf, 0.0, -np.inf], [np.inf, 0.0, np.inf, np.inf])
+    bounds = ([-np.inf, 0.0, 0.0, -np.inf], [np.inf] * 4)
     left = np.concatenate([np.array(columns) * weight[:, None], np.eye(4)[2:] / _PRIOR])
     right = np.concatenate([np.array(wanted) * weight, np.zeros(2)])
     found = lsq_linear(left, right, bounds)
-    offset, noise, spread, without = map(float, found.x)
-    return offset, noise, spread, without
+    offset, expected, margin, without = map(float, found.x)
+    return offset, expected, margin, without
 
 
 def left_out(rows: Sequence[Row], kind: str) -> list[float]:
@@ -83,30 +86,27 @@ def left_out(rows: Sequence[Row], kind: str) -> list[float]:
     told = {}
     for model in {row.model for row in rows}:
         coefficients = fitted([row for row in rows if row.model != model], kind)
-        rule = Rule(*coefficients, 0.0, 0.0, 0.0, 0.0)
+        rule = Rule(*coefficients, 0.0, 0.0, 0.0)
         for row in rows:
             if row.model == model:
-                line = rule.odds(row.features[kind], statistics=row.statistics)
-                shown = [row.features[name] for name in KINDS] if kind == PLAIN else []
-                widest = max(shown or [row.features[kind]], key=lambda each: each.spread)
-                told[row.name] = capped(line, widest)
+                shown = row.features if kind == PLAIN else {kind: row.features[kind]}
+                told[row.name] = odds_of(shown, rule, statistics=row.statistics)
     return [told[row.name] for row in rows]
 
 
-def widths(rows: Sequence[Row], odds: Sequence[float]) -> tuple[float, float, float, float]:
-    """How far the truth lies below and above what was told, all but _TAIL per cent of the rows
-    each: of all models, and where it is more, of those without running statistics.
+def widths(rows: Sequence[Row], odds: Sequence[float]) -> tuple[float, float, float]:
+    """Angles by which the truth lies below and above what was told, all but _TAIL per cent of the
+    rows each; and below of those of which SURE or more was told.
     """
-    misses = np.array([told - true_odds(row) for row, told in zip(rows, odds, strict=True)])
-    without = misses[[not row.statistics for row in rows]]
+    pairs = zip(rows, odds, strict=True)
+    misses = np.array([angle(share(told)) - angle(row.agreement) for row, told in pairs])
+    sure = misses[[share(told) >= SURE for told in odds]]
 
     def ends(values: np.ndarray) -> tuple[float, float]:
-        low, high = np.percentile(values, (_TAIL, 100 - _TAIL)) if values.size else (0.0, 0.0)
+        low, high = np.percentile(values, (_TAIL, 100 - _TAIL))
         return max(0.0, float(high)), max(0.0, float(-low))
 
-    below, above = ends(misses)
-    below_without, above_without = ends(without)
-    return below, above, max(below, below_without), max(above, above_without)
+    return *ends(misses), ends(sure if len(sure) >= _FEWEST else misses)[0]
 
 
 def told_of(rows: Sequence[Row], kind: str) -> list[Told]:
@@ -117,7 +117,7 @@ def told_of(rows: Sequence[Row], kind: str) -> list[Told]:
         others = [row for row in rows if row.model != model]
         rules[model] = Rule(0.0, 0.0, 0.0, 0.0, *widths(others, left_out(others, kind)))
     return [
-        Told(row, share(here), *rules[row.model].band(here, statistics=row.statistics))
+        Told(row, share(here), *rules[row.model].band(share(here)))
         for row, here in zip(rows, odds, strict=True)
     ]
 

@@ -11,12 +11,17 @@ from benchmarks.estimate import fit
 from benchmarks.estimate.rows import KINDS, File, Row
 from tflite_export.quality.agreement import Features, Rule, share
 
-TRUE = Rule(0.5, -1.2, 0.7, -0.8, 0.0, 0.0, 0.0, 0.0)
+TRUE = Rule(0.5, 1.2, 0.7, -0.8, 0.0, 0.0, 0.0)
+
+
+def shown(noise, margin):
+    return Features(1.0 - noise, noise, margin, 3.0, 32, 32)
 
 
 def row(model, noise, *, statistics, miss=0.0, scheme="int8"):
-    features = {kind: Features(noise, 1.0 + 20 * noise % 3, 32, 32) for kind in KINDS}
-    odds = TRUE.odds(features["unstretched"], statistics=statistics)
+    features = {kind: shown(noise, 1.0 + 20 * noise % 3) for kind in KINDS}
+    line = features["unstretched"]
+    odds = TRUE.odds(line, margin=line.margin, statistics=statistics)
     file = File("synthetic", scheme, str(noise))
     return Row(model, statistics, file, share(odds + miss), 100_000, features)
 
@@ -38,12 +43,12 @@ def without_prior(monkeypatch):
 
 
 def test_the_prior_keeps_two_models_from_being_read_as_a_law(rows, monkeypatch):
-    """Models that differ in their spread alone, by little: a difference by chance is no slope."""
+    """Models that differ in their margin alone, by little: a difference by chance is no slope."""
     few = [
         dataclasses.replace(
             each,
             agreement=share(fit.true_odds(each) + miss),
-            features={kind: Features(0.1, spread, 32, 32) for kind in KINDS},
+            features={kind: shown(0.1, spread) for kind in KINDS},
         )
         for each, spread, miss in ((rows[0], 3.0, 0.0), (rows[4], 3.1, 0.5))
     ]
@@ -54,14 +59,15 @@ def test_the_prior_keeps_two_models_from_being_read_as_a_law(rows, monkeypatch):
 
 def test_known_constants_are_found_again(rows):
     found = fit.fitted(rows, "unstretched")
-    wanted = (TRUE.offset, TRUE.noise, TRUE.spread, TRUE.without)
+    wanted = (TRUE.offset, TRUE.expected, TRUE.margin, TRUE.without)
     assert found == pytest.approx(wanted, abs=0.01)
 
 
 def test_rows_of_one_line_are_told_exactly_with_a_band_of_no_width(rows):
-    figures = fit.figures(fit.told_of(rows, "unstretched"))
-    assert figures["rank correlation"] == pytest.approx(1.0)
-    assert figures["mean error"] < 1e-3 and figures["median width of the band"] < 1e-2
+    told = fit.told_of(rows, "unstretched")
+    figures = fit.figures(told)
+    assert figures["rank correlation"] == pytest.approx(1.0) and figures["mean error"] < 1e-3
+    assert max(each.agreement - each.low for each in told) < 1e-3
     assert figures["int8 levels wrong"] == 0.0 and figures["rows"] == 20
 
 
@@ -77,18 +83,23 @@ def test_a_model_has_no_part_in_what_is_told_of_it(rows):
         assert same == (old.row.model == "a")
 
 
-def test_widths_hold_all_but_the_tails_and_are_wider_without_statistics():
-    """By hand: misses of -1 .. 1 on a model with statistics, and twice that on one without."""
-    misses = np.linspace(-1, 1, 201)
-    rows = [row("a", 0.1, statistics=True)] * 201 + [row("b", 0.1, statistics=False)] * 201
-    odds = [fit.true_odds(each) for each in rows] + np.concatenate([misses, 2 * misses])
-    below, above, below_without, above_without = fit.widths(rows, odds)
-    assert (below_without, above_without) == pytest.approx((1.9, 1.9), abs=1e-6)
-    assert below == pytest.approx(above) and 0.95 < below < 1.9
+def test_widths_hold_all_but_the_tails_and_sure_files_have_one_of_their_own():
+    """By hand: angles of 0.5 are missed by -0.2 .. 0.2, those of files told 0.98 by half of it."""
+    half, sure = np.linspace(-0.2, 0.2, 201), np.linspace(-0.1, 0.1, 201)
+    rows, odds = [], []
+    base = row("a", 0.1, statistics=True)
+    for middle, misses in ((0.5, half), (0.98, sure)):
+        for miss in misses:
+            truth = np.sin(np.arcsin(middle**0.5) - miss) ** 2
+            rows.append(dataclasses.replace(base, agreement=float(truth)))
+            odds.append(np.log(middle / (1 - middle)))
+    below, above, below_sure = fit.widths(rows, odds)
+    assert below_sure == pytest.approx(0.095, abs=1e-6)
+    assert 0.095 < below < 0.2 and below == pytest.approx(above, abs=0.01)
 
 
 def test_levels_are_wrong_where_the_estimates_own_rule_says_so(rows):
-    told = fit.Told(rows[0], 0.97, 0.92, 0.99)._replace(
+    told = fit.Told(rows[0], 0.97, 0.89, 0.99)._replace(
         row=dataclasses.replace(rows[0], agreement=0.96)
     )
     assert (told.level, told.deserved, told.inside) == ("doubtful", "fine", True)

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from tflite_export.proof import calibrated_on
-from tflite_export.quality import accuracy_estimate
+from tflite_export.quality import accuracy_estimate, agreement
 from tflite_export.quality.accuracy_estimate import Evidence, judge
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_normal_values_keep_their_highest_as_often_as_theory_says(classes):
     """Two classes: 1 - arccos(r) / pi (Sheppard 1899); any number: all at r = 1, chance at
     r = 0.
     """
-    angles, kept = accuracy_estimate._normal_agreement(classes)
+    angles, kept = agreement._normal_agreement(classes)
     assert kept[0] == 1.0 and kept[np.isclose(angles, np.pi / 2)][0] == pytest.approx(
         1 / classes, abs=0.03
     )
@@ -93,10 +93,10 @@ def test_normal_values_keep_their_highest_as_often_as_theory_says(classes):
 def test_agreement_of_a_correlation_is_the_geometric_mean_of_normal_and_sure_logits():
     """Logits (0, 1, 2) and (1, 0, 2) correlate to 1/2, by hand; against another simulation."""
     reference, found = np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 0.0, 2.0]])
-    alike = accuracy_estimate.logit_correlations(reference, found)
+    alike = agreement.logit_correlations(reference, found)
     np.testing.assert_allclose(alike, [0.5])
     a, n = np.random.default_rng(7).standard_normal((2, 200_000, 3))
-    assert accuracy_estimate.agreement_of_correlation(alike, classes=3)[0] ** 2 == pytest.approx(
+    assert agreement.agreement_of_correlation(alike, classes=3)[0] ** 2 == pytest.approx(
         np.mean(a.argmax(1) == (a + 3**0.5 * n).argmax(1)), abs=0.02
     )
 
@@ -117,22 +117,22 @@ def noisy(noise, *, of=64, classes=10, seed=0):
 def test_levels_follow_the_noise_of_the_logits(noise, level):
     result = judge({"unstretched": noisy(noise)})
     assert result["level"] == level and result["sentence"].lower().startswith(level)
-    assert result["band"][0] < result["predicted_agreement"] < result["band"][1]
+    assert result["band"][0] <= result["predicted_agreement"] <= result["band"][1]
     assert result["kinds"]["unstretched"]["noise"] == pytest.approx(noise, rel=0.2)
 
 
 @pytest.mark.parametrize(
-    ("agreement", "low", "level"),
+    ("told", "low", "level"),
     [
-        (0.97, 0.93, "fine"),  # two points below the border at most
-        (0.97, 0.92, "doubtful"),
+        (0.97, 0.91, "fine"),  # five points below the border at most
+        (0.97, 0.89, "doubtful"),
         (0.94, 0.94, "doubtful"),
         (0.75, 0.2, "doubtful"),
         (0.74, 0.7, "do not ship"),
     ],
 )
-def test_a_fine_file_is_surely_not_far_below_the_border(agreement, low, level):
-    assert accuracy_estimate.level_of(agreement, low) == level
+def test_a_fine_file_is_surely_not_far_below_the_border(told, low, level):
+    assert accuracy_estimate.level_of(told, low) == level
 
 
 def test_unstable_ranges_are_named():

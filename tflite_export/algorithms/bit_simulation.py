@@ -17,11 +17,8 @@ from dgh_tf.models.tflite.spec import (
 from tflite_export.algorithms.equalization import correct_biases, own_bias
 from tflite_export.calibration.check import few_images
 from tflite_export.conversion.converter import to_tflite_with_ranges, with_chosen_weights
-from tflite_export.quality.accuracy_estimate import (
-    agreement_of_correlation,
-    decibels,
-    logit_correlations,
-)
+from tflite_export.quality.accuracy_estimate import decibels
+from tflite_export.quality.agreement import agreement_of_correlation, logit_correlations
 from tflite_export.quality.candidates import (
     before_softmax,
     hold_back,

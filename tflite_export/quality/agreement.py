@@ -2,24 +2,31 @@
 does to the logits of generated ones.
 
 Generated images do not show how sure a model is of real inputs, so counting classes on them is off
-in either direction. They do show the noise of the logits: a class is lost where the noise exceeds
-the margin, so the log odds of keeping it fall with the logarithm of the noise. And they show how
-wide the model's logits spread: one that is rarely in doubt has learned wide ones. Where the line of
-the log odds lies was fitted over many models and files (docs/experiments/verdict.md).
+in either direction. They do show how much of the logits the file keeps: the correlation r of an
+image's float and integer logits over the classes. Were real logits independent normal values, the
+highest would stay so with a probability that follows from r and the number of classes. And they
+show how far a class can stand out from the next: a model that is rarely in doubt has learned wide
+margins. The log odds of agreement are a line in both, fitted over many models and files
+(docs/experiments/verdict.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 PLAIN, STRETCHED = "unstretched", "stretched"  # plain logits lie most like those of real images
-_LEAST = 0.003  # of the noise: what two kernels differ by; nothing is told below it
+_FLATTERING = {STRETCHED, "calibration"}  # of images that calibrated, and of such as them
+SURE = 0.95  # told, from which on predictions were found to miss by less
 _CHANCE = 0.05  # a count that chance gives less often than this says more than the line
-_NARROWEST = 0.05  # of the spread: a model of flatter logits tells nothing by them
+_FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
+_MOST = 0.996  # of what is expected: beyond it few images tell nothing more
+_NARROWEST = 0.05  # of a margin, in units of the spread
+_USUAL = 1.6  # the margin of the models that were fitted, where no stretched images tell it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,59 +34,73 @@ class Features:
     """What one kind of images shows of a file.
 
     Attributes:
-      noise: standard deviation of the logits' error over that of the logits, over the classes; of
-        the median image. spread: standard deviation of the float logits over the classes, logit
-        units; the mean image's. kept: images that keep their class. images: their number.
+      expected: mean of `agreement_of_correlation` over the images that are not flat. noise:
+        standard deviation of the logits' error over that of the logits, of the median image.
+      margin: of the highest float logit over the next, of the median image, in units of the mean
+        spread. spread: standard deviation of the float logits over the classes, the mean image's.
+      kept: images that keep their class. images: their number.
     """
 
+    expected: float
     noise: float
+    margin: float
     spread: float
     kept: int
     images: int
 
-    def columns(self, *, statistics: bool) -> tuple[float, ...]:
-        """What the coefficients of a `Rule` multiply, in their order."""
-        noise, spread = self.noise + _LEAST, max(self.spread, _NARROWEST)
-        return 1.0, math.log(noise), math.log(spread), 0.0 if statistics else 1.0
+
+def columns(line: Features, *, margin: float, statistics: bool) -> tuple[float, ...]:
+    """What the coefficients of a `Rule` multiply, in their order."""
+    expected = min(max(line.expected, 1.0 - _MOST), _MOST)
+    odds = math.log(expected / (1.0 - expected))
+    return 1.0, odds, math.log(max(margin, _NARROWEST)), 0.0 if statistics else 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """log odds of agreement = offset + noise * log(noise of the logits) + spread * log(spread of
-    the logits) + without * (1 for a model without running statistics, else 0).
+    """log odds of agreement = offset + expected * log odds of what is expected + margin * log(the
+    margin of stretched images) + without * (1 for a model without running statistics, else 0).
 
     Attributes:
-      below, above: log odds by which the truth was lower and higher than told for all but 2.5 % of
-        the files each. below_without, above_without: the same without running statistics.
+      below, above: how far the truth was lower and higher than told for all but 2.5 % of the files
+        each, as a difference of angles (see `angle`). below_sure: the same of files of which SURE
+        or more is told; these may well keep all, so nothing bounds them above.
     """
 
     offset: float
-    noise: float
-    spread: float
+    expected: float
+    margin: float
     without: float
     below: float
     above: float
-    below_without: float
-    above_without: float
+    below_sure: float
 
-    def odds(self, features: Features, *, statistics: bool) -> float:
+    def odds(self, line: Features, *, margin: float, statistics: bool) -> float:
         """Log odds of the agreement to expect."""
-        coefficients = (self.offset, self.noise, self.spread, self.without)
-        columns = features.columns(statistics=statistics)
-        return sum(a * b for a, b in zip(coefficients, columns, strict=True))
+        coefficients = (self.offset, self.expected, self.margin, self.without)
+        values = columns(line, margin=margin, statistics=statistics)
+        return sum(a * b for a, b in zip(coefficients, values, strict=True))
 
-    def band(self, odds: float, *, statistics: bool) -> tuple[float, float]:
-        """Lowest and highest agreement to expect at these log odds."""
-        if statistics:
-            return share(odds - self.below), share(odds + self.above)
-        return share(odds - self.below_without), share(odds + self.above_without)
+    def band(self, agreement: float) -> tuple[float, float]:
+        """Lowest and highest agreement to expect where this one is told."""
+        middle, sure = angle(agreement), agreement >= SURE
+        low = max(0.0, middle - (self.below_sure if sure else self.below))
+        high = math.pi / 2 if sure else min(math.pi / 2, middle + self.above)
+        return math.sin(low) ** 2, math.sin(high) ** 2
+
+
+def angle(agreement: float) -> float:
+    """arcsin of the square root of a share, 0 .. pi / 2: there misses are about as large for good
+    files as for bad ones (the transform that makes the variance of proportions even).
+    """
+    return math.asin(math.sqrt(agreement))
 
 
 # fitted over all rows of python -m benchmarks.estimate (docs/experiments/verdict.md), which prints
 # these lines
 RULES = {
-    PLAIN: Rule(0.0759, -1.27, 0.41, -0.306, 0.575, 0.637, 0.575, 0.637),
-    STRETCHED: Rule(-0.14, -0.972, 0.342, -0.23, 1.44, 1.58, 1.48, 1.58),
+    PLAIN: Rule(-0.508, 1.1, 0.682, -0.44, 0.244, 0.226, 0.0961),
+    STRETCHED: Rule(-0.907, 1.01, 0.976, -0.557, 0.229, 0.285, 0.14),
 }
 
 
@@ -92,42 +113,110 @@ class Prediction:
     high: float
 
 
+@functools.lru_cache(maxsize=4)
+def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles arccos(r), 0..pi, and how often the highest of `classes` normal values stays the
+    highest at that correlation r.
+    """
+    rng, most = np.random.default_rng(0), min(classes, 1000)
+    draws = max(1000, 100_000 // most)
+    a, b = (rng.standard_normal((draws, most), dtype=np.float32) for _ in range(2))
+    angles, first = np.linspace(0.0, np.pi / 2, 65), a.argmax(axis=1)
+    kept = [
+        np.mean((np.float32(np.cos(t)) * a + np.float32(np.sin(t)) * b).argmax(axis=1) == first)
+        for t in angles
+    ]
+    return np.append(angles, np.pi), np.append(kept, 0.0)
+
+
+def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each row of two arrays [images, classes]; float64 [images]."""
+    a, b = (
+        side - side.mean(axis=1, keepdims=True)
+        for side in (np.asarray(reference, np.float64), np.asarray(logits, np.float64))
+    )
+    return np.sum(a * b, axis=1) / np.maximum(
+        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12
+    )
+
+
+def agreement_of_correlation(correlation: np.ndarray, *, classes: int) -> np.ndarray:
+    """The agreement, 0..1, where logits keep this correlation.
+
+    Were real logits independent normal values, the highest would stay so with a probability that
+    follows from the correlation and the number of classes; a model that never doubts keeps it
+    always. This is the geometric mean of both.
+    """
+    angles = np.arccos(np.clip(correlation, -1.0, 1.0))
+    return np.sqrt(np.interp(angles, *_normal_agreement(classes)))
+
+
 def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
-    """The features of one kind of images. Args: logits of both files, [images, classes]."""
+    """The features of one kind of images. Args: logits of both files, [images, classes].
+
+    Flat images, whose float logits spread less than half as far as the median image's, are left out
+    of what is expected: generation leaves a few on which the model sees next to nothing, and any
+    noise turns those.
+    """
     reference, found = (np.asarray(side, np.float64) for side in (float_logits, logits))
-    error = np.std(found - reference, axis=1)
     spread = np.std(reference, axis=1)
+    alike = logit_correlations(reference, found)[spread >= _FLAT * np.median(spread)]
+    error = np.std(found - reference, axis=1)
+    second, first = np.sort(reference, axis=1)[:, -2:].T
     kept = reference.argmax(axis=1) == found.argmax(axis=1)
-    noise = float(np.median(error / np.maximum(spread, 1e-12)))
-    return Features(noise, float(spread.mean()), int(kept.sum()), len(kept))
+    return Features(
+        expected=float(agreement_of_correlation(alike, classes=reference.shape[1]).mean()),
+        noise=float(np.median(error / np.maximum(spread, 1e-12))),
+        margin=float(np.median(first - second) / max(float(spread.mean()), 1e-12)),
+        spread=float(spread.mean()),
+        kept=int(kept.sum()),
+        images=len(kept),
+    )
 
 
 def pooled(parts: Sequence[Features]) -> Features:
-    """Several seeds of one kind as one: mean noise and spread, and all counts together."""
+    """Several seeds of one kind as one: means, and all counts together."""
+
+    def mean(field: str) -> float:
+        return float(np.mean([getattr(part, field) for part in parts]))
+
     return Features(
-        float(np.mean([part.noise for part in parts])),
-        float(np.mean([part.spread for part in parts])),
-        sum(part.kept for part in parts),
-        sum(part.images for part in parts),
+        expected=mean("expected"),
+        noise=mean("noise"),
+        margin=mean("margin"),
+        spread=mean("spread"),
+        kept=sum(part.kept for part in parts),
+        images=sum(part.images for part in parts),
     )
+
+
+def odds_of(kinds: Mapping[str, Features], rule: Rule, *, statistics: bool) -> float:
+    """Log odds told by a rule of one file, of which each kind of images shows the features."""
+    line = next((kinds[kind] for kind in kinds if kind not in _FLATTERING), None)
+    margin = kinds[STRETCHED].margin if STRETCHED in kinds else _USUAL
+    if line is None:
+        line = next(iter(kinds.values()))
+        margin = line.margin
+    odds = rule.odds(line, margin=margin, statistics=statistics)
+    return capped(odds, max(kinds.values(), key=lambda each: each.spread))
 
 
 def predict(kinds: Mapping[str, Features], *, statistics: bool) -> Prediction:
     """The agreement to expect of real inputs.
 
     Args:
-      kinds: by kind of images and seed ("unstretched", "stretched, seed 1"). Plain images alone
-        give the line where there are any: stretched ones make a model surer than real ones do.
+      kinds: by kind of images and seed ("unstretched", "stretched, seed 1"). Plain images give the
+        line where there are any: stretched ones make a model surer than real ones do.
       statistics: whether the model has running statistics, so that images match them.
     """
     groups: dict[str, list[Features]] = {}
     for name, each in kinds.items():
         groups.setdefault(name.split(",")[0], []).append(each)
     found = {kind: pooled(parts) for kind, parts in groups.items()}
-    rule = RULES[PLAIN if PLAIN in found else STRETCHED]
-    line = rule.odds(found.get(PLAIN) or next(iter(found.values())), statistics=statistics)
-    odds = capped(line, max(found.values(), key=lambda each: each.spread))
-    return Prediction(share(odds), *rule.band(odds, statistics=statistics))
+    rule = RULES[STRETCHED if set(found) <= _FLATTERING else PLAIN]
+    odds = odds_of(found, rule, statistics=statistics)
+    agreement = share(odds)
+    return Prediction(agreement, *rule.band(agreement))
 
 
 def capped(odds: float, widest: Features) -> float:
