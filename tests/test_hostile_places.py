@@ -2,17 +2,21 @@
 inputs of all hostile files.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 from hostile import SEEN, convert, refused, written
+
+from tflite_export.proof import write_set
 
 
 def test_output_that_cannot_be_written_is_refused_before_work(work):
@@ -281,8 +285,6 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
     """Both new files are whole on disk before the first old one is replaced: a proof never stands
     beside another file.
     """
-    from tflite_export.proof import write_set
-
     names = ("out.tflite", "out.json", "out_model.h")
     write_set({full_disk / name: f"the old {name}".encode() for name in names})
     for room in (0, 6, 12):  # KiB: nothing fits; the smallest fits; the first fits, but not all
@@ -299,6 +301,22 @@ def test_a_full_disk_keeps_the_old_files(full_disk):
         for name in names:
             assert (full_disk / name).read_text() == f"the old {name}"
         assert {path.name for path in full_disk.iterdir()} == {*names, "filler"}
+
+
+def test_files_that_two_write_at_once_belong_together(tmp_path):
+    """Two conversions onto one name: whoever is last, the proof is that of the file beside it."""
+    names = [tmp_path / f"out.{ending}" for ending in ("tflite", "json", "h")]
+    barrier = threading.Barrier(2)
+
+    def write(mark):
+        barrier.wait()
+        write_set(dict.fromkeys(names, mark))
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for _ in range(30):
+            list(pool.map(write, (b"1", b"2")))
+            assert len({path.read_bytes() for path in names}) == 1
+    assert set(tmp_path.iterdir()) == set(names)
 
 
 def test_an_array_on_a_full_disk_names_its_file(full_disk):

@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dgh_tf.common.files import atomic_path, read_json, require_writable, with_checksum
+from dgh_tf.common.files import atomic_path, in_turn, read_json, require_writable, with_checksum
 from tflite_export.calibration.check import Images
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES
@@ -92,10 +92,12 @@ def proof_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 def write_set(files: Mapping[pathlib.Path, bytes]) -> None:
-    """Writes all files, whole, before any takes its place, so that a full disk leaves the old ones.
-    Raises OSError.
+    """Writes all files, whole, before any takes its place, so that a full disk leaves the old ones,
+    and files of two processes do not mix. Raises OSError.
     """
     with contextlib.ExitStack() as stack:
+        for folder in {path.parent for path in files}:
+            stack.enter_context(in_turn(folder))
         for path, data in files.items():
             stack.enter_context(atomic_path(path)).write_bytes(data)
 
