@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from dgh_tf.ops.moments import safe_shift
-
 BATCH_NORMS = {"BatchNormalization", "SyncBatchNormalization"}
 
 
@@ -27,6 +25,8 @@ class BatchNorm:
     @property
     def shift(self) -> np.ndarray:
         """What to take off the input before squaring it, see `moments.safe_shift`."""
+        from dgh_tf.ops.moments import safe_shift  # with TensorFlow, which --help goes without
+
         return safe_shift(self.mean, variance=self.variance, epsilon=self.epsilon)
 
 
