@@ -45,31 +45,6 @@ def agreement(reference: np.ndarray, outputs: np.ndarray) -> float:
     return top1(outputs, reference.argmax(axis=1))
 
 
-def is_mask(outputs: np.ndarray) -> bool:
-    """Whether outputs [images, ...] are shares 0..1 at every place of an image or signal, as a
-    sigmoid gives them for segmentation. A softmax over the last axis is none.
-    """
-    outputs = np.asarray(outputs)
-    if outputs.ndim < 3 or outputs.min() < 0.0 or outputs.max() > 1.0:
-        return False
-    return outputs.shape[-1] == 1 or not np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
-
-
-def mask_agreement(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Share of places that both masks put on the same side of 0.5, 0..1."""
-    reference, outputs = _pair(reference, outputs)
-    return float(np.mean((reference > 0.5) == (outputs > 0.5)))
-
-
-def iou(reference: np.ndarray, outputs: np.ndarray) -> float:
-    """Intersection over union of what two masks mark at 0.5, over all images, 0..1; 1 where neither
-    marks anything. Unlike agreement it does not count the many places that both leave out.
-    """
-    reference, outputs = _pair(reference, outputs)
-    union = np.sum((reference > 0.5) | (outputs > 0.5))
-    return float(np.sum((reference > 0.5) & (outputs > 0.5)) / union) if union else 1.0
-
-
 def mse(reference: np.ndarray, outputs: np.ndarray) -> float:
     """Mean squared error over all elements, in squared output units."""
     reference, outputs = _pair(reference, outputs)

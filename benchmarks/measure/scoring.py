@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import metrics
+from tflite_export.quality.masks import iou, is_mask, mask_agreement
 
 Outputs = Mapping[str, np.ndarray]
 Truth = np.ndarray | dict[str, np.ndarray] | None
@@ -48,7 +49,7 @@ def scorer(
         return _detection(
             model, x, truth
         ), f"scored by COCO mAP, decoded by {type(model).__name__}.decode_predictions"
-    if any(metrics.is_mask(value) for value in reference.values()):
+    if all(is_mask(value) for value in reference.values()):
         return _masks(reference), "scored by agreement and IoU of the float model's masks at 0.5"
     if truth is None:
         return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
@@ -69,13 +70,12 @@ def scorer(
 
 def _masks(reference: Outputs) -> Callable[[Outputs], dict[str, float]]:
     """The worst of all masks: the heads of one model may mark different things."""
-    masks = [name for name, value in reference.items() if metrics.is_mask(value)]
 
     def scores(outputs: Outputs) -> dict[str, float]:
-        pairs = [(reference[name], outputs[name]) for name in masks]
+        pairs = [(reference[name], outputs[name]) for name in reference]
         return {
-            "agreement": min(metrics.mask_agreement(*pair) for pair in pairs),
-            "iou": min(metrics.iou(*pair) for pair in pairs),
+            "agreement": min(mask_agreement(*pair) for pair in pairs),
+            "iou": min(iou(*pair) for pair in pairs),
         }
 
     return scores

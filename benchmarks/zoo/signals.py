@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from benchmarks.measure.metrics import iou
 from benchmarks.zoo.signal_data import SETS, Parts
 from benchmarks.zoo.signal_networks import NETWORKS
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, locked_folder
+from tflite_export.quality.masks import iou
 
 if TYPE_CHECKING:
     import keras

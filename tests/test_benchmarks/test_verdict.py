@@ -156,6 +156,29 @@ def test_models_without_classes_are_judged_by_their_worst_head():
     )
 
 
+@pytest.mark.parametrize(("lost", "level"), [(0, "fine"), (2, "doubtful"), (4, "do not ship")])
+def test_masks_are_judged_by_what_they_mark(lost, level):
+    """Ten places of 100 are marked; an integer file that is off by 0.2 everywhere else loses some
+    of them: IoU 1, 0.8 and 0.6.
+    """
+    logits = np.full((10, 100, 1), -2.0)
+    logits[:, :10] = 3.0
+    marked = 1.0 / (1.0 + np.exp(-logits))
+    outputs = marked.copy()
+    outputs[:, 10:] += 0.2
+    outputs[:, :lost] = 0.4
+    one = evidence()._replace(
+        reference={"y": marked}, outputs={"y": outputs}, float_logits={"y": logits}
+    )
+    result = judge({"stretched": one})
+    assert result["mask"] == {"agreement": 1 - lost / 100, "iou": pytest.approx(1 - lost / 10)}
+    assert result["level"] == level
+    assert result["worst_head_sqnr_db"] < 10
+    assert f"IoU {1 - lost / 10:.2f}" in result["sentence"]
+    boxes = one._replace(float_logits={"y": marked})  # in 0..1, but of no sigmoid
+    assert judge({"stretched": boxes})["mask"] is None
+
+
 def test_calibration_images_are_called_the_best_case():
     assert "best case" in judge({"calibration": evidence()}, held_out=False)["sentence"]
     assert "best case" not in judge({"stretched": evidence()})["sentence"]

@@ -4,11 +4,11 @@ import commands
 import numpy as np
 import pytest
 
-from benchmarks.measure import metrics
 from benchmarks.measure.scoring import scorer
 from benchmarks.zoo import signal_data
 from benchmarks.zoo.signal_networks import NETWORKS
 from dgh_tf.ops.kinds import kind_of_shape
+from tflite_export.quality import masks
 
 SHAPES = {"motion": (64, 6), "speech": (25, 12), "current": (29, 16, 1), "pulse": (256, 1)}
 
@@ -44,9 +44,9 @@ def test_masks_are_scored_by_both_sides_of_one_half():
     """
     reference = np.array([0.9, 0.8, 0.6, 0.4, 0.1, 0.2, 0.0, 0.3]).reshape(1, 8, 1)
     outputs = np.array([0.7, 0.6, 0.4, 0.6, 0.0, 0.1, 0.0, 0.2]).reshape(1, 8, 1)
-    assert metrics.mask_agreement(reference, outputs) == 6 / 8
-    assert metrics.iou(reference, outputs) == 2 / 4
-    assert metrics.iou(np.zeros((1, 8, 1)), np.zeros((1, 8, 1))) == 1.0
+    assert masks.mask_agreement(reference, outputs) == 6 / 8
+    assert masks.iou(reference, outputs) == 2 / 4
+    assert masks.iou(np.zeros((1, 8, 1)), np.zeros((1, 8, 1))) == 1.0
     score, how = scorer(None, np.zeros((1, 8, 1)), None, reference={"beats": reference})
     assert score({"beats": outputs}) == {"agreement": 6 / 8, "iou": 2 / 4}
     assert "IoU" in how
@@ -54,9 +54,9 @@ def test_masks_are_scored_by_both_sides_of_one_half():
 
 def test_a_softmax_over_places_is_no_mask():
     scores = np.full((2, 4, 3), 1 / 3)
-    assert not metrics.is_mask(scores)
-    assert not metrics.is_mask(np.full((2, 3), 0.2))
-    assert metrics.is_mask(np.full((2, 4, 3), 0.2))
+    assert not masks.is_mask(scores)
+    assert not masks.is_mask(np.full((2, 3), 0.2))
+    assert masks.is_mask(np.full((2, 4, 3), 0.2))
 
 
 @pytest.mark.slow

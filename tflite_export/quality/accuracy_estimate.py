@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export.quality.agreement import Features, features_of, predict
+from tflite_export.quality.masks import mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
 STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
@@ -21,6 +22,7 @@ AGREEMENT = (
     0.75,
 )  # predicted agreement from which a file is fine, and below which it is not to be shipped
 _DOUBT = 0.05  # how far below the border the lower end of a fine file's band may lie
+IOU = (0.9, 0.75)  # the same for masks: of what they mark at 0.5, in the worst kind of images
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
 
 
@@ -204,7 +206,7 @@ def judge(
       statistics: whether the model has running statistics that generated images match.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
       "range_change", "layers" (worst first)}; agreement and band are None for models without
-      classes.
+      classes; "mask" is the worst {"agreement", "iou"} of models that mark places, else None.
     """
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
@@ -221,20 +223,27 @@ def judge(
                 "noise": features[name].noise,
                 "expected": features[name].expected,
             }
+        elif marked := mask_scores(each.reference, each.outputs, logits=each.float_logits):
+            kinds[name]["mask"] = marked
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
     predicted = predict(features, statistics=statistics) if features else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
-    if predicted is None:
-        level = FINE if worst >= SQNR_DB[0] else DOUBTFUL if worst >= SQNR_DB[1] else NO
-    else:
+    masks = [kind["mask"] for kind in kinds.values() if "mask" in kind]
+    mask = min(masks, key=lambda scores: scores["iou"], default=None)
+    if predicted is not None:
         level = level_of(predicted.agreement, predicted.low)
+    elif mask is not None:
+        level = _by_border(mask["iou"], IOU)
+    else:
+        level = _by_border(worst, SQNR_DB)
     result = {
         "level": level,
         "predicted_agreement": predicted.agreement if predicted else None,
         "band": [predicted.low, predicted.high] if predicted else None,
         "worst_head_sqnr_db": worst,
+        "mask": mask,
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
@@ -242,6 +251,10 @@ def judge(
         "layers": worst_first(rows),
     }
     return {**result, "sentence": sentence(result)}
+
+
+def _by_border(value: float, borders: tuple[float, float]) -> str:
+    return FINE if value >= borders[0] else DOUBTFUL if value >= borders[1] else NO
 
 
 def level_of(agreement: float, low: float) -> str:
@@ -290,6 +303,11 @@ def sentence(result: Mapping[str, Any]) -> str:
         told = (
             f"about {result['predicted_agreement']:.0%} of real inputs should get the "
             f"float model's class ({low:.0%} to {high:.0%})"
+        )
+    elif result.get("mask"):
+        told = (
+            f"{result['mask']['agreement']:.1%} of all places stay on their side of 0.5, and what "
+            f"is marked overlaps by IoU {result['mask']['iou']:.2f}"
         )
     else:
         told = (
