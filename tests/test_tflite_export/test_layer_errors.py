@@ -94,7 +94,7 @@ def test_a_verdict_says_what_to_do(branched):
     }
     names = [each.name for each in model.layers]
     told = look_first(verdict, float_tflite, made, x, layers=names)
-    assert "Look first at bad" in told["sentence"] and told["layers"][0]["layer"] == "bad"
+    assert "Look first at bad" in told["sentence"] and told["look_first"][0]["layer"] == "bad"
     assert told["reasons"][0].startswith("bad makes ") and "8 bits" in told["reasons"][0]
     fine = look_first({**verdict, "level": "fine"}, float_tflite, made, x, layers=names)
     assert fine["look_first"] == [] and "Look first" not in fine["sentence"]

@@ -28,6 +28,7 @@ from tflite_export.tflite.edit import logits_of
 _IMAGES = 8  # each is run once for every layer
 _WORK = 2e10  # multiplications in all, above which fewer images are run
 _LEAST_IMAGES = 2
+_LONG = 10_000  # operators run in all, above which only layers with weights are tried
 # a layer is named where it adds so much of the logits' variance (30 dB), and so much of all that
 # the layers add
 _ADDED, _SHARE = 1e-3, 0.1
@@ -140,6 +141,8 @@ def layer_errors(
     """
     model, graph = read_model(tflite), read_graph(float_tflite)
     parts = _parts(graph, model)
+    if len(parts) * len(graph.operators) > _LONG:
+        parts = [part for part in parts if part.weights] or parts
     probe = _Probe(graph, _few(graph, images, runs=len(parts)))
     errors = [
         LayerError(
@@ -178,8 +181,8 @@ def look_first(
     """The verdict of `accuracy_estimate.judge` with what to do about a file that is not fine.
 
     Args: as those of `layer_errors`.
-    Returns: the verdict with "look_first" (rows of `LayerError.as_json`), and with Keras names in
-      "layers"; reasons and sentence speak of these layers.
+    Returns: the verdict with "look_first" (rows of `LayerError.as_json`); reasons and sentence
+      speak of these layers.
     """
     named: list[LayerError] = []
     reasons = list(verdict["reasons"])
@@ -198,12 +201,10 @@ def look_first(
             reasons.append(
                 "no layer stands out, all add a little: use scheme int16x8 or another algorithm"
             )
-    rows = [{**row, "layer": layer_of(row["tensor"], layers)} for row in verdict["layers"]]
     found = {
         **verdict,
         "reasons": reasons,
         "look_first": [each.as_json() for each in named],
-        "layers": rows,
     }
     return {**found, "sentence": sentence(found)}
 
@@ -215,7 +216,7 @@ class _Probe:
         names = zip(graph.input_names, graph.inputs, strict=True)
         self._graph = proven(graph, {name: feeds[index] for name, index in names})
         self._feeds = feeds
-        self._ends = tuple(dict.fromkeys(logits_of(graph.model)))
+        self._ends = _ends(graph)
         self._values: dict[int, np.ndarray] = {}
         run(self._graph, feeds, observe=self._note, outputs=self._ends)
 
@@ -238,6 +239,13 @@ class _Probe:
     def clipped(self, outputs: Mapping[int, _Codes]) -> float:
         """Share of the float values that the codes cut off."""
         return max((codes.cut_off(self._values[i]) for i, codes in outputs.items()), default=0.0)
+
+
+def _ends(graph: Graph) -> tuple[int, ...]:
+    """Tensors that count: the logits of a classifier, else the outputs as they are."""
+    (first, *more) = graph.outputs
+    classes = not more and len(graph.tensors[first].shape) == 2
+    return tuple(dict.fromkeys(logits_of(graph.model) if classes else graph.outputs))
 
 
 def _parts(graph: Graph, integer: TFLiteModel) -> list[_Part]:
