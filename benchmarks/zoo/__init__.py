@@ -1,1 +1,1 @@
-"""Small networks without BatchNorm statistics, trained here on images at hand."""
+"""Small networks without BatchNorm statistics or beside sensors, trained here on data at hand."""

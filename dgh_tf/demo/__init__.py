@@ -1,1 +1,1 @@
-"""Two small trained models that ship with the package, their data, and how they were trained."""
+"""Three small trained models that ship with the package, their data, and how they were trained."""
