@@ -32,12 +32,24 @@ def text_bytes(content: bytes | mmap.mmap) -> int:
         )
     total = 0
     for heap in heaps:
-        numbers = _numbers(content, heap)
+        sizes = _sizes(content, heap)
         for place in _found(content, heap.to_bytes(8, "little")):
-            length, number = content[place - 4 : place], content[place + 8 : place + 12]
-            if place >= 4 and int.from_bytes(number, "little") in numbers:
-                total += int.from_bytes(length, "little")
+            if place < 4:
+                continue
+            length = int.from_bytes(content[place - 4 : place], "little")
+            size = sizes.get(int.from_bytes(content[place + 8 : place + 12], "little"))
+            # a length that is not the text's own takes its memory too, before HDF5 refuses it
+            if size is not None and (length == size or not _is_end_of_address(content, place)):
+                total += length
     return total
+
+
+def _is_end_of_address(content: bytes | mmap.mmap, place: int) -> bool:
+    """Whether the 8 bytes at `place` are the upper bytes of a place in the file, such as that of an
+    array, and not one themselves.
+    """
+    starts = range(max(0, place - 7), place)
+    return any(int.from_bytes(content[i : i + 8], "little") < len(content) for i in starts)
 
 
 def _found(content: bytes | mmap.mmap, wanted: bytes) -> Iterator[int]:
@@ -48,15 +60,15 @@ def _found(content: bytes | mmap.mmap, wanted: bytes) -> Iterator[int]:
         place = content.find(wanted, place + 1)
 
 
-def _numbers(content: bytes | mmap.mmap, heap: int) -> set[int]:
-    """The numbers of the texts in the heap that begins at `heap`."""
+def _sizes(content: bytes | mmap.mmap, heap: int) -> dict[int, int]:
+    """Bytes by number of the texts in the heap that begins at `heap`."""
     end = heap + int.from_bytes(content[heap + 8 : heap + _HEAP_HEAD], "little")
-    numbers, place = set(), heap + _HEAP_HEAD
+    sizes, place = {}, heap + _HEAP_HEAD
     while place + _TEXT_HEAD <= min(end, len(content)):
         number = int.from_bytes(content[place : place + 2], "little")
         size = int.from_bytes(content[place + 8 : place + _TEXT_HEAD], "little")
         if not number:  # free space, which ends the heap
             break
-        numbers.add(number)
+        sizes[number] = size
         place += _TEXT_HEAD + -(-size // 8) * 8
-    return numbers
+    return sizes

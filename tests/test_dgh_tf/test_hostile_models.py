@@ -4,6 +4,7 @@ and takes no memory that the file's size does not explain. See docs/security.md.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -167,6 +168,19 @@ def test_texts_of_an_hdf5_file_are_counted_as_often_as_they_are_read(folder, tmp
     assert text_bytes(path.read_bytes()) == wanted
     with h5py.File(folder / "two.h5") as file:
         assert text_bytes((folder / "two.h5").read_bytes()) >= len(file.attrs["model_config"])
+
+
+def test_places_of_arrays_are_not_taken_for_texts():
+    """Of so many arrays, the place of one begins with the bytes of the texts' place."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["names"] = ["first", "second"]
+        for number in range(900):
+            file[str(number)] = np.zeros(64, np.float32)
+        offsets = [array.id.get_offset() for array in file.values()]
+    heap = content.getvalue().index(b"GCOL\x01\0\0\0")
+    assert [offset for offset in offsets if offset >> 8 == heap]
+    assert text_bytes(content.getvalue()) == len("first" + "second")
 
 
 def test_classes_that_the_program_registered_load(tmp_path):
