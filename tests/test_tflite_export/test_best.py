@@ -81,12 +81,14 @@ def test_a_difference_that_few_images_show_by_chance_decides_nothing():
     """By hand: the same mean advantage of 1, steady in one case, one image's alone in the other."""
     plain = Figures(20.0, 20.0, np.full(8, 3.0))
     steady, lucky = np.full(8, 2.0), np.array([-5.0, *[3.0] * 7])
-    assert Figures(21.0, 21.0, steady).surely_better_than(plain)
-    assert not Figures(21.0, 21.0, lucky).surely_better_than(plain)
-    assert not plain.surely_better_than(plain)
+    assert Figures(21.0, 21.0, steady).surely_better_than(plain, by=0.05)
+    assert not Figures(21.0, 21.0, lucky).surely_better_than(plain, by=0.05)
+    assert not plain.surely_better_than(plain, by=0.05)
     # 3 % less noise is sure here, but too little to hold on other images; 7 % is enough
-    assert not Figures(20.2, 20.2, np.full(8, 2.91)).surely_better_than(plain)
-    assert Figures(20.4, 20.4, np.full(8, 2.79)).surely_better_than(plain)
+    assert not Figures(20.2, 20.2, np.full(8, 2.91)).surely_better_than(plain, by=0.05)
+    assert Figures(20.4, 20.4, np.full(8, 2.79)).surely_better_than(plain, by=0.05)
+    assert not Figures(20.4, 20.4, np.full(8, 2.79)).surely_better_than(plain, by=0.5)
+    assert Figures(23.2, 23.2, np.full(8, 1.4)).surely_better_than(plain, by=0.5)
 
 
 def test_python_falls_back_to_minmax_as_the_command_does(monkeypatch):

@@ -18,7 +18,6 @@ from tflite_export.tflite.interpreter import Runner
 
 _SHARE, _LEAST, _MOST = 4, 4, 32  # one image of 4 is held back, at least 4 and at most 32
 _CONTRAST = 0.5
-_LEAST_GAIN = 0.05  # of the noise: less is no gain on other images (docs/experiments/algorithms.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +47,12 @@ class Figures:
         """SQNR in dB, the mean of both kinds of images."""
         return (self.given_db + self.soft_db) / 2
 
-    def surely_better_than(self, other: Figures) -> bool:
-        """Whether it has clearly less noise on these images, also at the 5 per cent bound over
-        images: few images show a small difference by chance, and generated ones are not real ones.
+    def surely_better_than(self, other: Figures, *, by: float) -> bool:
+        """Whether it removes more than the share `by` of the other's noise on these images, also at
+        the 5 per cent bound over images: few images show a small difference by chance.
         """
         gain = interval(other.noise - self.noise)[0]
-        clear = gain > _LEAST_GAIN * float(other.noise.mean())
+        clear = gain > by * float(other.noise.mean())
         return bool(clear) and self.mean_db > other.mean_db
 
 
