@@ -77,7 +77,7 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
         tflite, ranges=ranges, constants=found.biases, weights=found.weights, weight_bits=bits
     )
     in_file, nearest = integer_weights(made), integer_constants(graph, weight_bits=bits, rule="mse")
-    moved, stretched = 0, []
+    moved = 0
     behind = {
         o.inputs[1]: graph.tensors[o.outputs[0]].name
         for o in graph.operators
@@ -88,8 +88,6 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
         np.testing.assert_array_equal(codes, integers)
         np.testing.assert_array_equal(file_scales, scales)
         moved += np.sum(integers != nearest[i][0])
-        stretched.append(scales / nearest[i][1])
-    assert 1e-4 < np.abs(np.concatenate(stretched) - 1).max() < 0.1
     assert moved > 0 and len(found.weights) == len(
         in_file
     )  # something was learned, and every weight was chosen

@@ -1,9 +1,8 @@
-"""Optimizes one block of a float .tflite graph: the rounding and the scales of its weights, and its
-biases, so that its output comes closest to float.
+"""Optimizes one block of a float .tflite graph: the rounding of its weights, and its biases, so
+that its output comes closest to float.
 
 Rounding: `tflite_export.algorithms.adaround`. Activations are left in float at random: Wei et al.
-2022, "QDrop". Scales are learned beside the rounding: Jeon et al. 2023, "Genie: Show Me the Data
-for Quantization" (GENIE-M). Floors stay those of the first scales: s clip(floor(w / s0) + h(v)).
+2022, "QDrop".
 """
 
 from __future__ import annotations
@@ -18,9 +17,8 @@ from dgh_tf.models.tflite.run import Graph, run
 from tflite_export.algorithms import adaround
 from tflite_export.algorithms.blocks import Values
 
-# Adam's, for choices, for biases in units of the channel's largest weight, for the logarithms of
-# scales
-_RATE, _BIAS_RATE, _SCALE_RATE = 0.2, 1e-3, 1e-3
+# Adam's, for choices and for biases in units of the channel's largest weight
+_RATE, _BIAS_RATE = 0.2, 1e-3
 _BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of steps
 # first and last, against a reconstruction error of 1 for rounding to nearest: in the end all
 # choices are made
@@ -45,18 +43,13 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What was learned of a block, by tensor index: int8 integers of its weights and their scales
-    (shaped to broadcast to them), and biases in float.
+    """What was learned of a block, by tensor index: int8 integers of its weights, the float32
+    weights that these stand for, and biases in float.
     """
 
     integers: Values
-    scales: Values
+    weights: Values
     biases: Values
-
-    @property
-    def weights(self) -> Values:
-        """The weights that the integers stand for, float32."""
-        return {i: n * self.scales[i] for i, n in self.integers.items()}
 
 
 def _error(targets: Mapping[int, Any], outputs: Mapping[int, Any]) -> Any:
@@ -121,26 +114,21 @@ class Learning:
 
 @dataclasses.dataclass(frozen=True)
 class _Variables:
-    """What is learned of a block, by tensor index: choices v of its weights, shifts of its biases
-    in their units, and logarithms of what its scales are multiplied by.
+    """What is learned of a block, by tensor index: choices v of its weights, and shifts of its
+    biases in their units.
     """
 
     choices: dict[int, Any]
     shifts: dict[int, Any]
-    stretches: dict[int, Any]
 
     @property
     def all(self) -> list[Any]:
-        return [*self.choices.values(), *self.shifts.values(), *self.stretches.values()]
+        return [*self.choices.values(), *self.shifts.values()]
 
     def rates(self, progress: Any) -> list[Any]:
-        """Adam's. Biases and scales settle; choices are settled by the penalty."""
+        """Adam's. Biases settle; choices are settled by the penalty."""
         slower = 1.0 - progress
-        return [
-            *[_RATE] * len(self.choices),
-            *[_BIAS_RATE * slower] * len(self.shifts),
-            *[_SCALE_RATE * slower] * len(self.stretches),
-        ]
+        return [_RATE] * len(self.choices) + [_BIAS_RATE * slower] * len(self.shifts)
 
 
 def _variables(block: Block) -> _Variables:
@@ -152,7 +140,6 @@ def _variables(block: Block) -> _Variables:
             for i, w in block.weights.items()
         },
         {i: tf.Variable(tf.zeros_like(unit)) for i, unit in block.units.items()},
-        {i: tf.Variable(tf.zeros_like(scale)) for i, scale in block.scales.items()},
     )
 
 
@@ -177,10 +164,7 @@ def _loss(
     beta, on = adaround.annealed_beta(progress, start=_BETA)
     soft = {
         i: adaround.soft_weights(
-            v,
-            floors=block.floors[i],
-            scales=block.scales[i] * tf.exp(variables.stretches[i]),
-            limit=block.limits[i],
+            v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i]
         )
         for i, v in variables.choices.items()
     }
@@ -212,7 +196,7 @@ def learn(
     scale: float,
     seed: int,
 ) -> Learned:
-    """Optimizes the rounding, the scales and the biases of a block's weights.
+    """Optimizes the rounding of a block's weights, and its biases.
 
     Args:
       constants: of the blocks before, quantized. floats, quantized: what the block reads, in float
@@ -263,11 +247,12 @@ def learn(
     for number in range(learning.steps):
         chosen = np.sort(generator.choice(count, batch_size, replace=False))
         traced(tf.constant(number), *(tf.constant(v[chosen]) for v in tf.nest.flatten(data)))
+    integers = {
+        i: adaround.hard_integers(v.numpy(), floors=block.floors[i], limit=block.limits[i])
+        for i, v in variables.choices.items()
+    }
     return Learned(
-        {
-            i: adaround.hard_integers(v.numpy(), floors=block.floors[i], limit=block.limits[i])
-            for i, v in variables.choices.items()
-        },
-        {i: block.scales[i] * np.exp(v.numpy()) for i, v in variables.stretches.items()},
+        integers,
+        {i: n * block.scales[i] for i, n in integers.items()},
         {i: block.biases[i] + block.units[i] * v.numpy() for i, v in variables.shifts.items()},
     )

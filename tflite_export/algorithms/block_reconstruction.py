@@ -167,8 +167,8 @@ def reconstruct(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
 ) -> Reconstruction:
-    """Learns the rounding and the scales of all weights, and the biases, so that each block gives
-    what it gives in float.
+    """Learns the rounding of all weights, and the biases, so that each block gives what it gives in
+    float.
 
     Args:
       graph: of `read_graph`. images: float32 [images, ...] in the model's input units, or a dict by
@@ -261,7 +261,7 @@ def _next_inputs(
         learned_error = _mean_error(wanted, after, made)
         if learned_error < to_nearest:
             found.weights.update(
-                {i: (n, np.ravel(learned.scales[i])) for i, n in learned.integers.items()}
+                {i: (n, learning.nearest[i][1]) for i, n in learned.integers.items()}
             )
             found.biases.update(learned.biases)
             fixed.update(changed)
