@@ -258,7 +258,7 @@ def test_every_source_is_in_the_legend_also_one_that_the_first_group_lacks(tmp_p
         for group, source in [("a", "real"), ("b", "real"), ("b", "noise")]
     ]
     plots.grouped(rows, tmp_path / "g.png", field="v", label="v", line=None)
-    assert legends == [["real", "noise"]]
+    assert legends == [["real", "uniform noise"]]
 
 
 def test_a_model_of_fixed_batch_size_one_is_scored(tmp_path):
