@@ -56,6 +56,51 @@ def test_activations_are_the_same_in_a_float_file(activations):
         np.testing.assert_allclose(got[name], _expected(name, images), atol=2e-6, err_msg=name)
 
 
+def test_bounds_keep_a_value_that_others_take():
+    """Near, far and endless ones: a far bound must not give the value its own scale."""
+    x = np.random.default_rng(0).standard_normal((32, 8, 3)).astype("float32")
+    inputs = keras.Input((8, 3))
+    bounds = {
+        "lowest": (np.maximum, keras.ops.maximum, (-0.4, -300.0, -1e9)),
+        "highest": (np.minimum, keras.ops.minimum, (0.0, 0.3, 300.0, 1e9, np.inf)),
+    }
+    outputs, expected = {"itself": inputs * 2.0}, {"itself": 2.0 * np.float64(x)}
+    for kind, (in_numpy, in_keras, values) in bounds.items():
+        for i, bound in enumerate(values):
+            outputs[f"{kind}_{i}"] = in_keras(inputs, bound)
+            expected[f"{kind}_{i}"] = in_numpy(np.float64(x), bound)
+    model = keras.Model(inputs, outputs)
+    in_floats = Runner(to_float_tflite(model)).predict(x)
+    made = to_tflite(model, x)
+    check_integer(made, io_dtype="int8")
+    in_integers = Runner(made).predict(x)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(in_floats[name], wanted, atol=1e-6, err_msg=name)
+        assert sqnr_db(wanted, in_integers[name]) > 30, name
+
+
+def test_batchnorm_behind_relu_twice_is_converted():
+    """The second one follows a layer that the folding of the first one adds."""
+    keras.utils.set_random_seed(0)
+    layers, rng = keras.layers, np.random.default_rng(0)
+    inputs = keras.Input((6, 5, 2))
+    x = layers.Conv2D(4, 3)(inputs)
+    for _ in range(2):
+        norm = layers.BatchNormalization()
+        x = norm(layers.ReLU()(x))
+        mean, spread = rng.standard_normal((2, 4))
+        norm.set_weights([1.0 + 0.3 * mean, spread, 0.1 * mean, 1.0 + spread**2])
+    model = keras.Model(inputs, x)
+    images = rng.standard_normal((32, 6, 5, 2)).astype("float32")
+    expected = np.asarray(model(images))
+    np.testing.assert_allclose(
+        Runner(to_float_tflite(model)).predict(images), expected, atol=1e-5 * expected.max()
+    )
+    made = to_tflite(model, images)
+    check_integer(made, io_dtype="int8")
+    assert sqnr_db(expected, Runner(made).predict(images)) > 25
+
+
 def _behind_relu(library, rank, images):
     """BatchNorm behind ReLU, of channels that differ by orders of magnitude, in front of all that
     such a layer can be folded into or must be kept apart from. Its statistics are those of images.

@@ -184,7 +184,8 @@ def _into_next(graph: GraphEdit, affine: _Affine, scale: np.ndarray) -> bool:
             and not graph.attribute(following, "transpose_b").b
         )
     else:
-        fits = graph.attribute(following, "padding").s == b"VALID" or weights.shape[:2] == (1, 1)
+        padding = graph.attribute(following, "padding").s
+        fits = padding == b"VALID" or (padding == b"SAME" and weights.shape[:2] == (1, 1))
         fits &= graph.attribute(following, "data_format").s == b"NHWC"
         fits &= following.op != "DepthwiseConv2dNative"
     if not fits or weights.shape[-2] != len(scale):

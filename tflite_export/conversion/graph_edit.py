@@ -48,6 +48,7 @@ class GraphEdit:
         self._inputs = [tensor.name for tensor in frozen.inputs]
         self._outputs = [tensor.name for tensor in frozen.outputs]
         self._before: dict[str, str] = {}  # of nodes that `behind` renamed: the names they had
+        self._added: set[str] = set()
         self._index: _Index | None = None
 
     @property
@@ -70,8 +71,12 @@ class GraphEdit:
         return [*self._now.readers.get(node.name, []), *ends]
 
     def shape(self, node: Any) -> list[int | None] | None:
-        """Of what a node of the frozen function gives; None where it is not known."""
+        """Of what a node of the frozen function gives; None where it is not known, and of an added
+        node.
+        """
         name = self._before.get(node.name, node.name)
+        if name in self._added:
+            return None
         shape = self._frozen.graph.get_tensor_by_name(f"{name}:0").shape
         return None if shape.rank is None else list(shape)
 
@@ -109,6 +114,7 @@ class GraphEdit:
 
     def add(self, op: str, name: str, *inputs: str, **attributes: Any) -> str:
         """Adds a float32 node; returns its name. attributes: AttrValues by name."""
+        self._added.add(name)
         node = self.definition.node.add(name=name)
         self.write(node, op, *inputs, **attributes)
         return name

@@ -67,16 +67,21 @@ def _clipping(graph: GraphEdit) -> list[Any]:
 
 
 def _write_clip(graph: GraphEdit, node: Any) -> None:
-    """min(x, c) becomes c - relu(c - x), max(x, c) becomes c + relu(x - c)."""
-    if graph.is_constant(node.input[0]):
-        bound, source = node.input
+    """min(x, c) becomes x - relu(x - c), max(x, c) becomes x + relu(c - x).
+
+    What is beyond a far c is 0, whatever the scale of the difference; c - relu(c - x) would leave
+    x with that scale. But min(x, 0) becomes 0 - relu(0 - x), whose zeros are exact.
+    """
+    source, bound = node.input
+    if graph.is_constant(source):
+        source, bound = bound, source
+    if node.op == "Minimum" and not graph.value(bound).any():
+        start, ends = bound, (bound, source)
     else:
-        source, bound = node.input
-    lower = node.op == "Minimum"
-    ends = (bound, source) if lower else (source, bound)
+        start, ends = source, (source, bound) if node.op == "Minimum" else (bound, source)
     excess = graph.add("Sub", f"{node.name}/excess", *ends)
     beyond = graph.add("Relu", f"{node.name}/beyond", excess)
-    graph.write(node, "Sub" if lower else "AddV2", bound, beyond)
+    graph.write(node, "Sub" if node.op == "Minimum" else "AddV2", start, beyond)
 
 
 def _write_softplus(graph: GraphEdit, node: Any) -> None:
