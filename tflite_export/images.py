@@ -50,19 +50,20 @@ def generate_into(
 ) -> Generated:
     """Generates what a conversion needs into a folder, or reads it there.
 
+    The page of the folder is left to the conversion, which tells of its file there.
+
     Args:
       config: of the images that calibrate; some more are made to judge. model, loaded, how: see
         `dgh_tf.generate_to`.
     Raises: what `dgh_tf.generate_to` raises.
     """
-    loaded = dgh_tf.Prepared(loaded)  # both sets share its range and its traces
-    dgh_tf.generate_to(folder, model=model, config=_stretched(config), loaded=loaded, **how)
+    # both sets share the range and the traces of one model
+    how |= {"model": model, "loaded": dgh_tf.Prepared(loaded), "page": False}
+    dgh_tf.generate_to(folder, config=_stretched(config), **how)
     console.say("images that judge the file, without output stretching")
     unstretched = dgh_tf.generate_to(
         folder / UNSTRETCHED,
-        model=model,
         config=dataclasses.replace(_judging(config), output_weight=0.0),
-        loaded=loaded,
         **how,
     )
     whole = load_calibration(folder)

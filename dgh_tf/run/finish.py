@@ -29,12 +29,14 @@ def finish(
     metrics: Metrics,
     seconds: float,
     command: str,
+    with_page: bool = True,
 ) -> None:
     """Writes what the run leaves in `folder`, the manifest last.
 
     Args:
       folder: None for a worker that only takes part in what all must compute together.
       model, command: as the user gave them. seconds: that the steps took.
+      with_page: whether report.html is among it.
     """
     total = sum(generator.sizes[k] for k in generator.batches)
     gaps = generator.layer_gaps(told=Lines(total))
@@ -67,11 +69,16 @@ def finish(
             "python": sys.version.split()[0],
         },
     }
-    _draw(generator, folder, manifest, metrics, command=command)
+    _draw(generator, folder, manifest, metrics)
+    if with_page:
+        page.write_page(
+            folder, manifest=manifest, metrics=metrics.rows, command=console.printable(command)
+        )
     run_folder.write_manifest(folder, manifest)
     told = f"{generator.config.num_images} images in {folder} after {seconds:.0f} s, "
     told += convergence.summary if convergence else generator.network.evidence.sentence
-    told += f"; see report.html. {convergence.advice if convergence else ''}"
+    told += "; see report.html. " if with_page else ". "
+    told += convergence.advice if convergence else ""
     guesses = [valid.guess for valid in generator.ranges if valid.guess]
     console.say("; ".join([told.rstrip(". "), *guesses[:1]]))
 
@@ -114,18 +121,13 @@ def _draw(
     folder: pathlib.Path,
     manifest: dict[str, Any],
     metrics: Metrics,
-    *,
-    command: str,
 ) -> None:
-    """Writes the preview, the report and the last of TensorBoard's summaries."""
+    """Writes the preview and the last of TensorBoard's summaries."""
     first = np.load(folder / next(iter(manifest["files"].values())), mmap_mode="r")[:64]
     shown = first.transpose(0, 2, 3, 1) if generator.network.channels_first[0] else first
     valid = generator.ranges[0]
     kind = kind_told(manifest["input_kind"][0], shown.shape[1:])
     page.write_preview(folder, shown, low=valid.low, high=valid.high, kind=kind)
-    page.write_page(
-        folder, manifest=manifest, metrics=metrics.rows, command=console.printable(command)
-    )
     if metrics.summaries:
         grid = page.preview_grid(shown, low=valid.low, high=valid.high, kind=kind)
         metrics.summaries.finish(generator.config.steps, preview=grid, gaps=manifest["gap_end"])

@@ -17,6 +17,7 @@ class Request:
       checkpoint_seconds: between checkpoints. wait_seconds: for other workers.
       tensorboard: whether to write summaries. command: as the user gave it.
       loaded: the model, where it is loaded already, also as `Prepared`.
+      page: whether to draw report.html at the end.
     """
 
     model: str
@@ -30,3 +31,4 @@ class Request:
     tensorboard: bool
     command: str
     loaded: Any = None
+    page: bool = True

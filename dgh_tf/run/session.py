@@ -144,6 +144,7 @@ def _steps_and_finish(run: _Run, stop: StopSignal) -> None:
             metrics=metrics,
             seconds=time.time() - began,
             command=run.request.command,
+            with_page=run.request.page,
         )
     except KeyboardInterrupt as signalled:
         stop.remember()

@@ -16,7 +16,7 @@ _MEMORY_BYTES = 4 * 2**30  # larger sets are streamed, as the command does by de
 _CHECKPOINT_SECONDS = 30.0
 
 
-def generate_to(
+def generate_to(  # noqa: PLR0913 - the options of one command
     folder: str | pathlib.Path,
     *,
     model: str | pathlib.Path,
@@ -27,6 +27,7 @@ def generate_to(
     loaded: Any = None,
     flag: str = "folder",
     command: str = "",
+    page: bool = True,
 ) -> run_folder.Images:
     """Generates calibration images into a folder, as `python -m dgh_tf.generate` does.
 
@@ -38,7 +39,8 @@ def generate_to(
         allow_unsafe_deserialization: see `load_model`. config: settings; the defaults where None.
       loaded: what `load_model` gave for this model, so that it is not loaded again; as `Prepared`,
         calls share what does not depend on the settings.
-      flag: the option that gave the folder, for messages. command: for the report.
+      flag: the option that gave the folder, for messages. command: for the report. page: whether
+        to draw report.html, which `write_report` draws at any time.
     Returns: float32 [num_images, *input shape] in the model's input units, memory-mapped; a dict by
       input name for several inputs.
     Raises:
@@ -64,6 +66,7 @@ def generate_to(
         tensorboard=False,
         command=command or f"dgh_tf.generate_to({str(folder)!r}, model={str(model)!r})",
         loaded=loaded,
+        page=page,
     )
     if config.strategy == "multi_worker":
         raise ValueError("One call is one process; run python -m dgh_tf.generate on every worker.")
