@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,6 +230,11 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ai_edge": Algorithm(_ai_edge, ("int8", "int16x8")),
 }
 NAMES = ("best", *ALGORITHMS)
+# options of one algorithm alone
+_OWN = {
+    "reconstruction": ("steps",),
+    "distillation": ("steps", "batch_size", "rate", "augment"),
+}
 
 
 def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
@@ -260,6 +265,18 @@ def check_algorithm(algorithm: str, *, scheme: str, head: str = "model") -> str:
             f"algorithm {chosen}. Use --head=model."
         )
     return chosen
+
+
+def _check_options(options: Iterable[str], *, algorithm: str) -> None:
+    """Raises ValueError for an option that the algorithm does not have."""
+    known = _OWN.get(algorithm, ())
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Algorithm {algorithm} has no option {', '.join(unknown)}; it takes "
+            f"{', '.join(known) or 'none of its own'}. Settings of generated images go to "
+            "config=dgh_tf.GenerationConfig(...)."
+        )
 
 
 def _count(arrays: Mapping[str, np.ndarray]) -> int:
@@ -342,7 +359,9 @@ def _made(
     name: str, model: Any, images: dict[str, np.ndarray], options: dict[str, Any]
 ) -> tuple[bytes, dict[str, Any]]:
     """The file of one algorithm, proven integer, and its notes."""
-    result = ALGORITHMS[name].function(model, images, **options)
+    others = {each for own in _OWN.values() for each in own} - set(_OWN.get(name, ()))
+    taken = {option: value for option, value in options.items() if option not in others}
+    result = ALGORITHMS[name].function(model, images, **taken)
     tflite, notes = result if isinstance(result, tuple) else (result, {})
     check_integer(tflite, io_dtype=SCHEMES[options["scheme"]].io_dtype)
     return tflite, notes
@@ -435,6 +454,7 @@ def quantize(
     chosen, start = check_algorithm(algorithm, scheme=scheme, head=head), time.perf_counter()
     limit = Limit(max_kib=max_kib, min_agreement=min_agreement)
     check_limit(limit, scheme=scheme)
+    _check_options(options, algorithm=chosen)
     model = float_file(model) or model
     arrays = _arrays(model, images)
     if isinstance(model, bytes):

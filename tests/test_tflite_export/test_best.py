@@ -106,3 +106,13 @@ def test_python_falls_back_to_minmax_as_the_command_does(monkeypatch):
     assert made.notes["algorithm"] == "minmax"
     assert "minmax was used" in made.notes["fallback"]
     assert "reshape" not in made.notes["fallback"].lower()
+
+
+def test_options_that_an_algorithm_lacks_are_named_before_work():
+    model, images = tiny_models.conv_bn_relu(), tiny_models.images(8)
+    with pytest.raises(ValueError, match="bias_correction has no option input_range.*config="):
+        quantize(model, images, input_range="unit")
+    with pytest.raises(ValueError, match="reconstruction has no option rate; it takes steps"):
+        quantize(model, images, scheme="w4a8", rate=0.1)
+    made = quantize(model, images, scheme="w4a8", steps=3)  # minmax beside it has no steps
+    assert "error" not in made.notes["candidates"]["minmax"]
