@@ -144,10 +144,11 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except Interrupted as stop:
         return _report("stopped", str(stop), stop.exit_code)
     except Terminated as stop:
-        name = signal.Signals(stop.number).name
-        return _report(
-            "stopped", f"by {name}; nothing half-written was left behind.", 128 + stop.number
-        )
+        return _terminated(stop)
+    except SystemError:
+        if not _caught:
+            raise
+        return _terminated(_caught[-1])
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
     except Exception as error:
@@ -157,6 +158,13 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         if flags.FLAGS.verbose:
             print(printable(traceback.format_exc()), file=sys.stderr)
         return _report("error", text, 1)
+
+
+def _terminated(stop: Terminated) -> int:
+    name = signal.Signals(stop.number).name
+    return _report(
+        "stopped", f"by {name}; nothing half-written was left behind.", 128 + stop.number
+    )
 
 
 def _parsed(argv: list[str], *, doc: str = "") -> list[str]:
@@ -215,9 +223,14 @@ def _open_closed_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+# what signals raised: compiled code sometimes loses it, and ends in a SystemError in its place
+_caught: list[Terminated] = []
+
+
 def _terminate(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-    raise Terminated(number)
+    _caught.append(Terminated(number))
+    raise _caught[-1]
 
 
 def catch_terminations() -> None:

@@ -149,6 +149,25 @@ def test_ctrl_c_in_a_callback_is_not_lost(tmp_path, monkeypatch):
     assert done.returncode in (130, -signal.SIGINT)
 
 
+def test_a_signal_that_compiled_code_loses_still_ends_in_one_line():
+    """A SystemError stands for what TensorFlow's tracing once made of a SIGTERM."""
+    done = python(
+        "-c",
+        "import os, signal\n"
+        "from dgh_tf.common import console\n"
+        "def main(argv):\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    except KeyboardInterrupt:\n"
+        "        raise SystemError('bad argument to internal function') from None\n"
+        "console.run(main)",
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines() == [
+        "stopped: by SIGTERM; nothing half-written was left behind."
+    ]
+
+
 def test_those_who_import_the_packages_keep_their_own_tracebacks():
     done = python(
         "-c",
