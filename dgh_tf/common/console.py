@@ -145,19 +145,22 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("stopped", str(stop), stop.exit_code)
     except Terminated as stop:
         return _terminated(stop)
-    except SystemError:
-        if not _caught:
-            raise
-        return _terminated(_caught[-1])
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
     except Exception as error:
-        text = _explained(error)
-        if text is None:
-            raise
-        if flags.FLAGS.verbose:
-            print(printable(traceback.format_exc()), file=sys.stderr)
-        return _report("error", text, 1)
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    """The exit code after an error that is told in one line; raises it where it is our fault."""
+    if isinstance(error, SystemError) and _caught:
+        return _terminated(_caught[-1])
+    text = _explained(error)
+    if text is None:
+        raise error
+    if flags.FLAGS.verbose:
+        print(printable(traceback.format_exc()), file=sys.stderr)
+    return _report("error", text, 1)
 
 
 def _terminated(stop: Terminated) -> int:
