@@ -294,6 +294,13 @@ def _why(error: Exception) -> str:
     return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
 
 
+class _Start(NamedTuple):
+    """What one algorithm is tried with: a model or a float file, and options."""
+
+    model: Any
+    options: dict[str, Any]
+
+
 def _best(
     chosen: str,
     model: Any,
@@ -314,11 +321,14 @@ def _best(
     long = chosen == "reconstruction"
     rest, held = hold_back(arrays, smallest=64 if long else 16)
     apart = _count(arrays) - _count(rest)
-    starts = {chosen: float_tflite, _PLAIN: model}
-    files, notes, errors = _tried(starts, rest, options)
+    plainly = {name: value for name, value in options.items() if name not in _OWN.get(chosen, ())}
+    if not isinstance(model, bytes):
+        plainly["float_tflite"] = float_tflite  # the converter starts from the model itself
+    starts = {chosen: _Start(float_tflite, options), _PLAIN: _Start(model, plainly)}
+    files, notes, errors = _tried(starts, rest)
     if chosen in errors:
         why = _why(errors[chosen])
-        tflite, _ = _made(_PLAIN, model, arrays, options)
+        tflite, _ = _made(_PLAIN, starts[_PLAIN], arrays)
         return _PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why)}
     in_turn = {name: files[name] for name in (_PLAIN, chosen) if name in files}
     with held_stderr():  # LiteRT announces its delegate
@@ -335,35 +345,31 @@ def _best(
         on = f"{apart} images held back" if apart else "the calibration images (a small set)"
         options["say"](f"best is {best}: on {on}, {shown} over quantization noise")
     if apart and best != "reconstruction":
-        files[best], _ = _made(best, starts[best], arrays, options)
+        files[best], _ = _made(best, starts[best], arrays)
     return best, files[best], found
 
 
 def _tried(
-    starts: Mapping[str, Any], images: dict[str, np.ndarray], options: dict[str, Any]
+    starts: Mapping[str, _Start], images: dict[str, np.ndarray]
 ) -> tuple[dict[str, bytes], dict[str, dict[str, Any]], dict[str, Exception]]:
     """(files, notes, errors) by algorithm, each from its own start: a model or a float file. After
     an error no other is tried.
     """
     files: dict[str, bytes] = {}
     notes: dict[str, dict[str, Any]] = {}
-    for name, model in starts.items():
+    for name, start in starts.items():
         try:
-            files[name], notes[name] = _made(name, model, images, options)
+            files[name], notes[name] = _made(name, start, images)
         except Exception as error:  # whatever goes wrong in a graph run outside the converter
             return files, notes, {name: error}
     return files, notes, {}
 
 
-def _made(
-    name: str, model: Any, images: dict[str, np.ndarray], options: dict[str, Any]
-) -> tuple[bytes, dict[str, Any]]:
+def _made(name: str, start: _Start, images: dict[str, np.ndarray]) -> tuple[bytes, dict[str, Any]]:
     """The file of one algorithm, proven integer, and its notes."""
-    others = {each for own in _OWN.values() for each in own} - set(_OWN.get(name, ()))
-    taken = {option: value for option, value in options.items() if option not in others}
-    result = ALGORITHMS[name].function(model, images, **taken)
+    result = ALGORITHMS[name].function(start.model, images, **start.options)
     tflite, notes = result if isinstance(result, tuple) else (result, {})
-    check_integer(tflite, io_dtype=SCHEMES[options["scheme"]].io_dtype)
+    check_integer(tflite, io_dtype=SCHEMES[start.options["scheme"]].io_dtype)
     return tflite, notes
 
 

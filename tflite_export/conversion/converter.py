@@ -97,16 +97,18 @@ def _convert(
     scheme: str | None,
     timeout: float | None,
     examples: Mapping[str, np.ndarray] | None = None,
+    apart: bool = False,
 ) -> bytes:
-    """arrays: what calibrates the file. examples: images for a file that nothing calibrates."""
+    """arrays: what calibrates the file. examples: images for a file that nothing calibrates. apart:
+    whether the model is known to treat each image by itself.
+    """
     with processes.temporary_folder() as folder:
         names = list(file_names(list(arrays), side="input"))
         for i, array in enumerate(arrays.values()):
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": names}))
-        outputs = save_frozen(
-            in_float32(model), folder / "model", shapes=shapes, images=arrays or examples or {}
-        )
+        shown = None if apart else arrays or examples or {}
+        outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes, images=shown)
         made = run_worker(folder, timeout=timeout)
     return in_order(
         with_table_kernels(made),
@@ -168,14 +170,15 @@ def convert_checked(
 
     Args:
       float_tflite: the model's file of `to_float_tflite`, where it is made already: w4a8 takes the
-        weights from it.
+        weights from it, and the model has been found to treat each image by itself.
     """
     shapes = {name: array.shape[1:] for name, array in arrays.items()}
-    tflite = _convert(model, shapes, arrays, scheme=scheme, timeout=timeout)
+    apart = float_tflite is not None
+    tflite = _convert(model, shapes, arrays, scheme=scheme, timeout=timeout, apart=apart)
     if find_scheme(scheme).weight_bits == 8:
         return tflite
     float_tflite = float_tflite or _convert(
-        model, shapes, {}, scheme=None, timeout=timeout, examples=arrays
+        model, shapes, {}, scheme=None, timeout=timeout, apart=True
     )
     return _four_bit(tflite, float_tflite)
 
