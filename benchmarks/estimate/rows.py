@@ -118,6 +118,7 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
     from benchmarks.data.sources import calibration_images
     from benchmarks.measure.comparison import load_task
     from dgh_tf import GenerationConfig
+    from dgh_tf.models.batchnorm import has_statistics
     from tflite_export import to_float_tflite
     from tflite_export.quality.layer_comparison import gather
     from tflite_export.quantization import quantize
@@ -168,7 +169,7 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
             )
         row = {
             "model": entry.name,
-            "statistics": bool(task.network.layers),
+            "statistics": has_statistics(task.model),
             "file": dataclasses.asdict(file),
             "agreement": _agreement(task, made.tflite),
             "images": len(task.x),

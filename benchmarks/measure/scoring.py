@@ -4,13 +4,14 @@ model's own outputs.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks.measure import metrics
-from tflite_export.quality.masks import iou, is_mask, mask_agreement
+from tflite_export.quality.masks import is_mask, worst_mask
 
 Outputs = Mapping[str, np.ndarray]
 Truth = np.ndarray | dict[str, np.ndarray] | None
@@ -50,7 +51,9 @@ def scorer(
             model, x, truth
         ), f"scored by COCO mAP, decoded by {type(model).__name__}.decode_predictions"
     if all(is_mask(value) for value in reference.values()):
-        return _masks(reference), "scored by agreement and IoU of the float model's masks at 0.5"
+        return functools.partial(
+            worst_mask, reference
+        ), "scored by agreement and IoU of the float model's masks at 0.5"
     if truth is None:
         return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
     scores = next(iter(reference.values()))
@@ -66,19 +69,6 @@ def scorer(
     return _classification(
         scores.reshape(len(x), -1), truth
     ), "scored by top-1 and by agreement with the float model"
-
-
-def _masks(reference: Outputs) -> Callable[[Outputs], dict[str, float]]:
-    """The worst of all masks: the heads of one model may mark different things."""
-
-    def scores(outputs: Outputs) -> dict[str, float]:
-        pairs = [(reference[name], outputs[name]) for name in reference]
-        return {
-            "agreement": min(mask_agreement(*pair) for pair in pairs),
-            "iou": min(iou(*pair) for pair in pairs),
-        }
-
-    return scores
 
 
 def _classification(reference: np.ndarray, y: np.ndarray) -> Callable[[Outputs], dict[str, float]]:

@@ -47,10 +47,12 @@ def has_statistics(model: Any) -> bool:
     variance 1. False for what has no layers, such as a .tflite file.
     """
     layers = batchnorm_layers(model) if hasattr(model, "_flatten_layers") else []
-    return any(
-        np.any(np.asarray(bn.moving_mean)) or np.any(np.asarray(bn.moving_variance) != 1)
-        for bn in layers
-    )
+    return not all(is_initial(layer.moving_mean, layer.moving_variance) for layer in layers)
+
+
+def is_initial(mean: Any, variance: Any) -> bool:
+    """Whether statistics are those that a layer is made with: mean 0 and variance 1."""
+    return not np.any(np.asarray(mean)) and bool(np.all(np.asarray(variance) == 1))
 
 
 def read_batchnorm(layer, rank: int) -> BatchNorm:

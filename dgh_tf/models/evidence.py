@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dgh_tf.models.batchnorm import BatchNorm
+from dgh_tf.models.batchnorm import BatchNorm, is_initial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +29,6 @@ class Evidence:
         return {"statistics": kind, **dataclasses.asdict(self)}
 
 
-def is_initial(bn: BatchNorm) -> bool:
-    """Whether a layer still has the statistics it was made with: mean 0 and variance 1."""
-    return bool(not bn.mean.any() and (bn.variance == 1).all())
-
-
 def tell_evidence(norms: Sequence[Any], reached: Sequence[BatchNorm], *, asked: bool) -> Evidence:
     """The evidence of a model.
 
@@ -44,7 +39,7 @@ def tell_evidence(norms: Sequence[Any], reached: Sequence[BatchNorm], *, asked: 
     total = len(norms)
     if total and not asked:
         return Evidence(0, total, _without(f"its {_layers(total)} left out, as asked"))
-    initial = [bn.name for bn in reached if is_initial(bn)]
+    initial = [bn.name for bn in reached if is_initial(bn.mean, bn.variance)]
     matched, unused = len(reached) - len(initial), total - len(reached)
     reasons = []
     if initial:

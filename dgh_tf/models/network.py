@@ -21,10 +21,11 @@ from dgh_tf.models.batchnorm import (
     BatchNorm,
     batchnorm_layers,
     inference_affine,
+    is_initial,
     read_batchnorm,
 )
 from dgh_tf.models.choices import without_choices
-from dgh_tf.models.evidence import is_initial, tell_evidence
+from dgh_tf.models.evidence import tell_evidence
 from dgh_tf.models.folding import find_folded, find_rectified, relu_cap
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
@@ -93,7 +94,9 @@ class Network:
         if use_statistics:
             require_trained_on_data(model, reached)
         self.evidence = tell_evidence(norms, reached, asked=use_statistics)
-        self.layers = [bn for bn in reached if use_statistics and not is_initial(bn)]
+        self.layers = [
+            bn for bn in reached if use_statistics and not is_initial(bn.mean, bn.variance)
+        ]
         self._affines = [inference_affine(bn) for bn in self.layers]
         self._folded = find_folded(order, self.layers)
         self._rectified = find_rectified(order, self._folded)

@@ -12,8 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.common.text import in_one_line
-from dgh_tf.models.batchnorm import BatchNorm
-from dgh_tf.models.evidence import is_initial
+from dgh_tf.models.batchnorm import BatchNorm, is_initial
 from dgh_tf.models.heads import Head, upstream
 
 OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", "RMSNormalization"}
@@ -79,7 +78,7 @@ def require_trained_on_data(model, layers: list[BatchNorm]) -> None:
     """Refuses running statistics that only fall from where they began: mean 0 and one variance in
     all channels of all layers, which is what steps on constant inputs leave.
     """
-    moved = [bn for bn in layers if len(bn.mean) > 1 and not is_initial(bn)]
+    moved = [bn for bn in layers if len(bn.mean) > 1 and not is_initial(bn.mean, bn.variance)]
     if moved and all(not bn.mean.any() and np.ptp(bn.variance) == 0 for bn in moved):
         raise ValueError(
             f"All {len(moved)} trained BN layers of model {model.name!r} have mean 0 and one equal "

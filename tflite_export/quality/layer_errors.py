@@ -45,8 +45,7 @@ class LayerError:
       layer: the Keras layer's name; None where the tensor's name does not tell.
       added: mean squared error of the logits over their variance with this layer alone quantized.
       weights: the same with its weights alone quantized; of the first three. four_bits: whether
-        they have 4 bits. clipped: share of its float values that
-        the file's range cuts off.
+        they have 4 bits. clipped: share of its float values that the file's range cuts off.
     """
 
     tensor: str

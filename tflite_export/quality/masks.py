@@ -34,6 +34,19 @@ def iou(reference: np.ndarray, outputs: np.ndarray) -> float:
     return float(np.sum((reference > 0.5) & (outputs > 0.5)) / union) if union else 1.0
 
 
+def worst_mask(
+    reference: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """{"agreement", "iou"} of the worst of all outputs: the heads of one model may mark different
+    things.
+    """
+    pairs = [(value, outputs[name]) for name, value in reference.items()]
+    return {
+        "agreement": min(mask_agreement(*pair) for pair in pairs),
+        "iou": min(iou(*pair) for pair in pairs),
+    }
+
+
 def mask_scores(
     reference: Mapping[str, np.ndarray],
     outputs: Mapping[str, np.ndarray],
@@ -54,8 +67,4 @@ def mask_scores(
             return {}
         if behind.size != value.size or not np.allclose(behind, np.ravel(value), atol=1e-3):
             return {}
-    pairs = [(value, outputs[name]) for name, value in reference.items()]
-    return {
-        "agreement": min(mask_agreement(*pair) for pair in pairs),
-        "iou": min(iou(*pair) for pair in pairs),
-    }
+    return worst_mask(reference, outputs)
