@@ -4,10 +4,10 @@ folder without half-written files, and the same command goes on once there is ro
 
 import errno
 import os
-import subprocess
 import tempfile
 
 import commands
+import disks
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -31,11 +31,8 @@ def model_path(tmp_path_factory):
 @pytest.fixture
 def disk(tmp_path):
     """A file system of 1 MiB."""
-    options = ["-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with disks.small_disk(tmp_path, size="1m") as folder:
+        yield folder
 
 
 def generate(model_path, folder):

@@ -13,6 +13,7 @@ import sys
 import time
 
 import commands
+import disks
 import filelock
 import loops
 import numpy as np
@@ -46,11 +47,8 @@ def generate(model_path, folder, *more):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 KiB."""
-    options = ["-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
-    if subprocess.run(["mount", *options], capture_output=True).returncode:
-        pytest.skip("a small tmpfs cannot be mounted here")
-    yield tmp_path
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    with disks.small_disk(tmp_path, size="64k") as folder:
+        yield folder
 
 
 def test_a_set_too_large_for_the_disk_is_refused_with_the_numbers(small_disk, model_path):
