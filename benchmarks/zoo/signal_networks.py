@@ -48,30 +48,29 @@ def speech_elu(shape: Shape, classes: int) -> Any:
     return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="speech_elu")
 
 
-def current_cnn(shape: Shape, classes: int) -> Any:
-    """2-D convolutions over a spectrogram, BatchNorm in front of ReLU."""
+def _current(shape: Shape, classes: int, *, late: bool, name: str) -> Any:
+    """2-D convolutions over a spectrogram with BatchNorm in front of ReLU, or `late`, behind it."""
     import keras
     from keras import layers
 
     inputs = x = keras.Input(shape, name="spectrogram")
     for width in (12, 24, 32):
-        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
-        x = layers.MaxPooling2D(2)(layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x)))
+        activation = "relu" if late else None
+        x = layers.Conv2D(width, 3, padding="same", activation=activation, use_bias=late)(x)
+        x = layers.BatchNormalization(momentum=_MOMENTUM)(x)
+        x = layers.MaxPooling2D(2)(x if late else layers.ReLU()(x))
     x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_cnn")
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name=name)
+
+
+def current_cnn(shape: Shape, classes: int) -> Any:
+    """2-D convolutions over a spectrogram, BatchNorm in front of ReLU."""
+    return _current(shape, classes, late=False, name="current_cnn")
 
 
 def current_late(shape: Shape, classes: int) -> Any:
     """The same with BatchNorm behind ReLU."""
-    import keras
-    from keras import layers
-
-    inputs = x = keras.Input(shape, name="spectrogram")
-    for width in (12, 24, 32):
-        x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
-        x = layers.MaxPooling2D(2)(layers.BatchNormalization(momentum=_MOMENTUM)(x))
-    x = layers.GlobalAveragePooling2D()(x)
-    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="current_late")
+    return _current(shape, classes, late=True, name="current_late")
 
 
 def pulse_unet(shape: Shape, classes: int) -> Any:
