@@ -112,13 +112,14 @@ def _linear_before(graph: GraphEdit, affine: _Affine) -> list[Any] | None:
         path.insert(0, node)
         if node.op in _LINEAR:
             break
-        if node.op in _SUMS and not rectified:
-            return None  # the converter folds it
-        if node.op in _SUMS and _constant_side(graph, node)[0] is not None:
-            name = _constant_side(graph, node)[0] or ""
-        elif node.op in _PASSING:
+        if node.op in _PASSING:
             rectified |= node.op in _HOMOGENEOUS
             name = node.input[0]
+        elif node.op in _SUMS and rectified:  # one before the activation: the converter folds it
+            other, _ = _constant_side(graph, node)
+            if other is None:
+                return None
+            name = other
         else:
             return None
     weights = node.input[_LINEAR[node.op][0]]
@@ -147,8 +148,7 @@ def _fold(graph: GraphEdit, affine: _Affine, path: list[Any]) -> None:
         if node.op in _LINEAR:
             place, axis = _LINEAR[node.op]
             weights = graph.value(node.input[place]).astype(np.float64)
-            shape = [*weights.shape[:-2], -1] if axis == -2 else [-1]
-            scaled = weights * factor.reshape(weights.shape[-2:] if axis == -2 else shape)
+            scaled = weights * (factor.reshape(weights.shape[-2:]) if axis == -2 else factor)
             node.input[place] = graph.constant(f"{node.name}/scaled", scaled)
         elif node.op in _SUMS:
             place = [graph.is_constant(name) for name in node.input[:2]].index(True)
