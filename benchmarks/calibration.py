@@ -23,6 +23,7 @@ from benchmarks.measure.comparison import (
 from benchmarks.output.results import Results
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
+from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.models.loading import require_model
 from dgh_tf.ops.kinds import KINDS
 from tflite_export.conversion.server import start_worker
@@ -37,9 +38,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         "demo",
-        "demo, demo_detector, demo_signal, "
-        "a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
-        "keras:NAME.",
+        MODEL_HELP,
     )
     flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_string(

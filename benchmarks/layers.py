@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
+from dgh_tf.common.help import MODELS
 from dgh_tf.models.loading import require_model
 
 
@@ -23,8 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, demo_signal, "
-        "a .keras or .h5 file, a SavedModel folder, or keras:NAME.",
+        f"{MODELS}, or keras:NAME.",
         required=True,
     )
     flags.DEFINE_list(

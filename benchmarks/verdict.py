@@ -17,6 +17,7 @@ from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
+from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.models.loading import require_model
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
 
@@ -31,9 +32,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, demo_signal, "
-        "a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
-        "keras:NAME.",
+        MODEL_HELP,
         required=True,
     )
     flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")

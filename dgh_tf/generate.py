@@ -14,6 +14,7 @@ from absl import flags
 
 from dgh_tf.common import console, run_folder
 from dgh_tf.common.files import locked_folder
+from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.config import GenerationConfig
 from dgh_tf.run import tensorboard
 from dgh_tf.run.begin import begin
@@ -41,9 +42,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         "demo",
-        "demo, demo_detector, demo_signal, "
-        "a .keras or .h5 file, a SavedModel folder, a float .tflite file, or "
-        "keras:NAME.",
+        MODEL_HELP,
     )
     flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_string(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from dgh_tf.common.help import MODEL_HELP
 from tflite_export.quantization import HEADS, NAMES
 from tflite_export.targets.report import TARGETS
 from tflite_export.tflite.schemes import SCHEMES
@@ -13,9 +14,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model",
         None,
-        "demo, demo_detector, demo_signal, "
-        "a .keras/.h5 file, a SavedModel folder, a float .tflite file or "
-        "keras:NAME.",
+        MODEL_HELP,
     )
     flags.DEFINE_string("signature", "", "Of a .tflite file with several: the key of the one.")
     flags.DEFINE_enum("weights", "imagenet", ["imagenet", "none"], "Weights of a keras:NAME model.")

@@ -6,6 +6,9 @@ import textwrap
 
 from absl import flags
 
+# what --model takes
+MODELS = "demo, demo_detector, demo_signal, a .keras or .h5 file, a SavedModel folder"
+MODEL_HELP = f"{MODELS}, a float .tflite file, or keras:NAME."
 # the first group that lists a flag shows it; what none lists stands under "Settings"
 GROUPS: dict[str, tuple[str, ...]] = {
     "Model": ("model", "signature", "weights", "allow_unsafe_deserialization", "import"),
