@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.common.text import in_one_line
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
 from tflite_export.algorithms.bit_allocation import Limit, quantize_mixed
@@ -291,7 +292,7 @@ def _why(error: Exception) -> str:
         return "TensorFlow cannot run a part of it outside the converter"
     if not isinstance(error, ValueError):
         return f"it ends in {type(error).__name__}"
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    return in_one_line(error, most=300)
 
 
 class _Start(NamedTuple):

@@ -39,10 +39,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> int:
     """Measures what is missing, then prints the table and the constants of all that is there."""
-    import logging
-
     del argv
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # of traces anew
     values = flags.FLAGS
     from benchmarks.estimate import fit, rows
     from benchmarks.suite.plan import choose

@@ -134,12 +134,7 @@ def _jobs(entries: list[Entry], keys: list[Key], store: Store) -> list[Job]:
 
 def main(argv: list[str]) -> int:
     """Measures what is missing, then writes the tables and plots of all that is there."""
-    import logging
-
     del argv
-    logging.getLogger("tensorflow").setLevel(
-        logging.ERROR
-    )  # every generation traces anew, which TensorFlow warns of
     entries = choose(FLAGS.models, data=FLAGS.data, only=FLAGS.only)
     keys = _keys(entries)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:

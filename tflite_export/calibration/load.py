@@ -14,6 +14,7 @@ import numpy as np
 from dgh_tf.common.convergence import Convergence, judge_convergence
 from dgh_tf.common.files import read_json, require_reasonable_zip, sha256_array, sha256_file
 from dgh_tf.common.image_files import SUFFIXES, image_shape, list_image_files, read_image
+from dgh_tf.common.text import in_one_line
 from tflite_export.calibration.check import Images, Range
 from tflite_export.conversion.freeze import plain
 
@@ -54,10 +55,6 @@ def digest(images: Images) -> str:
     return digest.hexdigest()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
-
-
 def _load_npy(path: pathlib.Path) -> np.ndarray:
     try:
         with np.errstate(over="ignore"):  # of a header's shape; what follows is refused
@@ -66,7 +63,7 @@ def _load_npy(path: pathlib.Path) -> np.ndarray:
         raise
     except Exception as error:  # a broken header provokes any kind of error
         raise ValueError(
-            f"{path} cannot be read as an array of numbers: {_one_line(error)}. "
+            f"{path} cannot be read as an array of numbers: {in_one_line(error, most=300)}. "
             "Expected a .npy file without Python objects; "
             "save it with numpy.save from a float32 array."
         ) from error
@@ -88,7 +85,7 @@ def _load_npz(path: pathlib.Path) -> Images:
         Exception
     ) as error:  # a broken archive provokes any kind of error, zlib's and zipfile's own among them
         raise ValueError(
-            f"{path} cannot be read as arrays of numbers: {_one_line(error)}. "
+            f"{path} cannot be read as arrays of numbers: {in_one_line(error, most=300)}. "
             "Expected a .npz file without Python objects."
         ) from error
     if not arrays:
@@ -167,7 +164,7 @@ def _manifest(path: pathlib.Path) -> tuple[dict[str, Any], Any]:
         raise
     except Exception as error:  # any JSON may stand there
         raise ValueError(
-            f"{path} is damaged: {_one_line(error)}. Generate the images again."
+            f"{path} is damaged: {in_one_line(error, most=300)}. Generate the images again."
         ) from error
     return manifest, limits
 
