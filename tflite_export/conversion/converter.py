@@ -41,8 +41,8 @@ from tflite_export.tflite.edit import (
     with_own_biases,
     with_ranges,
 )
+from tflite_export.tflite.integer_kernels import with_integer_kernels
 from tflite_export.tflite.schemes import find_scheme
-from tflite_export.tflite.tables import with_table_kernels
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
 
@@ -111,7 +111,7 @@ def _convert(
         outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes, images=shown)
         made = run_worker(folder, timeout=timeout)
     return in_order(
-        with_table_kernels(made),
+        with_integer_kernels(made),
         inputs=file_names(list(shapes), side="input"),
         outputs=file_names(outputs, side="output"),
     ).data
@@ -237,7 +237,7 @@ def to_tflite_with_ranges(
         (folder / "request.json").write_text(json.dumps({"scheme": "int8", "inputs": []}))
         tflite = run_worker(folder, timeout=timeout)
     return with_chosen_weights(
-        with_table_kernels(tflite), float_tflite, weights=weights or {}, weight_bits=weight_bits
+        with_integer_kernels(tflite), float_tflite, weights=weights or {}, weight_bits=weight_bits
     ).data
 
 
