@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from commands import call
 
 from benchmarks.estimate import fit
 from benchmarks.estimate.rows import KINDS, File, Row
@@ -15,7 +16,7 @@ TRUE = Rule(0.5, 1.2, 0.7, -0.8, 0.0, 0.0, 0.0)
 
 
 def shown(noise, margin):
-    return Features(1.0 - noise, noise, margin, 3.0, 32, 32)
+    return Features(1.0 - noise, noise, margin, 3.0, 0, 32)
 
 
 def row(model, noise, *, statistics, miss=0.0, scheme="int8"):
@@ -113,3 +114,10 @@ def test_the_report_has_bars_constants_and_a_row_for_every_file(rows):
     text = fit.report(rows)
     assert text.count("\n| a ") == 8 and "Rule(" in text and "- rank correlation: " in text
     assert "three at least" in fit.report(rows[:4])
+
+
+def test_a_mistyped_name_leaves_no_folder(tmp_path):
+    folder = tmp_path / "out"
+    code, _, err = call("benchmarks.estimate", "--only=dmeo", f"--output_dir={folder}")
+    assert code == 1 and "dmeo not in the list" in err
+    assert not folder.exists()

@@ -16,33 +16,34 @@ from tflite_export.quality.agreement import (
     agreement_of_correlation,
     capped,
     features_of,
+    lost_beyond_noise,
     predict,
 )
 
 RULE = Rule(1.0, 2.0, 0.5, -0.25, 0.1, 0.2, 0.05)
 
 
-def shown(expected=0.9, *, margin=1.6, spread=3.0, kept=32):
-    return Features(expected, 0.1, margin, spread, kept, 32)
+def shown(expected=0.9, *, margin=1.6, spread=3.0, lost=0):
+    return Features(expected, 0.1, margin, spread, lost, 32)
 
 
 def test_features_by_hand():
     """Logits (0, 0, 3) with the errors (4, -4, 0), (0.5, -0.5, 0) and (1, -1, 0): standard
-    deviations 0.816 of 1.414 for the median one. The first loses its class. Two more are flat, and
-    have no part in what is expected.
+    deviations 0.816 of 1.414 for the median one. The first loses its class to noise. One more is
+    flat, and has no part in what is expected.
     """
     logits = np.tile([0.0, 0.0, 3.0], (3, 1))
     error = np.array([[4.0, -4.0, 0.0], [0.5, -0.5, 0.0], [1.0, -1.0, 0.0]])
     found = features_of(logits, logits + error)
     assert found.noise == pytest.approx((2 / 3) ** 0.5 / 2**0.5)
-    assert (found.kept, found.images) == (2, 3)
+    assert (found.lost, found.images) == (0, 3)
     assert (found.spread, found.margin) == pytest.approx((2**0.5, 3 / 2**0.5))
     alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(logits, logits + error, strict=True)]
     wanted = agreement_of_correlation(np.array(alike), classes=3).mean()
     assert found.expected == pytest.approx(wanted)
     flat = np.concatenate([logits, 1e-3 * logits[:1]])
     noisy = features_of(flat, flat + np.concatenate([error, error[:1]]))
-    assert noisy.expected == pytest.approx(wanted)
+    assert noisy.expected == pytest.approx(wanted) and noisy.images == 3
     assert features_of(logits, logits).expected == 1.0
 
 
@@ -95,6 +96,29 @@ def test_fitted_rules_are_of_the_right_sign(kind):
     assert predict({kind: shown(1.0)}, statistics=True).low > 0.95
 
 
+def test_a_class_is_lost_beyond_noise_where_its_margin_is_wider_than_the_others_noise():
+    """By hand: the other logits' errors are -0.1 and 0.1, so differences of two have a noise of
+    0.1 * sqrt(2). A margin of 0.4 is turned by that noise, one of 0.5 is not.
+    """
+    reference = np.array([[0.0, 0.0, 3.0]] * 4)
+    error = np.array([[-0.1, 0.1, 0.0]] * 4)
+    reference[:2, 1] = [2.6, 2.5]
+    error[:3, 2] = [-0.4, -0.5, -4.0]
+    lost = lost_beyond_noise(reference, reference + error)
+    assert lost.tolist() == [False, True, True, False]
+
+
+def test_noise_alone_loses_next_to_no_class_beyond_it():
+    """Normal errors as large as the logits turn many of 4000 images; those that lose a class by
+    three deviations of their own noise are few, however many classes there are.
+    """
+    rng = np.random.default_rng(0)
+    for classes in (4, 10, 100):
+        logits, error = rng.normal(size=(2, 4000, classes))
+        turned = np.mean(logits.argmax(axis=1) != (logits + error).argmax(axis=1))
+        assert turned > 0.4 and lost_beyond_noise(logits, logits + error).mean() < 0.03
+
+
 @pytest.mark.parametrize(
     ("kept", "told"), [(30, 0.97), (29, 0.97), (28, 28.5 / 33), (10, 10.5 / 33)]
 )
@@ -102,7 +126,7 @@ def test_only_a_significant_count_lowers_the_prediction(kept, told):
     """Two flips of 32 where 0.97 is expected are chance, four are not: against scipy's binomial."""
     from scipy.stats import binom
 
-    odds = capped(np.log(0.97 / 0.03), shown(kept=kept))
+    odds = capped(np.log(0.97 / 0.03), shown(lost=32 - kept))
     assert 1 / (1 + np.exp(-odds)) == pytest.approx(told)
     assert (binom.cdf(kept, 32, 0.97) >= 0.05) == (told == 0.97)
 
@@ -114,6 +138,20 @@ def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
     rows = np.tile(np.linspace(-1.0, 1.0, 100), (32, 1))
     rows[:, -3:] = [[3.0, 4.0, 5.0]]
     wide, plain = features_of(rows, np.minimum(rows, 3.0)), features_of(rows / 4, rows / 4)
-    assert wide.expected > 0.75 and wide.kept == 0
+    assert wide.expected > 0.75 and wide.lost == 32
     assert predict({PLAIN: plain}, statistics=True).agreement > 0.9
     assert predict({"stretched": wide, PLAIN: plain}, statistics=True).agreement < 0.05
+
+
+def test_images_in_doubt_that_noise_turns_cap_nothing():
+    """Stretched logits of which four of 32 are near ties, on an otherwise good file."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(32, 10))
+    logits[np.arange(32), np.arange(32) % 10] = 6.0
+    logits[:4, 9] = 5.99
+    noisy = logits + 0.05 * rng.normal(size=logits.shape)
+    noisy[:4, 9] += 0.1
+    wide = features_of(logits, noisy)
+    assert (logits.argmax(axis=1) != noisy.argmax(axis=1)).sum() >= 3 and wide.lost == 0
+    kinds = {PLAIN: features_of(logits / 4, noisy / 4), STRETCHED: wide}
+    assert predict(kinds, statistics=True).agreement > SURE

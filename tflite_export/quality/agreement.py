@@ -24,6 +24,7 @@ _FLATTERING = {STRETCHED, "calibration"}  # of images that calibrated, and of su
 SURE = 0.95  # told, from which on predictions were found to miss by less
 _CHANCE = 0.05  # a count that chance gives less often than this says more than the line
 _FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
+_NOISE = 3.0  # standard deviations: by more than that noise turns one image of a thousand
 _MOST = 0.996  # of what is expected: beyond it few images tell nothing more
 _NARROWEST = 0.05  # of a margin, in units of the spread
 _USUAL = 1.6  # the margin of the models that were fitted, where no stretched images tell it
@@ -38,14 +39,15 @@ class Features:
         standard deviation of the logits' error over that of the logits, of the median image.
       margin: of the highest float logit over the next, of the median image, in units of the mean
         spread. spread: standard deviation of the float logits over the classes, the mean image's.
-      kept: images that keep their class. images: their number.
+      lost: images that lose their class by more than noise, see `lost_beyond_noise`. images: their
+        number. Flat images count for neither.
     """
 
     expected: float
     noise: float
     margin: float
     spread: float
-    kept: int
+    lost: int
     images: int
 
 
@@ -160,17 +162,17 @@ def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
     """
     reference, found = (np.asarray(side, np.float64) for side in (float_logits, logits))
     spread = np.std(reference, axis=1)
-    alike = logit_correlations(reference, found)[spread >= _FLAT * np.median(spread)]
+    told = spread >= _FLAT * np.median(spread)
+    alike = logit_correlations(reference[told], found[told])
     error = np.std(found - reference, axis=1)
     second, first = np.sort(reference, axis=1)[:, -2:].T
-    kept = reference.argmax(axis=1) == found.argmax(axis=1)
     return Features(
         expected=float(agreement_of_correlation(alike, classes=reference.shape[1]).mean()),
         noise=float(np.median(error / np.maximum(spread, 1e-12))),
         margin=float(np.median(first - second) / max(float(spread.mean()), 1e-12)),
         spread=float(spread.mean()),
-        kept=int(kept.sum()),
-        images=len(kept),
+        lost=int(lost_beyond_noise(reference[told], found[told]).sum()),
+        images=int(told.sum()),
     )
 
 
@@ -185,7 +187,7 @@ def pooled(parts: Sequence[Features]) -> Features:
         noise=mean("noise"),
         margin=mean("margin"),
         spread=mean("spread"),
-        kept=sum(part.kept for part in parts),
+        lost=sum(part.lost for part in parts),
         images=sum(part.images for part in parts),
     )
 
@@ -219,15 +221,33 @@ def predict(kinds: Mapping[str, Features], *, statistics: bool) -> Prediction:
     return Prediction(agreement, *rule.band(agreement))
 
 
+def lost_beyond_noise(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Which images lose their class although its margin over the one chosen instead is more than
+    the noise of the other logits explains: the file cuts the highest logits off. An image of two
+    classes in doubt turns by noise alone, and says nothing of surer ones.
+
+    Args: float and integer logits, float64 [images, classes]. Of two classes nothing tells the
+      noise apart: there every image that loses its class does.
+    Returns: bool [images].
+    """
+    images, first, chosen = np.arange(len(found)), reference.argmax(axis=1), found.argmax(axis=1)
+    others = np.ones(reference.shape, bool)
+    others[images, first] = False
+    error = (found - reference)[others].reshape(len(images), -1)
+    noise = np.sqrt(2.0) * error.std(axis=1)  # of the difference of two logits
+    margin = reference[images, first] - reference[images, chosen]
+    return np.asarray((chosen != first) & (margin >= _NOISE * noise))
+
+
 def capped(odds: float, widest: Features) -> float:
     """No more than the log odds of the count on the images with the widest logits, where it is
     significantly lower. A model is surer there than of real inputs, and where a file cuts the
     highest logits off, the noise of all of them hardly shows it.
     """
-    if _chance_of_so_few(widest.kept, of=widest.images, expected=share(odds)) >= _CHANCE:
+    kept = widest.images - widest.lost
+    if _chance_of_so_few(kept, of=widest.images, expected=share(odds)) >= _CHANCE:
         return odds
-    lost = widest.images - widest.kept
-    return min(odds, math.log((widest.kept + 0.5) / (lost + 0.5)))
+    return min(odds, math.log((kept + 0.5) / (widest.lost + 0.5)))
 
 
 def _chance_of_so_few(count: int, *, of: int, expected: float) -> float:
