@@ -10,6 +10,13 @@ from absl import flags
 
 from dgh_tf.common import console
 
+_PACKAGES = (
+    "benchmarks.estimate",
+    "benchmarks.suite",
+    "benchmarks.tools",
+    "benchmarks.zoo",
+    "dgh_tf.report",
+)
 BASE = set(flags.FLAGS)  # what absl and the console define, before any command
 
 
@@ -22,7 +29,7 @@ def forget():
 def ready(command):
     """The command's module, its flags defined afresh, as a new process would have them."""
     forget()
-    if command in ("dgh_tf.report", "benchmarks.suite", "benchmarks.tools", "benchmarks.zoo"):
+    if command in _PACKAGES:
         command += ".__main__"
     module = sys.modules.get(command)
     module = importlib.reload(module) if module else importlib.import_module(command)

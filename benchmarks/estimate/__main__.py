@@ -45,12 +45,15 @@ def main(argv: list[str]) -> int:
     from benchmarks.suite.plan import choose
     from tflite_export.conversion.server import start_worker
 
+    entries = []
+    if values.collect:  # refused before the folder is made
+        entries = choose(values.models, data=values.data, only=values.only)
     with locked_folder(values.output_dir, flag="output_dir") as folder:
         (folder / "rows").mkdir(exist_ok=True)
-        if values.collect:
+        if entries:
             start_worker()
-            for entry in choose(values.models, data=values.data, only=values.only):
-                rows.collect(entry, folder)
+        for entry in entries:
+            rows.collect(entry, folder)
         say(fit.report(list(rows.read_rows(folder))))
     return 0
 
