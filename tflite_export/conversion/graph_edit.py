@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -97,9 +98,29 @@ class GraphEdit:
         import tensorflow as tf
 
         node = self.maker(name)
+        while node.op == "Identity":
+            node = self.maker(node.input[0])
         if node.op == "Const":
             return tf.make_ndarray(node.attr["value"].tensor)
-        return self._frozen.prune([], [f"{_plain(name)}:0"])()[0].numpy()
+        return self._computed[node.name]
+
+    @functools.cached_property
+    def _computed(self) -> dict[str, np.ndarray]:
+        """Values of the frozen function's nodes that are constant and no constant's node, where
+        others take them.
+        """
+        index = _Index(self._frozen.graph.as_graph_def())
+        names = [
+            name
+            for name in sorted(index.constants)
+            if index.nodes[name].op not in ("Const", "Identity")
+            and any(
+                reader.op == "Identity" or reader.name not in index.constants
+                for reader in index.readers.get(name, [])
+            )
+        ]
+        values = self._frozen.prune([], [f"{name}:0" for name in names])()
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
     def constant(self, name: str, value: Any, *, dtype: Any = np.float32) -> str:
         """Adds a constant; returns its name."""
