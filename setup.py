@@ -50,6 +50,7 @@ setup(
     package_data={
         "dgh_tf": ["py.typed"],
         "dgh_tf.demo": ["*.keras"],
+        "benchmarks.estimate": ["*.json"],
         "benchmarks.suite": ["suite.json"],
         "dgh_tf.report": ["*.html", "*.css", "*.js"],
         "tflite_export": ["py.typed"],

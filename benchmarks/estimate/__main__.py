@@ -23,7 +23,8 @@ def define_flags() -> None:
         "models",
         str(pathlib.Path(__file__).with_name("models.json")),
         "The list of models, .json or .yaml, as benchmarks.suite takes. zoo.json beside the "
-        "default is of networks that benchmarks.zoo trains.",
+        "default is of networks that benchmarks.zoo trains, kept_back.json of models that had no "
+        "part in the constants.",
     )
     flags.DEFINE_string("data", "", "What {data} stands for in the list's paths.")
     flags.DEFINE_list("only", [], "Names of the list's models; empty for all.")
@@ -35,6 +36,11 @@ def define_flags() -> None:
         required=True,
     )
     flags.DEFINE_bool("collect", True, "Measure the rows that the folder lacks.")
+    flags.DEFINE_bool(
+        "kept_back",
+        False,
+        "Tell the folder's rows by the constants of the code, instead of a fit of their own.",
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -54,7 +60,8 @@ def main(argv: list[str]) -> int:
             start_worker()
         for entry in entries:
             rows.collect(entry, folder)
-        say(fit.report(list(rows.read_rows(folder))))
+        report = fit.kept_back if values.kept_back else fit.report
+        say(report(list(rows.read_rows(folder))))
     return 0
 
 

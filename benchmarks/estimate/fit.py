@@ -13,7 +13,16 @@ import numpy as np
 from benchmarks.estimate.rows import KINDS, Row
 from benchmarks.suite.verdict import rank_correlation
 from tflite_export.quality.accuracy_estimate import AGREEMENT, FINE, level_of
-from tflite_export.quality.agreement import PLAIN, STRETCHED, SURE, Rule, angle, odds_of, share
+from tflite_export.quality.agreement import (
+    PLAIN,
+    STRETCHED,
+    SURE,
+    Rule,
+    angle,
+    odds_of,
+    predict,
+    share,
+)
 from tflite_export.quality.agreement import columns as line
 
 _SPREAD = 0.5  # log odds: how far rows lie from any line, beside their own error of sampling
@@ -145,39 +154,55 @@ def figures(told: Sequence[Told]) -> dict[str, Any]:
     }
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The table of left-out rows, the bars, and the constants fitted over all rows."""
+def told_by_code(rows: Sequence[Row]) -> list[Told]:
+    """Every row as the code tells it, for models that had no part in its constants."""
+    found = [(row, predict(row.features, statistics=row.statistics)) for row in rows]
+    return [Told(row, each.agreement, each.low, each.high) for row, each in found]
+
+
+def _section(title: str, told: Sequence[Told], note: str = "") -> str:
+    """The bars and one line for every row, in markdown."""
     from tabulate import tabulate
 
+    table = [
+        (
+            each.row.model,
+            each.row.file.source,
+            each.row.file.scheme,
+            each.row.file.algorithm,
+            f"{each.row.agreement:.3f}",
+            f"{each.agreement:.3f}",
+            f"{each.low:.3f} to {each.high:.3f}{'' if each.inside else ' (outside)'}",
+            each.level + ("" if each.level == each.deserved else f" ({each.deserved})"),
+        )
+        for each in told
+    ]
+    headings = ("model", "images", "scheme", "algorithm", "true", "told", "band", "level")
+    lines = [
+        f"- {name}: {value:.3f}" if isinstance(value, float) else f"- {name}: {value}"
+        for name, value in figures(told).items()
+    ]
+    shown = tabulate(table, headers=headings, tablefmt="pipe", disable_numparse=True)
+    return "\n\n".join([f"## {title}", "\n".join(lines), *([note] if note else []), shown])
+
+
+def kept_back(rows: Sequence[Row]) -> str:
+    """The table of rows as the code tells them, and the bars."""
+    if not rows:
+        return "No rows to tell."
+    return _section("as the code tells them", told_by_code(rows))
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The table of left-out rows, the bars, and the constants fitted over all rows."""
     if len({row.model for row in rows}) < 3:
         return f"{len(rows)} rows: a model can be left out where there are three at least."
     parts = []
     for kind in reversed(KINDS):  # plain images first: they decide
-        told = told_of(rows, kind)
-        table = [
-            (
-                each.row.model,
-                each.row.file.source,
-                each.row.file.scheme,
-                each.row.file.algorithm,
-                f"{each.row.agreement:.3f}",
-                f"{each.agreement:.3f}",
-                f"{each.low:.3f} to {each.high:.3f}{'' if each.inside else ' (outside)'}",
-                each.level + ("" if each.level == each.deserved else f" ({each.deserved})"),
-            )
-            for each in told
-        ]
-        headings = ("model", "images", "scheme", "algorithm", "true", "told", "band", "level")
-        lines = [
-            f"- {name}: {value:.3f}" if isinstance(value, float) else f"- {name}: {value}"
-            for name, value in figures(told).items()
-        ]
         rule = Rule(*fitted(rows, kind), *widths(rows, left_out(rows, kind)))
         numbers = ", ".join(f"{value:.3g}" for value in dataclasses.astuple(rule))
-        shown = tabulate(table, headers=headings, tablefmt="pipe", disable_numparse=True)
+        title = f"{kind} images, every model left out in turn"
         parts.append(
-            f"## {kind} images, every model left out in turn\n\n"
-            + "\n".join(lines)
-            + f"\n\nFitted over all rows: `Rule({numbers})`\n\n{shown}"
+            _section(title, told_of(rows, kind), f"Fitted over all rows: `Rule({numbers})`")
         )
     return "\n\n".join(parts)

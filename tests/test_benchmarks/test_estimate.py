@@ -10,7 +10,7 @@ from commands import call
 
 from benchmarks.estimate import fit
 from benchmarks.estimate.rows import KINDS, File, Row
-from tflite_export.quality.agreement import Features, Rule, share
+from tflite_export.quality.agreement import RULES, Features, Rule, share
 
 TRUE = Rule(0.5, 1.2, 0.7, -0.8, 0.0, 0.0, 0.0)
 
@@ -114,6 +114,18 @@ def test_the_report_has_bars_constants_and_a_row_for_every_file(rows):
     text = fit.report(rows)
     assert text.count("\n| a ") == 8 and "Rule(" in text and "- rank correlation: " in text
     assert "three at least" in fit.report(rows[:4])
+
+
+def test_models_that_are_kept_back_are_told_by_the_code(rows):
+    """The constants of the code, whatever the rows: by hand, from the rule."""
+    (told,) = fit.told_by_code(rows[:1])
+    rule = RULES["unstretched"]
+    margin = rows[0].features["stretched"].margin
+    odds = rule.offset + rule.expected * np.log(0.95 / 0.05) + rule.margin * np.log(margin)
+    assert told.agreement == pytest.approx(share(odds))
+    assert (told.low, told.high) == rule.band(told.agreement)
+    assert fit.kept_back(rows[:1]).count("\n| a ") == 1 and "Rule(" not in fit.kept_back(rows)
+    assert fit.kept_back([]) == "No rows to tell."
 
 
 def test_a_mistyped_name_leaves_no_folder(tmp_path):
