@@ -462,7 +462,7 @@ def quantize(
     limit = Limit(max_kib=max_kib, min_agreement=min_agreement)
     check_limit(limit, scheme=scheme)
     _check_options(options, algorithm=chosen)
-    model = float_file(model) or model
+    given, model = model, float_file(model) or model
     arrays = _arrays(model, images)
     if isinstance(model, bytes):
         _require_file_start(chosen, scheme)
@@ -479,9 +479,17 @@ def quantize(
         _chosen, algorithm, chosen, model, arrays, float_tflite=float_tflite, options=options
     )
     if scheme == "mixed":
-        rule = "mse" if chosen in ("mse", "reconstruction") else "minmax"  # the algorithm's ranges
+        from dgh_tf.models.batchnorm import has_statistics
+
         used, tflite, notes = quantize_mixed(
-            model, arrays, limit, rule=rule, make=make, say=say, timeout=timeout
+            model,
+            arrays,
+            limit,
+            rule="mse" if chosen in ("mse", "reconstruction") else "minmax",  # the algorithm's
+            statistics=has_statistics(given),
+            make=make,
+            say=say,
+            timeout=timeout,
         )
     else:
         used, tflite, notes = make()

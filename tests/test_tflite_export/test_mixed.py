@@ -19,7 +19,8 @@ from tflite_export.algorithms.bit_allocation import (
     smallest_choice,
 )
 from tflite_export.algorithms.bit_simulation import measured
-from tflite_export.quality.candidates import hold_back
+from tflite_export.quality.agreement import features_of, predict
+from tflite_export.quality.candidates import before_softmax, hold_back, outputs_of
 from tflite_export.quantization import quantize
 from tflite_export.tflite.edit import integer_weights, read_model, weighted_operators, weights_of
 
@@ -126,7 +127,8 @@ def test_the_file_runs_and_keeps_what_is_told(float_tflite, images):
     """Against numpy in float64 on LiteRT's own outputs."""
     made = quantize(float_tflite, images, scheme="mixed", algorithm="bias_correction")
     kept = made.notes["mixed"]["file"]
-    assert kept == measured(float_tflite, made.tflite, {"image": images})
+    told = measured(float_tflite, made.tflite, {"image": images}, statistics=False)  # of a file
+    assert kept == told
     _, held = hold_back({"image": images}, smallest=8)
     x = held["image"]
     mean = x.mean((1, 2), keepdims=True)
@@ -139,6 +141,20 @@ def test_the_file_runs_and_keeps_what_is_told(float_tflite, images):
     )
     noise = np.mean((got - want) ** 2) / np.var(want - want.mean(0))
     assert kept["sqnr_db"] == pytest.approx(-10 * np.log10(noise), abs=0.02)
+
+
+def test_the_agreement_is_told_by_the_rule_of_the_verdict(float_tflite, images):
+    """Of all weights at 8 bits: LiteRT's logits of the two files, which the verdict reads too."""
+    made = quantize(float_tflite, images, scheme="int8", algorithm="mse", float_tflite=float_tflite)
+    _, held = hold_back({"image": images}, smallest=8)
+    want, got = (
+        next(iter(outputs_of(Runner(before_softmax(each)), held).values()))
+        for each in (float_tflite, made.tflite)
+    )
+    for statistics in (True, False):
+        wanted = predict({"calibration": features_of(want, got)}, statistics=statistics).agreement
+        kept = measured(float_tflite, made.tflite, {"image": images}, statistics=statistics)
+        assert kept["agreement"] == pytest.approx(wanted)
 
 
 def test_an_agreement_gives_the_smallest_file_that_keeps_it(float_tflite, images, found):

@@ -225,6 +225,7 @@ def allocate(
     *,
     limit: Limit,
     rule: str = "mse",
+    statistics: bool = True,
     say: Callable[[str], None] | None = None,
     timeout: float | None = None,
 ) -> Allocation:
@@ -235,6 +236,7 @@ def allocate(
       images: float32 [images, ...] by input name, in the model's input units. One of 4 measures and
         calibrates nothing here, where there are enough.
       limit: what the file must meet. rule: of the activations' ranges.
+      statistics: whether the model has running statistics: of one without less is expected.
       say: takes lines of progress and the choice. timeout: seconds of the conversion.
     Raises:
       ValueError: a limit that no choice meets, with what can be reached, or a model without
@@ -248,7 +250,7 @@ def allocate(
             f"{', '.join(FOUR_BIT_VERSION)} with constant weights. Use --scheme=int8."
         )
     rest, held = set_apart(images)
-    simulation = Simulation(model, rest, held, rule=rule)
+    simulation = Simulation(model, rest, held, rule=rule, statistics=statistics)
     sizes = Sizes(float_tflite, simulation, timeout)
     top = limit_bytes(limit, eight=sizes.of([]), four=sizes.of(each.index for each in layers))
     if say is not None:
@@ -345,6 +347,7 @@ def quantize_mixed(
     limit: Limit,
     *,
     rule: str,
+    statistics: bool,
     make: Callable[..., tuple[str, bytes, dict[str, Any]]],
     say: Callable[[str], None] | None,
     timeout: float | None,
@@ -359,7 +362,15 @@ def quantize_mixed(
 
     limits = dataclasses.asdict(limit)
     try:
-        found = allocate(model, arrays, limit=limit, rule=rule, say=say, timeout=timeout)
+        found = allocate(
+            model,
+            arrays,
+            limit=limit,
+            rule=rule,
+            statistics=statistics,
+            say=say,
+            timeout=timeout,
+        )
     except tf.errors.OpError as error:
         raise ValueError(
             "Scheme mixed cannot try the layers of this model: TensorFlow "
@@ -367,7 +378,7 @@ def quantize_mixed(
         ) from error
     while True:
         name, tflite, notes = make(weight_bits=found.bits)
-        kept = measured(model, tflite, arrays)
+        kept = measured(model, tflite, arrays, statistics=statistics)
         notes = {**notes, "mixed": {**limits, **found.as_json(), "file": kept}}
         if limit.max_kib is not None and len(tflite) > limit.max_kib * 1024:
             raise ValueError(

@@ -18,7 +18,7 @@ from tflite_export.algorithms.equalization import correct_biases, own_bias
 from tflite_export.calibration.check import few_images
 from tflite_export.conversion.converter import to_tflite_with_ranges, with_chosen_weights
 from tflite_export.quality.accuracy_estimate import decibels
-from tflite_export.quality.agreement import agreement_of_correlation, logit_correlations
+from tflite_export.quality.agreement import features_of, predict
 from tflite_export.quality.candidates import (
     before_softmax,
     hold_back,
@@ -47,6 +47,7 @@ class Simulation:
     Args:
       images: that calibrate. held: that measure; each also counts at half contrast.
       rule: of the activations' ranges, see `collect_ranges`.
+      statistics: whether the model has running statistics, see `agreement.predict`.
     Attributes:
       ranges: by tensor index. nearest: (integers, scales) of 4 bits by index of the weights.
     """
@@ -58,10 +59,12 @@ class Simulation:
         held: Mapping[str, np.ndarray],
         *,
         rule: str,
+        statistics: bool = True,
     ):
         self.graph = proven(read_graph(model), images)
         self.ranges = collect_ranges(self.graph, images, rule=rule)
         self._observe = fake_quantizer(self.graph, ranges=self.ranges)
+        self._statistics = statistics
         self._logits = tuple(dict.fromkeys(logits_of(self.graph.model)))
         few = few_images(images)
         eight = quantized_constants(self.graph, weight_bits=8, rule="mse")
@@ -140,7 +143,7 @@ class Simulation:
 
     def agreement(self, outputs: list[np.ndarray]) -> float | None:
         """Expected agreement with the float model; None without classes."""
-        return _agreement(self._wanted, outputs)
+        return _agreement(self._wanted, outputs, statistics=self._statistics)
 
 
 def _noise(wanted: list[np.ndarray], outputs: list[np.ndarray]) -> float:
@@ -148,12 +151,18 @@ def _noise(wanted: list[np.ndarray], outputs: list[np.ndarray]) -> float:
     return float(np.mean([relative_noise(want, got).mean() for want, got in pairs]))
 
 
-def _agreement(wanted: list[np.ndarray], outputs: list[np.ndarray]) -> float | None:
+def _agreement(
+    wanted: list[np.ndarray], outputs: list[np.ndarray], *, statistics: bool
+) -> float | None:
+    """By the rule of the verdict, on the images as they are: the first half, the others are the
+    same at half contrast. They are like those that calibrate, which flatters.
+    """
     want = wanted[0].reshape(len(wanted[0]), -1)
     if len(outputs) > 1 or want.shape[1] < 2 or want.shape[1] != wanted[0].shape[-1]:
         return None
-    alike = logit_correlations(want, outputs[0].reshape(want.shape))
-    return float(agreement_of_correlation(alike, classes=want.shape[1]).mean())
+    whole = len(want) // 2
+    shown = features_of(want[:whole], outputs[0].reshape(want.shape)[:whole])
+    return predict({"calibration": shown}, statistics=statistics).agreement
 
 
 def set_apart(
@@ -164,7 +173,7 @@ def set_apart(
 
 
 def measured(
-    float_tflite: bytes, tflite: bytes, images: Mapping[str, np.ndarray]
+    float_tflite: bytes, tflite: bytes, images: Mapping[str, np.ndarray], *, statistics: bool = True
 ) -> dict[str, float | None]:
     """What a finished file keeps on the images that `allocate` measured on, run by LiteRT: "bytes",
     "sqnr_db" of its logits, "agreement" to expect (None without classes).
@@ -180,7 +189,7 @@ def measured(
     return {
         "bytes": len(tflite),
         "sqnr_db": round(sqnr_db, 2),
-        "agreement": _agreement(want, got),
+        "agreement": _agreement(want, got, statistics=statistics),
     }
 
 
