@@ -75,6 +75,12 @@ def define_flags() -> None:
         "scheme", ["int8"], "Some of int8, int16x8, w4a8, mixed; one table holds all."
     )
     flags.DEFINE_list(
+        "max_kib",
+        [],
+        "Sizes in KiB of --scheme=mixed: a row for each, and a picture of size against agreement, "
+        "true and predicted.",
+    )
+    flags.DEFINE_list(
         "algorithm",
         ["minmax"],
         "Some of tflite_export's algorithms: best, minmax, mse, percentile, bias_correction, "
@@ -98,7 +104,7 @@ def main(argv: list[str]) -> int:
     require_model(FLAGS.model)
     sources, chosen = (
         check_sources(FLAGS.sources),
-        combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head),
+        combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head, max_kib=FLAGS.max_kib),
     )
     settings, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:

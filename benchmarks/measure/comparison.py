@@ -9,7 +9,7 @@ import json
 import pathlib
 import platform
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,15 @@ from dgh_tf.common.quiet import held_stderr
 from dgh_tf.common.value_range import KnownRange, check_units
 from dgh_tf.models.tflite_model import float_file
 
+if TYPE_CHECKING:
+    from tflite_export.quantization import Quantized
+
 COLUMNS = {
     "top1": ("top-1", 3),
     "map": ("mAP", 3),
     "agreement": ("agreement", 3),
+    "predicted_agreement": ("agreement predicted", 3),
+    "kib": ("KiB", 1),
     "iou": ("IoU", 3),
     "sqnr_db": ("SQNR, dB", 2),
     "mse": ("MSE", 7),
@@ -39,16 +44,26 @@ COLUMNS = {
     "generation_seconds": ("seconds", 1),
     "quantization_seconds": ("seconds to quantize", 1),
 }
-KEY = ("source", "scheme", "algorithm", "head", "seed")  # tells the rows of one table apart
+# tells the rows of one table apart
+KEY = ("source", "scheme", "algorithm", "head", "max_kib", "seed")
 
 
 class Combination(NamedTuple):
-    """Where the images come from and what makes an integer file of them."""
+    """Where the images come from and what makes an integer file of them. max_kib: of scheme mixed,
+    the largest size.
+    """
 
     source: str
     scheme: str
     algorithm: str
     head: str
+    max_kib: float | None = None
+
+    @property
+    def recipe(self) -> str:
+        """Scheme, algorithm and size in words."""
+        size = "" if self.max_kib is None else f" in {self.max_kib:g} KiB"
+        return f"{self.scheme} {self.algorithm}{size}"
 
 
 class Task(NamedTuple):
@@ -180,6 +195,7 @@ def measure(
             algorithm=combination.algorithm,
             head=_head(task, combination.head),
             seed=config.seed,
+            max_kib=combination.max_kib,
         )
     except (ConversionError, IntegerError) as error:
         float_tflite = to_float_tflite(task.model, images=images[:1])
@@ -189,12 +205,23 @@ def measure(
         "seed": config.seed,
         "num_images": len(images),
         "used": made.notes["algorithm"],
+        **_of_mixed(made),
         **evaluate(made.tflite, task.x, reference=reference, score=task.score),
         **task.float_scores,
         **logits_spread(task.network, images),
         "quantization_seconds": made.notes["seconds"],
     }
     return row, tensor_ranges(made.tflite)
+
+
+def _of_mixed(made: Quantized) -> dict[str, float]:
+    """What the choice of bits of scheme mixed was about: the file's size in KiB, and the agreement
+    expected of it.
+    """
+    if "mixed" not in made.notes:
+        return {}
+    found, agreement = {"kib": len(made.tflite) / 1024}, made.notes["mixed"]["file"]["agreement"]
+    return found if agreement is None else {**found, "predicted_agreement": agreement}
 
 
 def _head(task: Task, asked: str) -> str:
@@ -242,9 +269,11 @@ def fingerprint(task: Task, settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def combinations(schemes: list[str], algorithms: list[str], *, head: str) -> list[Combination]:
-    """Every scheme with every algorithm, sources left open. Raises ValueError where one does not
-    fit the other, or is named twice.
+def combinations(
+    schemes: list[str], algorithms: list[str], *, head: str, max_kib: list[str] | None = None
+) -> list[Combination]:
+    """Every scheme with every algorithm, sources left open; scheme mixed with every size. Raises
+    ValueError where one does not fit the other, or is named twice.
     """
     from tflite_export.quantization import check_algorithm
 
@@ -261,9 +290,29 @@ def combinations(schemes: list[str], algorithms: list[str], *, head: str) -> lis
     for scheme in schemes:
         for algorithm in algorithms:
             check_algorithm(algorithm, scheme=scheme, head=head)
+    sizes = _sizes(max_kib or [])
+    if bool(sizes) != ("mixed" in schemes):
+        raise ValueError(
+            f"--scheme={','.join(schemes)} --max_kib={','.join(max_kib or [])}: --max_kib "
+            "names the sizes in KiB of --scheme=mixed. Give both or neither."
+        )
     return [
-        Combination("", scheme, algorithm, head) for scheme in schemes for algorithm in algorithms
+        Combination("", scheme, algorithm, head, size)
+        for scheme in schemes
+        for algorithm in algorithms
+        for size in (sizes if scheme == "mixed" else [None])
     ]
+
+
+def _sizes(texts: list[str]) -> list[float]:
+    """Sizes in KiB. Raises ValueError for what is none, and for one named twice."""
+    try:
+        sizes = [float(text) for text in texts]
+    except ValueError:
+        sizes = [0.0]
+    if any(not 0 < size < float("inf") for size in sizes) or len(set(sizes)) < len(sizes):
+        raise ValueError(f"--max_kib={','.join(texts)}: expected sizes in KiB above 0, none twice.")
+    return sizes
 
 
 def measure_missing(
@@ -294,7 +343,7 @@ def measure_missing(
     run_jobs(
         [
             Job(
-                f"{each.source} {each.scheme} {each.algorithm} seed {config.seed}",
+                f"{each.source} {each.recipe} seed {config.seed}",
                 (each[:3],),
                 functools.partial(results.done, *each, config.seed),
                 functools.partial(measured, config, each),
@@ -343,22 +392,25 @@ def environment() -> str:
     return f"{machine}; Python {platform.python_version()}, {versions}"
 
 
+def _combination(row: dict[str, Any]) -> Combination:
+    return Combination(
+        row["source"], row["scheme"], row["algorithm"], row["head"], row.get("max_kib")
+    )
+
+
 def write_report(results: Results, *, command: str) -> str:
     """Writes results.md and the plots; returns the table."""
     from benchmarks.output import plots
 
     folder, first = results.folder, results.rows[0]
-    several = list(dict.fromkeys((row["scheme"], row["algorithm"]) for row in results.rows))
+    recipes = [_combination(row).recipe for row in results.rows]
+    several = list(dict.fromkeys(recipes))
     rows = [
-        {
-            **row,
-            "calibration": row["source"]
-            if len(several) == 1
-            else f"{row['source']}, {row['scheme']} {row['algorithm']}",
-        }
-        for row in results.rows
+        {**row, "calibration": row["source"] + (f", {recipe}" if len(several) > 1 else "")}
+        for recipe, row in sorted(
+            zip(recipes, results.rows, strict=True), key=lambda pair: several.index(pair[0])
+        )
     ]
-    rows.sort(key=lambda row: several.index((row["scheme"], row["algorithm"])))
     heads = {
         name: (f"SQNR {name.removeprefix('sqnr_db/')}, dB", 2)
         for name in first
@@ -398,7 +450,9 @@ def write_report(results: Results, *, command: str) -> str:
         reference=float_scores,
         columns={name: label for name, label in panels.items() if name in first},
     )
-    rest = (first["scheme"], first["algorithm"], first["head"], 0)
+    if len({row.get("max_kib") for row in rows}) > 1:
+        plots.sizes([row for row in rows if row["scheme"] == "mixed"], folder / "sizes.png")
+    rest = (*_combination(first)[1:], 0)
     real = results.ranges("real", *rest)
     names = dict.fromkeys(row["source"] for row in rows if row["source"] != "real")
     if real and names:

@@ -80,6 +80,33 @@ def scores(
     _save(figure, pathlib.Path(path))
 
 
+def sizes(rows: Sequence[Row], path: str | pathlib.Path) -> None:
+    """Agreement with the float model by size: for each source a line through the means over seeds,
+    and a dashed one of what the choice of bits predicted.
+
+    Args: rows: of scheme mixed, with kib, agreement and predicted_agreement.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8))
+    axis = figure.subplots()
+    for place, source in enumerate(dict.fromkeys(row["source"] for row in rows)):
+        own = [row for row in rows if row["source"] == source]
+        for field, style in (("agreement", "o-"), ("predicted_agreement", "x--")):
+            means = [
+                tuple(np.mean([(row["kib"], row[field]) for row in group], axis=0))
+                for size in dict.fromkeys(row["max_kib"] for row in own)
+                if (group := [r for r in own if r["max_kib"] == size and r.get(field) is not None])
+            ]
+            what = name_of(source) + (", predicted" if field.startswith("pre") else "")
+            axis.plot(*zip(*sorted(means), strict=True), style, color=f"C{place}", label=what)
+    axis.set(xlabel="file, KiB", ylabel="agreement with the float model")
+    axis.grid(color="0.9")
+    axis.legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    _save(figure, pathlib.Path(path))
+
+
 def _panel(axis: Any, found: Mapping[str, Sequence[float]], *, line: float | None) -> None:
     """Dots, means and the float model's line of one panel."""
     means = {source: float(np.mean(v)) for source, v in found.items() if v}

@@ -135,22 +135,41 @@ def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files
     assert "synthetic, w4a8 bias_correction" in (tmp_path / "results.md").read_text()
 
 
+def test_mixed_has_a_row_and_a_point_for_each_size(task_files, tmp_path):
+    args = ("--sources=real", "--scheme=mixed", "--algorithm=minmax", "--seeds=1")
+    code, _, err = run(task_files, tmp_path, *args, "--max_kib=9,3.25")
+    assert code == 0, err
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["max_kib"] for row in rows] == [9.0, 3.25]
+    assert all(row["kib"] <= row["max_kib"] for row in rows)
+    assert rows[0]["kib"] > rows[1]["kib"] and rows[0]["sqnr_db"] > rows[1]["sqnr_db"]
+    assert "real, mixed minmax in 3.25 KiB" in (tmp_path / "results.md").read_text()
+    assert (tmp_path / "sizes.png").exists()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         (["--algorithm=magic"], "Unknown algorithm 'magic'"),
         (["--scheme=int16x8", "--algorithm=mse"], "mse has no scheme int16x8"),
         (["--algorithm=minmax,minmax"], "none twice"),
+        (["--scheme=mixed"], "Give both or neither"),
+        (["--max_kib=300"], "Give both or neither"),
+        (["--scheme=mixed", "--max_kib=300,x"], "expected sizes in KiB above 0"),
     ],
 )
 def test_misfits_are_refused_before_anything_is_loaded(options, message):
     from benchmarks.measure.comparison import combinations
 
-    given = {"scheme": "int8", "algorithm": "minmax"} | dict(
+    given = {"scheme": "int8", "algorithm": "minmax", "max_kib": ""} | dict(
         option.removeprefix("--").split("=") for option in options
     )
+    scheme, algorithm, max_kib = (
+        [text for text in given[name].split(",") if text]
+        for name in ("scheme", "algorithm", "max_kib")
+    )
     with pytest.raises(ValueError, match=message):
-        combinations(given["scheme"].split(","), given["algorithm"].split(","), head="model")
+        combinations(scheme, algorithm, head="model", max_kib=max_kib)
 
 
 def test_real_subsets_follow_the_seed_and_never_repeat_an_image():
