@@ -10,10 +10,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
-OneRange: TypeAlias = str | Sequence[float]
+OneRange: TypeAlias = str | Sequence[float] | Sequence[Sequence[float]]
 RangeSetting: TypeAlias = OneRange | Mapping[str, OneRange] | None
 SizeSetting: TypeAlias = str | Sequence[int] | None
 KINDS = {int: "a whole number (int)", float: "a number", bool: "True or False", str: "a text"}
@@ -67,9 +67,9 @@ class GenerationConfig:
     """Settings of one run. Lengths and rates are in canvas units, in which the model's valid input
     range is [-1, 1].
 
-    A range is a pair (LOW, HIGH), the name of a convention, or for several inputs a dict of such by
-    input name; a size is a pair (HEIGHT, WIDTH). Both may be given as the command takes them, and
-    are kept so: "0,255", "224,224".
+    A range is a pair (LOW, HIGH), one pair per channel, the name of a convention, or for several
+    inputs a dict of such by input name; a size is a pair (HEIGHT, WIDTH). Both may be given as the
+    command takes them, and are kept so: "0,255", "224,224".
 
     Raises: TypeError for a value of another kind, ValueError for one out of bounds, naming the
       setting.
@@ -99,8 +99,9 @@ class GenerationConfig:
     input_range: RangeSetting = _setting(
         "",
         "Valid input range LOW,HIGH of the model, or a convention such as unit, byte, symmetric, "
-        "imagenet; for several inputs also NAME:RANGE;NAME:RANGE, in quotes. Empty: read from the "
-        "model's layers, else found from the first statistics.",
+        "imagenet; in quotes LOW,HIGH;LOW,HIGH with a pair for every channel, and for several "
+        "inputs NAME:RANGE;NAME:RANGE. Empty: read from the model's layers, else found from the "
+        "first statistics.",
     )
     input_kind: str = _setting(
         "auto",
@@ -233,7 +234,8 @@ def _typed(field: dataclasses.Field, value: Any) -> Any:
 
 
 def range_text(value: RangeSetting) -> str:
-    """An input range as the command takes it: (0, 255) is "0,255", {"left": "byte"} "left:byte".
+    """An input range as the command takes it: (0, 255) is "0,255", [(-16, 16), (-2000, 2000)], a
+    pair per channel, "-16,16;-2000,2000", {"left": "byte"} "left:byte".
 
     Raises: TypeError for what is no range, ValueError for a pair that is none.
     """
@@ -243,7 +245,14 @@ def range_text(value: RangeSetting) -> str:
         return value
     if isinstance(value, Mapping):
         return ";".join(f"{name}:{range_text(one)}" for name, one in value.items())
-    low, high = _pair("input_range", value, "(LOW, HIGH) or a convention such as 'unit'", float)
+    parts = list(value) if isinstance(value, Iterable) else []
+    several = any(isinstance(part, Iterable) and not isinstance(part, str) for part in parts)
+    return ";".join(map(_pair_text, parts)) if several else _pair_text(value)
+
+
+def _pair_text(value: Any) -> str:
+    expected = "(LOW, HIGH), a list of such pairs, or a convention such as 'unit'"
+    low, high = _pair("input_range", value, expected, float)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(
             f"input_range={value!r}: expected two finite numbers (LOW, HIGH), the smaller first."

@@ -21,6 +21,7 @@ import dgh_tf
 from dgh_tf.common import console
 from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
+from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
@@ -83,6 +84,20 @@ def _pair(values: list[str], name: str) -> tuple[float, float]:
     return first, second
 
 
+def _range() -> Range | None:
+    """--input_range as (lows, highs), one or one per channel; None without it."""
+    if not FLAGS.input_range:
+        return None
+    pairs = parse_pairs(FLAGS.input_range)
+    if pairs is None:
+        raise ValueError(
+            f"--input_range={FLAGS.input_range}: expected LOW,HIGH (two finite numbers, the "
+            "smaller first), or such a pair for every channel joined by semicolons."
+        )
+    lows, highs = zip(*pairs, strict=True)
+    return lows, highs
+
+
 def _given_preprocess() -> str:
     """--preprocess, with its value where it has another than the default."""
     given = _pair(FLAGS.preprocess, "preprocess") != (1.0, 0.0)
@@ -121,7 +136,7 @@ def _load() -> _Source:
     if getattr(model, "inputs", None):
         input_shapes(model)  # raises before images are made
     sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
-    limits: Range | None = _pair(FLAGS.input_range, "input_range") if FLAGS.input_range else None
+    limits = _range()
     if FLAGS.calibration is None:
         made = _generated(model)
         calibration, held_out, what = made.calibration, made.held_out, str(_images_dir())
@@ -169,7 +184,7 @@ def _generated(model: Any) -> Generated:
         num_images=FLAGS.num_images,
         steps=FLAGS.steps,
         seed=FLAGS.seed,
-        input_range=",".join(FLAGS.input_range or []),
+        input_range=FLAGS.input_range,
     )
     return generate_into(
         _images_dir(),
@@ -215,8 +230,7 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
             "target, or drop the flag."
         )
     _pair(FLAGS.preprocess, "preprocess")
-    if FLAGS.input_range:
-        _pair(FLAGS.input_range, "input_range")
+    _range()
     if FLAGS.calibration is None:
         if FLAGS.fail_below is not None and not FLAGS.verdict:
             raise ValueError("--fail_below needs the verdict; leave --noverdict out.")

@@ -111,10 +111,11 @@ def _define_targets_and_units() -> None:
         ("vela_memory", "Ethos-U: the section Memory_Mode.NAME, in the same forms."),
     ):
         flags.DEFINE_string(name, None, text)
-    flags.DEFINE_list(
+    flags.DEFINE_string(
         "input_range",
-        None,
-        "LOW,HIGH of the model's input units; overrides what is found or the manifest says.",
+        "",
+        "LOW,HIGH of the model's input units, or in quotes LOW,HIGH;LOW,HIGH with a pair for every "
+        "channel; overrides what is found or the manifest says.",
     )
     flags.DEFINE_list(
         "preprocess",

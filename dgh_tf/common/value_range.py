@@ -71,6 +71,24 @@ class Placement:
         return "all of it in one half of the range" if self.one_half else ""
 
 
+def parse_pairs(text: str) -> list[tuple[float, float]] | None:
+    """The range or ranges that a text gives: LOW,HIGH, or such a pair for every channel joined by
+    semicolons. None where it is no list of finite numbers, the smaller first.
+
+    Example: `parse_pairs("-16,16;-2000,2000") == [(-16.0, 16.0), (-2000.0, 2000.0)]`.
+    """
+    pairs = []
+    for part in text.split(";"):
+        try:
+            low, high = map(float, part.split(","))
+        except ValueError:
+            return None
+        if not (np.isfinite([low, high]).all() and low < high):
+            return None
+        pairs.append((low, high))
+    return pairs
+
+
 def span(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Smallest and largest value of every channel, [channels], of images [n, ..., channels]."""
     axes = tuple(range(images.ndim - 1))
@@ -98,11 +116,16 @@ def place(low: np.ndarray, high: np.ndarray, *, valid_low: Bound, valid_high: Bo
         )
     middle = (want_low + want_high) / 2
     plain = want_low.size == 1
-    below, above = np.max((want_low - low) / width), np.max((high - want_high) / width)
+    excess = np.maximum((want_low - low) / width, (high - want_high) / width)
+    seen, expected = _text(low, high), _text(want_low, want_high)
+    worst = int(np.argmax(excess))
+    if not plain and excess[worst] > 0:
+        seen = f"{_text(low[worst], high[worst])} in channel {worst}"
+        expected = f"{_text(want_low[worst], want_high[worst])} there"
     return Placement(
-        seen=_text(low, high),
-        expected=_text(want_low, want_high),
-        excess=float(max(0.0, below, above)),
+        seen=seen,
+        expected=expected,
+        excess=float(max(0.0, np.max(excess))),
         filled=float(np.max((high - low) / width)),
         one_half=bool(np.all(low >= middle) or np.all(high <= middle)),
         mapping=_mapping(float(low.min()), float(high.max()), want_low, want_high)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from dgh_tf.common.value_range import KnownRange
+from dgh_tf.common.value_range import KnownRange, parse_pairs
 
 IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
@@ -73,7 +73,7 @@ class InputRange:
 
 def widened(valid: InputRange, images: np.ndarray, *, source: str) -> InputRange:
     """A range that holds `images`, [n, ..., channels] in model units, too; their spread in model
-    units stays what it was.
+    units stays what it was. Only for fitted ranges, which have one pair.
     """
     low, high = min(*valid.low, float(images.min())), max(*valid.high, float(images.max()))
     if (low, high) == (min(valid.low), max(valid.high)):
@@ -99,7 +99,8 @@ def describe_conventions(*, signal: bool = False) -> str:
 
 
 def parse_input_range(text: str, *, channels: int, signal: bool = False) -> InputRange:
-    """'LOW,HIGH' or the name of a convention. Raises ValueError naming both forms.
+    """'LOW,HIGH', 'LOW,HIGH;LOW,HIGH' with a pair for every channel, or the name of a convention.
+    Raises ValueError naming these forms.
 
     signal: whether the input is no picture; then the conventions of signals come first.
     """
@@ -109,16 +110,20 @@ def parse_input_range(text: str, *, channels: int, signal: bool = False) -> Inpu
     if text in CONVENTIONS:
         return convention(text, channels=channels, source=source)
     names = dict.fromkeys([*SIGNAL_CONVENTIONS, *CONVENTIONS] if signal else CONVENTIONS)
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not (np.isfinite([low, high]).all() and low < high):
+    pairs = parse_pairs(text)
+    if pairs is None:
         raise ValueError(
-            f"input_range={text}: expected LOW,HIGH (two finite numbers, the smaller first) or one "
-            f"of {', '.join(names)}."
+            f"input_range={text}: expected LOW,HIGH (two finite numbers, the smaller first), such "
+            f"a pair for every channel joined by semicolons, or one of {', '.join(names)}."
         )
-    return InputRange((low,), (high,), source, firm=True)
+    if len(pairs) not in (1, channels):
+        many = f", or {channels}, one for each channel" if channels > 1 else ""
+        raise ValueError(
+            f"input_range={text} holds {len(pairs)} pairs; this input takes one LOW,HIGH{many}. "
+            "Give as many."
+        )
+    lows, highs = zip(*pairs, strict=True)
+    return InputRange(lows, highs, source, firm=True)
 
 
 def signal_convention(name: str, *, source: str) -> InputRange:

@@ -38,8 +38,8 @@ def find_input_range(
 
     Args:
       model: a Keras model, or the path of one.
-      input_range: what is known already: a pair (LOW, HIGH), the name of a convention, or a dict of
-        such by input name.
+      input_range: what is known already: a pair (LOW, HIGH), one per channel, the name of a
+        convention, or a dict of such by input name.
       image_size: (HEIGHT, WIDTH) of a model whose spatial size is dynamic.
       input_kind: image, spectrogram, sequence or vector; auto tells it from the shape.
     Raises: TypeError for what is no model, ValueError when no way gives a clear answer.
@@ -89,9 +89,17 @@ def known_inputs(network: Network, *, text: str = "", kind: str = "auto") -> lis
     ]
     ranges = _ranges(network, text, signals, spectra)
     return [
-        KnownInput(valid, signal, spectrum or (_natural(signal, valid) if signal else None))
+        KnownInput(valid, signal, _spectrum(signal, valid, spectrum) if signal else None)
         for valid, signal, spectrum in zip(ranges, signals, spectra, strict=True)
     ]
+
+
+def _spectrum(signal: Signal, valid: InputRange, fitted: Spectrum | None) -> Spectrum:
+    if fitted is None:
+        return _natural(signal, valid)
+    if signal.kind != "spectrogram" and len(valid.low) == signal.columns > 1:
+        return fitted.within(np.array(valid.low), np.array(valid.high))
+    return fitted
 
 
 def _is_stored(network: Network, text: str) -> bool:
@@ -106,16 +114,17 @@ def _is_stored(network: Network, text: str) -> bool:
 
 def _natural(signal: Signal, valid: InputRange) -> Spectrum:
     """A spectrum for signals of which only the range is known."""
-    low, high = np.mean(valid.low), np.mean(valid.high)
-    return natural_spectrum(
-        signal, mean=float(low + high) / 2, std=float(high - low) / 2 * valid.prior_std
-    )
+    low, high = np.array(valid.low), np.array(valid.high)
+    if signal.kind == "spectrogram":  # its columns are bands; channels share them
+        low, high = low.mean(keepdims=True), high.mean(keepdims=True)
+    return natural_spectrum(signal, mean=(low + high) / 2, std=(high - low) / 2 * valid.prior_std)
 
 
 def network_ranges(network: Network, *, text: str = "", kind: str = "auto") -> list[InputRange]:
     """The valid range of every input, in order.
 
-    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE; inputs that it does not name
+    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE, where a range may be a pair for
+      every channel, LOW,HIGH;LOW,HIGH; inputs that it does not name
       keep what their layers declare. kind: as `input_signals` takes it.
     Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
@@ -130,8 +139,13 @@ def _ranges(
 ) -> list[InputRange]:
     channels, names = [shape[-1] for shape in network.input_shapes], network.input_names
     given = _by_input(text, names)
+    # a signal's range follows the columns it is drawn in: no other axis can have pairs of its own
     ranges = [
-        parse_input_range(given[name], channels=c, signal=signal is not None)
+        parse_input_range(
+            given[name],
+            channels=c if signal is None or signal.columns == c else 1,
+            signal=signal is not None,
+        )
         if name in given
         else None
         for name, c, signal in zip(names, channels, signals, strict=True)
@@ -170,10 +184,15 @@ def _by_input(text: str, names: list[str]) -> dict[str, str]:
     """
     if ":" not in text:
         return dict.fromkeys(names, text) if text else {}
-    pairs = [part.strip().rpartition(":") for part in text.split(";") if part.strip()]
-    given = {name.strip(): valid.strip() for name, _, valid in pairs}
+    parts: list[list[str]] = []  # of every name: itself and its pairs, which semicolons join, too
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, colon, valid = part.rpartition(":")
+        if colon or not parts:
+            parts.append([name.strip()])
+        parts[-1].append(valid.strip())
+    given = {name: ";".join(pairs) for name, *pairs in parts}
     wrong = sorted(set(given) - set(names))
-    if wrong or len(given) < len(pairs):
+    if wrong or len(given) < len(parts):
         raise ValueError(
             f"input_range={text} names {', '.join(wrong) or 'an input twice'}; the "
             f"model's inputs are {', '.join(names)}. "

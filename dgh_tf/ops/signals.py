@@ -24,6 +24,7 @@ COLUMN_SHARE = 0.3  # of power that a spectrogram holds in single bands, before 
 # more, since each has quiet and loud sounds, whose rare peaks set the ranges of the first layers.
 CONTRAST_SPREAD = 0.3
 SOUND_SPREAD = 0.5
+LARGEST_STD, UNKNOWN_STD = 0.6, 0.5  # of half a range: uniform values have 0.58
 # Of every column in canvas units, so that one optimizer rate serves all: its default of 0.1 moves a
 # column by 0.6 deviations.
 CANVAS_STD = 1 / 6
@@ -86,6 +87,18 @@ class Spectrum:
         own = np.bincount(self.atoms.column[alone], weights=self.power[alone], minlength=columns)
         return np.sqrt(own + self.power[~alone].sum())
 
+    def within(self, low: np.ndarray, high: np.ndarray) -> Spectrum:
+        """Of columns that lie in ranges of their own, [columns] each: a column beside a far larger
+        one is hardly seen by the filters, and its fitted power can be many times what it can be.
+        """
+        half, middle = (high - low) / 2, (high + low) / 2
+        too_wide = self.std > LARGEST_STD * half
+        mean = np.where(too_wide, middle, np.clip(self.mean, low, high))
+        shrunk = np.where(too_wide, UNKNOWN_STD * half / self.std, 1.0)
+        alone = self.atoms.column >= 0
+        power = self.power * np.where(alone, shrunk[self.atoms.column] ** 2, 1.0)
+        return dataclasses.replace(self, mean=mean, power=power)
+
 
 def make_atoms(signal: Signal) -> Atoms:
     """The atoms of signals of this size."""
@@ -117,10 +130,16 @@ def make_atoms(signal: Signal) -> Atoms:
     return Atoms(time, band, np.array([row[2] for row in rows]), prior)
 
 
-def natural_spectrum(signal: Signal, *, mean: float = 0.0, std: float = 1.0) -> Spectrum:
-    """A spectrum that falls as 1/f, for signals of which nothing is known."""
+def natural_spectrum(
+    signal: Signal, *, mean: float | np.ndarray = 0.0, std: float | np.ndarray = 1.0
+) -> Spectrum:
+    """A spectrum that falls as 1/f, for signals of which nothing is known.
+
+    mean, std: of all columns, or one for each; a spectrogram takes one std.
+    """
     atoms = make_atoms(signal)
-    return Spectrum(np.full(signal.columns, mean), std**2 * atoms.prior, atoms)
+    means, stds = (np.broadcast_to(value, signal.columns) for value in (mean, std))
+    return Spectrum(means.astype(float), stds[atoms.column] ** 2 * atoms.prior, atoms)
 
 
 def fit_powers(

@@ -121,6 +121,17 @@ class UnitsError(ValueError):
         self.text, self.placement = text, placement
 
 
+def _check_channels(array: np.ndarray, value_range: Range, name: str) -> None:
+    """Refuses a range of other than one value, or one per channel, last or first."""
+    count = np.size(value_range[0])
+    if count not in (1, array.shape[-1], array.shape[1]):
+        raise ValueError(
+            f"The input range has {count} pairs, but input '{name}' of shape "
+            f"{list(array.shape[1:])} has no {count} channels. Give one LOW,HIGH for all, or one "
+            "for each channel."
+        )
+
+
 def _check_range(low: np.ndarray, high: np.ndarray, value_range: Range, name: str) -> None:
     """Compares the values' span per channel with the model's input range."""
     placement = place(low, high, valid_low=value_range[0], valid_high=value_range[1])
@@ -182,6 +193,7 @@ def check_calibration(
         low, high = _check_values(array, name)
         limits = value_range.get(name) if isinstance(value_range, Mapping) else value_range
         if limits is not None:
+            _check_channels(array, limits, name)
             _check_range(low, high, limits, name)
     return checked
 

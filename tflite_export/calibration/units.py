@@ -12,6 +12,8 @@ from dgh_tf.common.value_range import KnownRange, check_units, remedy
 from tflite_export.calibration.check import Images, Range, UnitsError, check_calibration
 from tflite_export.conversion.freeze import input_shapes
 
+_FEW_VALUES = 16  # of 256: a channel that keeps fewer is quantized to 4 bits
+
 
 def checked_images(
     model: Any,
@@ -42,7 +44,11 @@ def checked_images(
         do = remedy(error.placement, preprocess=preprocess, input_range=input_range)
         raise ValueError(f"{error.text} {do}") from error
     if value_range is not None:
-        return arrays, []
+        ranges = (
+            value_range if isinstance(value_range, Mapping) else dict.fromkeys(arrays, value_range)
+        )
+        told = [_narrow_channel(name, ranges.get(name)) for name in arrays]
+        return arrays, [text for text in told if text]
     inputs = list(arrays.values())
     warnings = [
         check_units(
@@ -58,6 +64,26 @@ def checked_images(
         )
     ]
     return arrays, list(dict.fromkeys(text for text in warnings if text))
+
+
+def _narrow_channel(name: str, valid: Range | None) -> str:
+    """A warning where one scale for all channels of an integer input leaves one of them few values;
+    else empty.
+    """
+    if valid is None or np.size(valid[0]) < 2:
+        return ""
+    low, high = (np.asarray(bound, np.float64) for bound in valid)
+    whole = max(float(high.max()), 0.0) - min(float(low.min()), 0.0)
+    channel = int(np.argmin(high - low))
+    values = 256 * float(high[channel] - low[channel]) / whole
+    if values >= _FEW_VALUES:
+        return ""
+    return (
+        f"input '{name}': an int8 input has one scale for all channels, so that channel {channel} "
+        f"({low[channel]:g} .. {high[channel]:g}) keeps about {max(1, round(values))} of 256 "
+        f"values beside {low.min():g} .. {high.max():g}. Bring the channels to like ranges before "
+        "the network, such as each over its full scale, or use --scheme=int16x8."
+    )
 
 
 def _declared(model: Any, inputs: list[np.ndarray]) -> list[KnownRange | None]:
