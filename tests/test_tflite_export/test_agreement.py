@@ -135,8 +135,9 @@ def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
     """By hand: of 100 classes the three highest logits are cut to one value. They still correlate
     to 0.93, and the class is lost on stretched images, where argmax takes the first of equal ones.
     """
-    rows = np.tile(np.linspace(-1.0, 1.0, 100), (32, 1))
-    rows[:, -3:] = [[3.0, 4.0, 5.0]]
+    row = np.linspace(-1.0, 1.0, 100)
+    row[-3:] = [3.0, 4.0, 5.0]
+    rows = np.stack([np.roll(row, 3 * place) for place in range(32)])
     wide, plain = features_of(rows, np.minimum(rows, 3.0)), features_of(rows / 4, rows / 4)
     assert wide.expected > 0.75 and wide.lost == 32
     assert predict({PLAIN: plain}, statistics=True).agreement > 0.9
@@ -155,3 +156,19 @@ def test_images_in_doubt_that_noise_turns_cap_nothing():
     assert (logits.argmax(axis=1) != noisy.argmax(axis=1)).sum() >= 3 and wide.lost == 0
     kinds = {PLAIN: features_of(logits / 4, noisy / 4), STRETCHED: wide}
     assert predict(kinds, statistics=True).agreement > SURE
+
+
+def test_logits_that_all_images_share_tell_nothing_of_what_differs():
+    """Two classes stand high on every image; which of them is higher is all that differs, and half
+    of it is noise. The whole logits still correlate to 0.99.
+    """
+    rng = np.random.default_rng(2)
+    logits = np.array([5.0, 5.0, 0.0, -2.0, -7.0]) + 0.4 * rng.normal(size=(64, 5))
+    found = logits + 0.4 * rng.normal(size=logits.shape)
+    assert np.mean(agreement.logit_correlations(logits, found)) > 0.98
+    kept = np.mean(logits.argmax(axis=1) == found.argmax(axis=1))
+    told = predict({PLAIN: features_of(logits, found)}, statistics=True)
+    assert kept < 0.85 and told.agreement < 0.85
+    # of logits that differ, or of too few to know, nothing is taken off
+    for each in (rng.normal(size=(64, 5)), logits[:3]):
+        assert not agreement.common_logits(each).any()

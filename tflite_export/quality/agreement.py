@@ -24,6 +24,8 @@ _FLATTERING = {STRETCHED, "calibration"}  # of images that calibrated, and of su
 SURE = 0.9  # told, from which on predictions were found to miss by less
 _CHANCE = 0.05  # a count that chance gives less often than this says more than the line
 _FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
+_COMMON = 0.25  # of what logits vary over the classes; less of it than that differs between images
+_FEW = 4  # images, of fewer nothing tells what they have in common
 _NOISE = 3.0  # standard deviations: by more than that noise turns one image of a thousand
 _MOST = 0.996  # of what is expected: beyond it few images tell nothing more
 _NARROWEST = 0.05  # of a margin, in units of the spread
@@ -153,17 +155,32 @@ def agreement_of_correlation(correlation: np.ndarray, *, classes: int) -> np.nda
     return np.sqrt(np.interp(angles, *_normal_agreement(classes)))
 
 
+def common_logits(logits: np.ndarray) -> np.ndarray:
+    """The mean image's logits, float64 [classes], where images differ by little from it, else 0.
+
+    The correlation of such logits is that of one image's, whatever noise does to the differences,
+    which alone choose between the classes that stand highest on all of them.
+    """
+    mean = logits.mean(axis=0)
+    whole = np.var(logits, axis=1).mean()
+    varied = np.var(logits - mean, axis=1).mean()
+    if len(logits) < _FEW or varied >= _COMMON * whole:
+        return np.zeros_like(mean)
+    return np.asarray(mean)
+
+
 def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
     """The features of one kind of images. Args: logits of both files, [images, classes].
 
     Flat images, whose float logits spread less than half as far as the median image's, are left out
     of what is expected: generation leaves a few on which the model sees next to nothing, and any
-    noise turns those.
+    noise turns those. What all images have in common is, too, where it is nearly all there is.
     """
     reference, found = (np.asarray(side, np.float64) for side in (float_logits, logits))
     spread = np.std(reference, axis=1)
     told = spread >= _FLAT * np.median(spread)
-    alike = logit_correlations(reference[told], found[told])
+    common = common_logits(reference[told])
+    alike = logit_correlations(reference[told] - common, found[told] - common)
     error = np.std(found - reference, axis=1)
     second, first = np.sort(reference, axis=1)[:, -2:].T
     return Features(
