@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from tflite_export import to_float_tflite
-from tflite_export.quality.layer_errors import LayerError, layer_errors, look_first, stand_out
+from tflite_export.quality.layer_errors import (
+    LayerError,
+    by_layer,
+    layer_errors,
+    look_first,
+    stand_out,
+)
 from tflite_export.quantization import quantize
 from tflite_export.targets.advice import layer_of
 
@@ -101,8 +107,40 @@ def test_a_verdict_says_what_to_do(branched):
 
 
 def layer(added, **changes):
-    figures = {"weights": 0.0, "four_bits": False, "clipped": 0.0, **changes}
-    return LayerError(tensor="t", operator="CONV_2D", layer=None, added=added, **figures)
+    figures = {"weights": 0.0, "four_bits": False, "clipped": 0.0, "layer": None, **changes}
+    return LayerError(tensor="t", **{"operator": "CONV_2D", **figures}, added=added)
+
+
+def test_a_layer_of_many_operators_counts_with_all_they_add():
+    parts = [layer(0.4, layer="norm", operator="RSQRT"), layer(0.2), layer(0.3, layer="norm")]
+    first, second = by_layer(parts)
+    assert (first.layer, first.operator, second.layer) == ("norm", "RSQRT", None)
+    assert (first.added, second.added) == pytest.approx((0.7, 0.2))
+    assert "spread" in first.what_to_do and "int16x8" in first.what_to_do
+
+
+def test_a_variance_that_rounds_to_nothing_is_an_error_of_a_size_and_named_once():
+    """One place in two is nearly flat: 8 bits of the squares make its variance 0, of which float
+    arithmetic takes an infinite 1 / sqrt, and a file the end of its range.
+    """
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 4))
+    y = keras.layers.LayerNormalization(name="norm", epsilon=1e-12)(image)
+    y = keras.layers.GlobalMaxPooling2D()(keras.layers.Conv2D(6, 3, name="after")(y))
+    model = keras.Model(image, keras.layers.Dense(5, name="classes")(y))
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 4)).astype(np.float32)
+    x[:, ::2] *= 0.01
+    float_tflite = to_float_tflite(model, images=x[:1])
+    made = quantize(model, x, algorithm="minmax", float_tflite=float_tflite).tflite
+    found = layer_errors(float_tflite, made, x, layers=["norm", "after", "classes"])
+    assert all(np.isfinite(each.added) for each in found)
+    verdict = {
+        **{"level": "do not ship", "predicted_agreement": 0.5, "band": [0.3, 0.7]},
+        **{"held_out": True, "reasons": [], "layers": [{"tensor": "m_1/norm_1/moments/mean"}]},
+    }
+    told = look_first(verdict, float_tflite, made, x, layers=["norm", "after", "classes"])
+    assert [each["layer"] for each in told["look_first"]] == ["norm"]
+    assert told["layers"] == [{"tensor": "m_1/norm_1/moments/mean", "layer": "norm"}]
 
 
 def test_harmless_layers_are_not_named_and_many_equal_ones_neither():

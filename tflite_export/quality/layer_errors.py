@@ -34,6 +34,7 @@ _LONG = 10_000  # operators run in all, above which only layers with weights are
 _ADDED, _SHARE = 1e-3, 0.1
 _CLIPPED = 0.01  # share of its values cut off, above which a layer's range is to blame
 _MOST_NAMED = 3
+_BY_SPREAD = ("SQUARED_DIFFERENCE", "SQRT", "RSQRT")  # of normalization layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,13 @@ class LayerError:
             if self.four_bits:
                 return "its weights: keep them at 8 bits (scheme mixed), or use algorithm best"
             return "its weights: use algorithm equalization or reconstruction"
-        return "its output: 8 bits are few for its range; use scheme int16x8, or ReLU6 there"
+        if self.operator in _BY_SPREAD:
+            return (
+                "it divides by the spread of each image or place, of which 8 bits show the large "
+                "ones alone; use scheme int16x8, or BatchNorm there"
+            )
+        more = ", or ReLU6 there" if self.operator in (*CHANNEL_AXIS, "ADD") else ""
+        return f"its output: 8 bits are few for its range; use scheme int16x8{more}"
 
     def as_json(self) -> dict[str, Any]:
         """The figures for F.json."""
@@ -169,6 +176,19 @@ def stand_out(errors: Sequence[LayerError]) -> list[LayerError]:
     return [each for each in errors if each.added >= least][:_MOST_NAMED]
 
 
+def by_layer(errors: Sequence[LayerError]) -> list[LayerError]:
+    """One for each Keras layer: its worst operator, with what all its operators add; those that add
+    most first. A normalization layer has a dozen.
+    """
+    found: dict[str, LayerError] = {}
+    for each in errors:
+        name = each.layer or each.tensor
+        first = found.get(name)
+        added = first.added + each.added if first else each.added
+        found[name] = dataclasses.replace(first or each, added=added)
+    return sorted(found.values(), key=lambda each: -each.added)
+
+
 def look_first(
     verdict: Mapping[str, Any],
     float_tflite: bytes | TFLiteModel,
@@ -181,13 +201,13 @@ def look_first(
 
     Args: as those of `layer_errors`.
     Returns: the verdict with "look_first" (rows of `LayerError.as_json`); reasons and sentence
-      speak of these layers.
+      speak of these layers. Its "layers" have the Keras layer's name, where the tensor's tells.
     """
     named: list[LayerError] = []
     reasons = list(verdict["reasons"])
     if verdict["level"] != FINE:
         try:
-            errors = layer_errors(float_tflite, tflite, images, layers=layers)
+            errors = by_layer(layer_errors(float_tflite, tflite, images, layers=layers))
         except ValueError:  # an operator that runs in LiteRT alone
             errors = []
         named, whole = stand_out(errors), sum(each.added for each in errors) or 1.0
@@ -204,6 +224,7 @@ def look_first(
         **verdict,
         "reasons": reasons,
         "look_first": [each.as_json() for each in named],
+        "layers": [{**row, "layer": layer_of(row["tensor"], layers)} for row in verdict["layers"]],
     }
     return {**found, "sentence": sentence(found)}
 
@@ -227,13 +248,25 @@ class _Probe:
         """Mean squared error of the logits over their variance, mean over the heads."""
 
         def observe(index: int, value: Any) -> Any:
-            return outputs[index].nearest(value.numpy()) if index in outputs else value
+            if index in outputs:
+                return outputs[index].nearest(value.numpy())
+            return self._held(index, value)
 
         made = run(
             self._graph, self._feeds, constants=constants, observe=observe, outputs=self._ends
         )
         heads = [relative_noise(self._values[i], np.asarray(made[i])).mean() for i in self._ends]
         return float(np.mean(heads))
+
+    def _held(self, index: int, value: Any) -> Any:
+        """The value; what is infinite or undefined, as 1 / sqrt of a variance that rounds to 0, at
+        the ends of what the float tensor reaches, as an integer tensor would hold it.
+        """
+        values = value.numpy()
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            return value
+        seen = self._values[index]
+        return np.nan_to_num(values, nan=seen.max(), posinf=seen.max(), neginf=seen.min())
 
     def clipped(self, outputs: Mapping[int, _Codes]) -> float:
         """Share of the float values that the codes cut off."""
