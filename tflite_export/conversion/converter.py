@@ -108,7 +108,13 @@ def _convert(
             np.save(folder / f"{i}.npy", array, allow_pickle=False)
         (folder / "request.json").write_text(json.dumps({"scheme": scheme, "inputs": names}))
         shown = None if apart else arrays or examples or {}
-        outputs = save_frozen(in_float32(model), folder / "model", shapes=shapes, images=shown)
+        outputs = save_frozen(
+            in_float32(model),
+            folder / "model",
+            shapes=shapes,
+            images=shown,
+            activation_bits=16 if scheme and find_scheme(scheme).io_dtype == "int16" else 8,
+        )
         made = run_worker(folder, timeout=timeout)
     return in_order(
         with_integer_kernels(made),

@@ -236,6 +236,7 @@ def save_frozen(
     *,
     shapes: Mapping[str, Sequence[int]],
     images: Mapping[str, np.ndarray] | None = None,
+    activation_bits: int = 8,
 ) -> list[str]:
     """Saves `model` with its weights as constants and batch 1 to a SavedModel; returns the output
     names in the model's order.
@@ -245,6 +246,7 @@ def save_frozen(
 
     images: [images, ...] by input name, which show that the model treats each by itself; empty:
       noise shows it; None: nothing does. Raises ValueError where it does not.
+    activation_bits: see `with_integer_forms`.
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -286,7 +288,9 @@ def save_frozen(
         traced.structured_outputs
     )  # the frozen function's outputs are flat, in this order
     with held_stderr():  # TensorFlow 2.19 counts GPUs aloud whenever it optimizes a graph
-        frozen = with_integer_forms(convert_variables_to_constants_v2(traced))
+        frozen = with_integer_forms(
+            convert_variables_to_constants_v2(traced), activation_bits=activation_bits
+        )
 
     def signature(*tensors):
         # identity: a name of its own for every output, also when two outputs are one tensor

@@ -13,7 +13,7 @@ from tflite_export.conversion.graph_edit import GraphEdit
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
-def with_integer_forms(frozen: Any) -> Any:
+def with_integer_forms(frozen: Any, *, activation_bits: int = 8) -> Any:
     """The frozen function with every such part written in another way, value for value but for
     rounding.
 
@@ -24,13 +24,15 @@ def with_integer_forms(frozen: Any) -> Any:
     the top. The lower or higher of x and a constant is left only where nothing else takes x, since
     the converter gives x the bounded range. BatchNorm layers behind an activation go into the
     layers around them (`fold_affine`).
+
+    activation_bits: of the file to be made; LiteRT has no squared difference of 16 bits.
     """
     graph = GraphEdit(frozen)
     changes = (
         (graph.nodes("Softplus"), _write_softplus),
         (graph.nodes("Selu"), _write_selu),
         (_clipping(graph), _write_clip),
-        (_squares(graph), _write_with_product),
+        (_squares(graph, activation_bits), _write_with_product),
         (graph.nodes("Erfc"), _write_with_erf),
         (graph.nodes("Neg"), _write_negation),
     )
@@ -42,11 +44,13 @@ def with_integer_forms(frozen: Any) -> Any:
     return graph.function() if changed else frozen
 
 
-def _squares(graph: GraphEdit) -> list[Any]:
-    """Squares, and squared differences of more axes than that of TFLite takes: the converter then
-    writes them with SQUARE.
+def _squares(graph: GraphEdit, activation_bits: int) -> list[Any]:
+    """Squares, and squared differences of more axes or bits than that of TFLite takes: of more axes
+    the converter writes them with SQUARE.
     """
     differences = graph.nodes("SquaredDifference")
+    if activation_bits > 8:
+        return [*graph.nodes("Square"), *differences]
     many = [node for node in differences if len(graph.shape(node) or range(5)) > 4]
     return [*graph.nodes("Square"), *many]
 
