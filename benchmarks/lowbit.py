@@ -141,7 +141,7 @@ class Simulation:
     tie its small outputs.
     """
 
-    def __init__(self, task: Task, *, steps: int):
+    def __init__(self, task: Task, *, steps: int) -> None:
         from dgh_tf.models.tflite.run import read_graph
         from tflite_export import to_float_tflite
         from tflite_export.simulation.fake_quant import predict

@@ -94,7 +94,7 @@ class Clock:
 class _Watched(importlib.abc.MetaPathFinder):
     """Times every import, and the functions of `PHASES` from their module's import on."""
 
-    def __init__(self, clock: Clock):
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._asked: set[str] = set()
 

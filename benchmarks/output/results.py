@@ -101,7 +101,7 @@ class Results:
 
     def __init__(
         self, folder: str | pathlib.Path, *, run: str, key: tuple[str, ...] = ("source", "seed")
-    ):
+    ) -> None:
         """Reads what an earlier run of the same arguments left.
 
         Args: key: fields of a row; "source" among them.

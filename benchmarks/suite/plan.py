@@ -261,7 +261,7 @@ class Store:
     measuring.
     """
 
-    def __init__(self, folder: str | pathlib.Path):
+    def __init__(self, folder: str | pathlib.Path) -> None:
         self.folder = pathlib.Path(folder)
         for name in ("rows", "evidence", "images"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ class Bench:
 
     def __init__(
         self, entry: Entry, store: Store, *, real_limit: int, data_dir: str | None, held_out: int
-    ):
+    ) -> None:
         """Raises ValueError where the evaluation set does not fit the task of the list."""
         from tflite_export import to_float_tflite
 

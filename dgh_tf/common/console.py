@@ -29,7 +29,7 @@ INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
     """A signal stopped the run; everything up to `message` is saved."""
 
-    def __init__(self, message: str, *, exit_code: int = INTERRUPTED):
+    def __init__(self, message: str, *, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -39,7 +39,7 @@ class Terminated(KeyboardInterrupt):
     against the other.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int) -> None:
         super().__init__()
         self.number = number
 

@@ -21,7 +21,7 @@ UNUSED = ("sklearn", "matplotlib.pyplot")
 class _Absent(importlib.abc.MetaPathFinder):
     """Refuses modules as if they were not installed; imported ones stay."""
 
-    def __init__(self, names: Sequence[str]):
+    def __init__(self, names: Sequence[str]) -> None:
         self._names = names
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:

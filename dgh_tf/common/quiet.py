@@ -60,7 +60,7 @@ class _QuietStart(importlib.abc.MetaPathFinder):
     one import, then is gone.
     """
 
-    def __init__(self, verbose: Callable[[], bool]):
+    def __init__(self, verbose: Callable[[], bool]) -> None:
         self._verbose = verbose
 
     def find_spec(self, name, path=None, target=None):

@@ -207,7 +207,7 @@ def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[tup
 class OtherRunError(ValueError):
     """A folder holds another run than the one asked for. text: what differs, without advice."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str) -> None:
         super().__init__(
             f"{text} Give the same settings to go on with it, or another --output_dir."
         )

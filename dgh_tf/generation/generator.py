@@ -82,7 +82,7 @@ class Generator:
         store_file: pathlib.Path | None = None,
         memory_bytes: int = 0,
         real_hint: str | pathlib.Path | np.ndarray | None = None,
-    ):
+    ) -> None:
         """Prepares a run; long work starts with `run`. Raises ValueError for models and settings
         that cannot work.
 

@@ -26,7 +26,7 @@ class Prepared:
       ...         for s in (0, 1)]
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any) -> None:
         """model: a Keras model, or the path of one. Raises what `load_model` raises."""
         self.model = given_model(model)
         self._made: dict[Hashable, Any] = {}

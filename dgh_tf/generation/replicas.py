@@ -19,7 +19,7 @@ class Replicas:
       devices: of the replicas of this process, in order.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy):
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
         self.count: int = strategy.num_replicas_in_sync
         self.devices: list[str] = list(strategy.extended.worker_devices)

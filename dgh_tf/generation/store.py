@@ -124,7 +124,7 @@ class MemoryStore:
         *,
         channels: int,
         devices: Sequence[str],
-    ):
+    ) -> None:
         """sizes: images of every batch. devices: of the replicas, which take batches in turn."""
         fixed = len(set(sizes)) == 1
         self._slots = [
@@ -169,7 +169,7 @@ class FileStore:
         *,
         channels: int,
         devices: Sequence[str],
-    ):
+    ) -> None:
         """As MemoryStore. Raises OSError where the disk has no room for the file: it is laid out in
         full at once.
         """

@@ -146,7 +146,9 @@ class Step:
     replica.
     """
 
-    def __init__(self, network: Network, problem: Problem, inputs: Inputs, *, replicas: int):
+    def __init__(
+        self, network: Network, problem: Problem, inputs: Inputs, *, replicas: int
+    ) -> None:
         """replicas: of all processes together. What a `Course` tells is not the problem's."""
         self.network, self.problem, self.inputs = network, problem, inputs
         self.config, self.targets = problem.config, problem.targets

@@ -125,7 +125,7 @@ def function_layer() -> type:
         among the inputs}.
         """
 
-        def __init__(self, *, function: str, first: Any, arguments: dict, **kwargs):
+        def __init__(self, *, function: str, first: Any, arguments: dict, **kwargs) -> None:
             super().__init__(**kwargs)
             self.function, self.first, self.arguments = function, first, arguments
 

@@ -70,7 +70,7 @@ class Network:
 
     def __init__(
         self, model, *, image_size: tuple[int, int] | None = None, use_statistics: bool = True
-    ):
+    ) -> None:
         """Raises ValueError where the method cannot work: broken statistics or weights, outputs
         that no input changes, unknown input size.
 

@@ -151,7 +151,7 @@ def _layer_class():
     class TFLiteGraph(keras.layers.Layer):
         """The whole graph of a float .tflite file, from a list of inputs to a list of outputs."""
 
-        def __init__(self, graph: Graph):
+        def __init__(self, graph: Graph) -> None:
             super().__init__(name="tflite_graph", autocast=False, trainable=False)
             self.graph = graph
             # as other layers tell that images come with their channels first

@@ -20,7 +20,7 @@ class Metrics:
     dropped.
     """
 
-    def __init__(self, folder: pathlib.Path | None, *, keep_until: int, tensorboard: bool):
+    def __init__(self, folder: pathlib.Path | None, *, keep_until: int, tensorboard: bool) -> None:
         """folder: None keeps the rows in memory alone (workers beside the chief). tensorboard:
         write summaries, too.
         """
@@ -61,7 +61,7 @@ class TimeLeft:
 
     SECONDS = 10.0  # between lines
 
-    def __init__(self, total: int, *, what: str, done: int = 0):
+    def __init__(self, total: int, *, what: str, done: int = 0) -> None:
         """total: of what is counted, `done` of it before. what: its name, as "images written"."""
         self._total, self._what, self._first = total, what, done
         self._began = self._told = time.monotonic()
@@ -89,7 +89,7 @@ class Lines:
     done, and how many images have it behind them.
     """
 
-    def __init__(self, total: int):
+    def __init__(self, total: int) -> None:
         """total: of images."""
         self._total, self._what = total, ""
         self._left = TimeLeft(total, what="")
@@ -104,7 +104,7 @@ class Lines:
 class ProgressBar:
     """A tqdm bar on a terminal, a plain line every ten seconds otherwise."""
 
-    def __init__(self, steps: int, *, done: int, has_statistics: bool = True):
+    def __init__(self, steps: int, *, done: int, has_statistics: bool = True) -> None:
         """done: steps of an earlier process. has_statistics: whether there is a BN gap to show."""
         self._steps = steps
         self._figure = ("BN gap", "bn") if has_statistics else ("loss", "loss")
@@ -115,10 +115,10 @@ class ProgressBar:
 
             self._bar = tqdm(total=steps, initial=done, unit="step")
 
-    def __enter__(self):
+    def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.close()
 

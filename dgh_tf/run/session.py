@@ -87,7 +87,7 @@ def run(
 class _Starting(Lines):
     """The progress of a start; a signal ends the command there, since no step is lost."""
 
-    def __init__(self, generator: Generator, stop: StopSignal):
+    def __init__(self, generator: Generator, stop: StopSignal) -> None:
         super().__init__(sum(generator.sizes[k] for k in generator.batches))
         self._stop = stop
 
@@ -252,7 +252,7 @@ class _Pause:
     that they cost 5% at most.
     """
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         self._seconds, self._next = seconds, time.monotonic() + seconds
 
     def over(self) -> bool:

@@ -22,7 +22,7 @@ def require() -> None:
 class Summaries:
     """Event files in `folder`/tensorboard."""
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path) -> None:
         import tensorflow as tf
 
         require()

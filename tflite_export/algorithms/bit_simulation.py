@@ -60,7 +60,7 @@ class Simulation:
         *,
         rule: str,
         statistics: bool = True,
-    ):
+    ) -> None:
         self.graph = proven(read_graph(model), images)
         self.ranges = collect_ranges(self.graph, images, rule=rule)
         self._observe = fake_quantizer(self.graph, ranges=self.ranges)
@@ -196,7 +196,7 @@ def measured(
 class Sizes:
     """Bytes of the real file with some layers at 4 bits. Only the file itself knows its padding."""
 
-    def __init__(self, float_tflite: bytes, simulation: Simulation, timeout: float | None):
+    def __init__(self, float_tflite: bytes, simulation: Simulation, timeout: float | None) -> None:
         self._float, self._four = read_model(float_tflite), simulation.nearest
         self._eight = integer_constants(simulation.graph, weight_bits=8, rule="mse")
         made = to_tflite_with_ranges(self._float, ranges=simulation.ranges, timeout=timeout)

@@ -113,7 +113,7 @@ def _check_values(array: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
 class UnitsError(ValueError):
     """Values that are not in the model's input range. `placement` says how they lie in it."""
 
-    def __init__(self, text: str, placement: Placement):
+    def __init__(self, text: str, placement: Placement) -> None:
         super().__init__(
             f"{text} Use the preprocessing the model was trained with, or correct the "
             "input range if that is wrong."

@@ -17,7 +17,7 @@ class _Index:
       constants: names of nodes that depend on no input.
     """
 
-    def __init__(self, definition: Any):
+    def __init__(self, definition: Any) -> None:
         self.nodes = {node.name: node for node in definition.node}
         self.readers: dict[str, list[Any]] = {}
         self.constants: set[str] = set()
@@ -43,7 +43,7 @@ class GraphEdit:
       definition: the GraphDef.
     """
 
-    def __init__(self, frozen: Any):
+    def __init__(self, frozen: Any) -> None:
         self._frozen = frozen
         self.definition = frozen.graph.as_graph_def()
         self._inputs = [tensor.name for tensor in frozen.inputs]

@@ -29,7 +29,7 @@ _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
 class _Traced:
     """A file that keeps every tensor: feed one image, read any tensor as float."""
 
-    def __init__(self, model: TFLiteModel):
+    def __init__(self, model: TFLiteModel) -> None:
         self.model = model
         self.interpreter = LiteRTInterpreter(model, kernels="builtin", keep_tensors=True)
 

@@ -232,7 +232,7 @@ def look_first(
 class _Probe:
     """The float graph on some images, and the same with a part of it quantized."""
 
-    def __init__(self, graph: Graph, feeds: dict[int, np.ndarray]):
+    def __init__(self, graph: Graph, feeds: dict[int, np.ndarray]) -> None:
         names = zip(graph.input_names, graph.inputs, strict=True)
         self._graph = proven(graph, {name: feeds[index] for name, index in names})
         self._feeds = feeds

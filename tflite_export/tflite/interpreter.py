@@ -73,7 +73,7 @@ class LiteRTInterpreter:
         threads: int = 1,
         kernels: str = "xnnpack",
         keep_tensors: bool = False,
-    ):
+    ) -> None:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         if kernels not in _KERNELS:
@@ -133,7 +133,7 @@ class Runner:
         *,
         threads: int = 1,
         kernels: str = "xnnpack",
-    ):
+    ) -> None:
         data = (
             tflite
             if isinstance(tflite, (bytes, TFLiteModel))

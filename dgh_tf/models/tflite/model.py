@@ -297,7 +297,7 @@ def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
 class _Reader:
     """Reads one file through the accessors that flatc generated."""
 
-    def __init__(self, data: bytes, schema: Any):
+    def __init__(self, data: bytes, schema: Any) -> None:
         self._data, self._schema = data, schema
         # Parts of a written file hardly overlap, so all of them together have about its length. A
         # damaged or hostile one may name the same parts over and over, which would read for ever.

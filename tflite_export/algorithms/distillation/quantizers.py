@@ -51,7 +51,7 @@ class ChannelQuantizer(quantizers.LastValueQuantizer):
       for one range, else 1.
     """
 
-    def __init__(self, *, num_bits: int, channel_axes: int):
+    def __init__(self, *, num_bits: int, channel_axes: int) -> None:
         super().__init__(
             num_bits=num_bits, per_axis=channel_axes > 0, symmetric=True, narrow_range=True
         )
@@ -86,7 +86,7 @@ class LayerConfig(tfmot.quantization.keras.QuantizeConfig):
       output: whether the output is quantized to 8 bits.
     """
 
-    def __init__(self, *, kernel: str | None, bits: int, channel_axes: int, output: bool):
+    def __init__(self, *, kernel: str | None, bits: int, channel_axes: int, output: bool) -> None:
         self.kernel, self.bits, self.channel_axes, self.output = kernel, bits, channel_axes, output
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:

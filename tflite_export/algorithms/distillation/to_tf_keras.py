@@ -67,7 +67,7 @@ class _Step:
 class _Graph:
     """The model's calls in order of execution, nested models taken apart."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any) -> None:
         import tensorflow as tf
 
         self.steps: list[_Step] = []
@@ -255,7 +255,7 @@ def to_tf_keras(model: Any, *, fold_batchnorm: bool = False, split_heads: bool =
 class _Builder:
     """Makes every layer once and calls it where the graph does."""
 
-    def __init__(self, graph: _Graph, *, fold_batchnorm: bool, split_heads: bool):
+    def __init__(self, graph: _Graph, *, fold_batchnorm: bool, split_heads: bool) -> None:
         import tensorflow as tf
 
         self._made: dict[
