@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import tensorflow as tf
+
+    from dgh_tf.generation.generator import Generator
+    from dgh_tf.models.network import Network
 
 
 FLAGS = flags.FLAGS
@@ -48,7 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
 
 
-def limit_step(network, images) -> Callable[[tf.Tensor], tf.Tensor]:
+def limit_step(network: Network, images: tf.Tensor) -> Callable[[tf.Tensor], tf.Tensor]:
     """One plain forward and backward pass of the network with respect to its input, compiled: the
     machine's limit.
     """
@@ -57,8 +60,8 @@ def limit_step(network, images) -> Callable[[tf.Tensor], tf.Tensor]:
     from dgh_tf.models.network import call_model
 
     @tf.function(autograph=False)
-    def step(count):
-        def body(i, total):
+    def step(count: tf.Tensor) -> tf.Tensor:
+        def body(i: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             x = (
                 images + tf.cast(i, tf.float32) * 0.0
             )  # depends on i, so that no pass is hoisted out of the loop
@@ -78,7 +81,7 @@ def limit_step(network, images) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def measure(
-    model,
+    model: Any,
     *,
     batch_size: int,
     batches: int,
@@ -134,7 +137,7 @@ def measure(
     }
 
 
-def _timed_loop(generator, seconds: float) -> float:
+def _timed_loop(generator: Generator, seconds: float) -> float:
     """Runs the generator for about `seconds` more. Returns its rate in image-steps per second."""
     began, first = time.perf_counter(), generator.state.visits
     generator.run(due=lambda: (False, time.perf_counter() - began > seconds))
@@ -142,7 +145,7 @@ def _timed_loop(generator, seconds: float) -> float:
     return (generator.state.visits - first) * images / (time.perf_counter() - began)
 
 
-def _timed_limit(limit, batch_size: int, seconds: float) -> float:
+def _timed_limit(limit: Callable[[tf.Tensor], tf.Tensor], batch_size: int, seconds: float) -> float:
     import tensorflow as tf
 
     began = time.perf_counter()

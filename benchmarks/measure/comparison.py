@@ -372,7 +372,7 @@ def task_images(
 ) -> tuple[np.ndarray, float | None]:
     """`calibration_images` of a task; generated ones are kept in the folder."""
 
-    def make():
+    def make() -> tuple[np.ndarray, float | None]:
         return calibration_images(
             source, model=task.model, real=task.real, config=config, bounds=task.bounds
         )

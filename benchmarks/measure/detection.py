@@ -5,14 +5,20 @@ model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 _NEVER = 1 << 31  # BoxCOCOMetrics evaluates every so many updates; we ask for the result ourselves
 _KEYS = ("boxes", "classes", "confidence")
 
 
-def decode(detector, raw: Mapping[str, np.ndarray], images: np.ndarray) -> dict[str, np.ndarray]:
+def decode(
+    detector: keras.Model, raw: Mapping[str, np.ndarray], images: np.ndarray
+) -> dict[str, np.ndarray]:
     """Boxes after the detector's own decoding and non-maximum suppression.
 
     Args:
@@ -45,7 +51,10 @@ def decode(detector, raw: Mapping[str, np.ndarray], images: np.ndarray) -> dict[
 
 
 def mean_average_precision(
-    detector, raw: Mapping[str, np.ndarray], images: np.ndarray, truth: dict[str, np.ndarray]
+    detector: keras.Model,
+    raw: Mapping[str, np.ndarray],
+    images: np.ndarray,
+    truth: dict[str, np.ndarray],
 ) -> float:
     """COCO mean average precision, averaged over IoU 0.50 to 0.95, by keras_cv's BoxCOCOMetrics
     (pycocotools).

@@ -41,7 +41,7 @@ def _logits_function(network: Any) -> Callable:
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def logits(x):
+    def logits(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return {
             head.name: tf.reshape(head.logits, [tf.shape(x)[0], -1])
             for head in network.forward([x]).heads

@@ -17,7 +17,7 @@ def _sums_function(network: Any) -> Callable:
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def sums(*batch):
+    def sums(*batch: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
         found = []
         for index, x in network.forward(list(batch)).calls:
             axis = network.layers[index].axis % x.shape.rank

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dgh_tf.common.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 PANELS = 4
@@ -27,7 +30,7 @@ _NAMES = {
 }
 
 
-def _save(figure, path: pathlib.Path) -> None:
+def _save(figure: Figure, path: pathlib.Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Bench:
         stated = source == "no_statistics" and self.entry.stated_range
         known = {"input_range": self.entry.stated_range} if stated else {}
 
-        def make():
+        def make() -> tuple[np.ndarray, float | None]:
             return calibration_images(
                 source,
                 model=self.task.model,
@@ -102,7 +103,7 @@ class Bench:
         """Held-out generated images, which no file is calibrated on."""
         from benchmarks.measure.evidence import held_out_images
 
-        def make(kind, seed):
+        def make(kind: str, seed: int) -> tuple[np.ndarray, None]:
             return held_out_images(
                 self.task.model, self.config(self.held_out, seed), kind=kind, seed=seed
             ), None
@@ -112,7 +113,9 @@ class Bench:
             for name, (kind, seed) in PROBES.items()
         }
 
-    def _kept(self, name: str, make) -> tuple[np.ndarray, float | None]:
+    def _kept(
+        self, name: str, make: Callable[[], tuple[np.ndarray, float | None]]
+    ) -> tuple[np.ndarray, float | None]:
         from benchmarks.data.sources import kept
 
         return kept(self.store.folder / "images" / f"{self.entry.name}-{self.run}-{name}.npz", make)

@@ -72,7 +72,7 @@ def groupnorm(shape: Shape, classes: int) -> Any:
     import keras
     from keras import layers
 
-    def normalized(x):
+    def normalized(x: keras.KerasTensor) -> keras.KerasTensor:
         return layers.GroupNormalization(4)(x)
 
     inputs, x = _pixels(shape)

@@ -6,14 +6,17 @@ package and looks for the command, and the command's own imports run before its 
 could catch anything. And Python reports, instead of raising, what is raised in a callback.
 """
 
+from __future__ import annotations
+
 import _thread
 import sys
 import threading
+from types import TracebackType
 
 _PACKAGES = ("dgh_tf", "tflite_export", "benchmarks")
 
 
-def _said(kind, error, trace) -> None:
+def _said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """sys.excepthook of a command."""
     if issubclass(kind, KeyboardInterrupt):
         print("stopped: interrupted before anything was done.", file=sys.stderr, flush=True)
@@ -21,7 +24,7 @@ def _said(kind, error, trace) -> None:
         sys.__excepthook__(kind, error, trace)
 
 
-def _again(dropped) -> None:
+def _again(dropped: sys.UnraisableHookArgs) -> None:
     """sys.unraisablehook of a command: an interrupt in a callback, whose exceptions Python drops,
     comes again right after it.
     """

@@ -11,7 +11,9 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 from dgh_tf.common.quick_import import quick_import
 
@@ -63,7 +65,9 @@ class _QuietStart(importlib.abc.MetaPathFinder):
     def __init__(self, verbose: Callable[[], bool]) -> None:
         self._verbose = verbose
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in ("tensorflow", "keras"):
             return None
         sys.meta_path.remove(self)

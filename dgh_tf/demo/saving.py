@@ -6,8 +6,12 @@ import os
 import pathlib
 import tempfile
 import zipfile
+from typing import TYPE_CHECKING
 
 from dgh_tf.common.files import atomic_path
+
+if TYPE_CHECKING:
+    import keras
 
 _ZIP_EPOCH = (
     1980,
@@ -19,7 +23,7 @@ _ZIP_EPOCH = (
 )  # the earliest date a zip can hold; metadata.json keeps the real one
 
 
-def save_small(model, path: str | os.PathLike) -> None:
+def save_small(model: keras.Model, path: str | os.PathLike) -> None:
     """Saves an uncompiled Keras model with its archive compressed; keras.models.load_model reads it
     as any other.
 

@@ -63,7 +63,7 @@ def build() -> keras.Model:
     import keras
     from keras import layers
 
-    def normalized(x):
+    def normalized(x: keras.KerasTensor) -> keras.KerasTensor:
         return layers.ReLU(6.0)(layers.BatchNormalization(momentum=0.95)(x))
 
     inputs = keras.Input((data.SIZE, data.SIZE, 3), name="image")
@@ -93,7 +93,7 @@ def augmentation() -> keras.Model:
     )
 
 
-def add_sensor_noise(images, *, rng) -> np.ndarray:
+def add_sensor_noise(images: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise of another strength in every image, clipped to the valid range."""
     strength = rng.uniform(0.0, _NOISE, (len(images), 1, 1, 1))
     return (

@@ -94,7 +94,7 @@ def train(*, epochs: int, seed: int) -> keras.Model:
     return model
 
 
-def without_optimizer(model) -> keras.Model:
+def without_optimizer(model: keras.Model) -> keras.Model:
     """The same detector, never compiled, so that the file holds weights only."""
     clean = build()
     clean.set_weights(model.get_weights())

@@ -13,7 +13,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -75,7 +75,7 @@ class Generator:
 
     def __init__(
         self,
-        model,
+        model: Any,
         config: GenerationConfig,
         *,
         strategy: tf.distribute.Strategy | None = None,
@@ -316,7 +316,7 @@ class Generator:
                 if (report is not None and report(progress)) or stop:
                     return
 
-    def _keep(self, carry, visits: int, step_loss: float | None) -> None:
+    def _keep(self, carry: Carry, visits: int, step_loss: float | None) -> None:
         """Makes `state` that of now. step_loss: of the step that has just ended, for the schedule
         plateau; None for another schedule, or within a step.
         """
@@ -337,7 +337,7 @@ class Generator:
             self._order = step, order
         return int(self._order[1][place])
 
-    def _visit(self, carry, visit: int, last: int):
+    def _visit(self, carry: Carry, visit: int, last: int) -> Carry:
         """One batch of every replica here. last: visits of the whole run. Returns the carry."""
         step = visit // self.rounds
         places = self._places(self._turn(visit))
@@ -365,7 +365,9 @@ class Generator:
                 self._raise_non_finite(code, step, self.batches[place])
         return carry
 
-    def _visit_together(self, slots: list[Slots], carry, turns: list[Turn]):
+    def _visit_together(
+        self, slots: list[Slots], carry: Carry, turns: list[Turn]
+    ) -> tuple[Carry, list[int]]:
         """A visit of several replicas: their gradients at once, then each replica's update."""
         canvases = self._replicas.each([list(map(tf.convert_to_tensor, s.canvases)) for s in slots])
         rows = self._replicas.each([tf.convert_to_tensor(s.row) for s in slots])
@@ -389,7 +391,7 @@ class Generator:
             return [False] * len(wishes)
         return self._replicas.any_of(wishes)
 
-    def _figures(self, carry) -> tuple[dict[str, float], object]:
+    def _figures(self, carry: Carry) -> tuple[dict[str, float], Carry]:
         """Means of the figures since the last report, and the carry with none."""
         parts = self._replicas.local(carry)
         sums, count = sum(c.sums.numpy() for c in parts), sum(float(c.count) for c in parts)
@@ -399,11 +401,11 @@ class Generator:
         ]
         return metrics, self._replicas.each(emptied)
 
-    def _carry_to_devices(self):
+    def _carry_to_devices(self) -> Carry:
         own = zip(*self.state.carry, strict=True)  # of each replica here
         return self._replicas.each([Carry(*map(tf.constant, parts)) for parts in own])
 
-    def _carry_from_devices(self, carry) -> list[np.ndarray]:
+    def _carry_from_devices(self, carry: Carry) -> list[np.ndarray]:
         by_entry = zip(*self._replicas.local(carry), strict=True)
         return [np.stack([np.asarray(v) for v in values]) for values in by_entry]
 

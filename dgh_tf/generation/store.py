@@ -103,7 +103,7 @@ def _variables(
     that steps are traced once.
     """
 
-    def zeros(shape):
+    def zeros(shape: tuple[int, ...]) -> tf.Variable:
         return tf.Variable(
             tf.zeros([size, *shape]), shape=[size if fixed else None, *shape], trainable=False
         )
@@ -211,7 +211,7 @@ class FileStore:
         slots = self._buffers[replica][self._turns[replica] % self._BUFFERS]
         self._turns[replica] += 1
 
-        def read():
+        def read() -> Slots:
             for variable, value in zip(slots.flat(), self._read(batch), strict=True):
                 variable.assign(value)
             return slots

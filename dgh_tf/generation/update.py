@@ -8,6 +8,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
@@ -162,7 +163,7 @@ class Step:
         self.gradient = tf.function(self._gradient, autograph=False)
         self.apply = tf.function(self._apply, autograph=False)
 
-    def first_carry(self, totals, spreads) -> Carry:
+    def first_carry(self, totals: np.ndarray, spreads: np.ndarray) -> Carry:
         """The carry before the first step.
 
         Args: of the start images: totals, float64 [2, channels]; spreads, float32 [heads], 0 where
@@ -306,7 +307,7 @@ class Step:
             scale = cosine(turn.step, steps=course.steps)
         rate = self.config.learning_rate * scale
 
-        def move():
+        def move() -> bool:
             parts = (slots.canvases, slots.first, slots.second, gradient.canvases)
             for variable, first, second, change in zip(*parts, strict=True):
                 apply_radam(

@@ -146,13 +146,13 @@ def first_gap(network: Network) -> Callable[[np.ndarray], float]:
     return _gap_function(network, layers=FIRST_LAYERS)
 
 
-def _gap_function(network: Network, *, layers: int, gradient: bool = False):
+def _gap_function(network: Network, *, layers: int, gradient: bool = False) -> Callable:
     """Images -> mean gap of the first `layers` BN layers, a float; with gradient: (gap, its
     gradient) as tensors.
     """
     targets = network.layers[:layers]
 
-    def gap(images):
+    def gap(images: tf.Tensor) -> tf.Tensor:
         rows = layer_moments(
             [(i, x) for i, x in network.forward([images]).calls if i < layers], targets
         )
@@ -163,7 +163,7 @@ def _gap_function(network: Network, *, layers: int, gradient: bool = False):
             ]
         )
 
-    def with_gradient(images):
+    def with_gradient(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape() as tape:
             tape.watch(images)
             value = gap(images)
@@ -175,13 +175,13 @@ def _gap_function(network: Network, *, layers: int, gradient: bool = False):
     return lambda images: float(plain(tf.constant(images, tf.float32)))
 
 
-def free_fit(gap, noise: np.ndarray) -> tuple[float, float, float]:
+def free_fit(gap: Callable[[np.ndarray], float], noise: np.ndarray) -> tuple[float, float, float]:
     """mean, std and gap of the best mean + std * noise: coarse grid in log std, then shrinking
     coordinate steps.
     """
 
     # mean first: with hardly any noise, only the means of the first layer matter
-    def value(mean, std):
+    def value(mean: float, std: float) -> float:
         return gap(mean + std * noise)
 
     candidates = [

@@ -30,7 +30,7 @@ class BatchNorm:
         return safe_shift(self.mean, variance=self.variance, epsilon=self.epsilon)
 
 
-def batchnorm_layers(model) -> list:
+def batchnorm_layers(model: Any) -> list:
     """Every BN layer of the model however deep it is nested, each once (Keras 3 and tf_keras,
     SyncBatchNormalization too).
     """
@@ -55,7 +55,7 @@ def is_initial(mean: Any, variance: Any) -> bool:
     return not np.any(np.asarray(mean)) and bool(np.all(np.asarray(variance) == 1))
 
 
-def read_batchnorm(layer, rank: int) -> BatchNorm:
+def read_batchnorm(layer: Any, rank: int) -> BatchNorm:
     """The statistics of one BatchNorm layer. rank: of its input, with the batch axis."""
     axis = layer.axis[0] if isinstance(layer.axis, list | tuple) else layer.axis
     mean, variance = (np.asarray(w, np.float32) for w in (layer.moving_mean, layer.moving_variance))

@@ -73,7 +73,7 @@ def declared_ranges(
         return found
     weighted = [*batchnorm_layers(model), *kernel_layers(model)]
 
-    def trace(*inputs):
+    def trace(*inputs: tf.Tensor) -> None:
         with record_calls([*scalings, *weighted]) as recorded:
             call(list(inputs))
         learned = {tf.nest.flatten(y)[0].ref() for layer, _, y in recorded if layer not in scalings}
@@ -93,7 +93,7 @@ def declared_ranges(
     return found
 
 
-def _declared(layer, shape: tuple[int, ...]) -> DeclaredRange | None:
+def _declared(layer: Any, shape: tuple[int, ...]) -> DeclaredRange | None:
     if type(layer).__name__ == "Rescaling":
         scale, offset = (np.asarray(value, np.float32) for value in (layer.scale, layer.offset))
         return _rescaled(scale, offset, source=f"layer {layer.name!r} (Rescaling by {{scale:.4g}})")

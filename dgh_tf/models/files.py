@@ -16,9 +16,12 @@ import stat
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgh_tf.models.hdf5_texts import text_bytes
+
+if TYPE_CHECKING:
+    import h5py
 
 MOST_UNPACKED = 20  # bytes unpacked for each of the file: weights shrink about twofold
 FREE_BYTES = 16 * 2**20  # unpacked whatever the file's size
@@ -214,13 +217,13 @@ def _read_hdf5(path: pathlib.Path) -> ModelFile:
     return ModelFile(path, Kind.HDF5, _parsed(text), keras2, values)
 
 
-def _hdf5(source):
+def _hdf5(source: str | io.BytesIO) -> h5py.File:
     import h5py
 
     return h5py.File(source, "r")
 
 
-def _require_plain_hdf5(file, packed: int) -> int:
+def _require_plain_hdf5(file: h5py.File, packed: int) -> int:
     """The number of values in the datasets. Raises where a link or dataset leads elsewhere, or what
     is declared is far more than what is stored.
     """
@@ -254,13 +257,13 @@ def _require_plain_hdf5(file, packed: int) -> int:
     return values
 
 
-def _address(item) -> int:
+def _address(item: h5py.Group | h5py.Dataset) -> int:
     import h5py
 
     return h5py.h5o.get_info(item.id).addr
 
 
-def _attribute_bytes(item) -> int:
+def _attribute_bytes(item: h5py.Group | h5py.Dataset) -> int:
     """Bytes that the attributes of a group or dataset take."""
     import h5py
 
@@ -285,7 +288,7 @@ def _attribute_bytes(item) -> int:
     return total
 
 
-def _dataset_bytes(data) -> int:
+def _dataset_bytes(data: h5py.Dataset) -> int:
     """Bytes that reading a dataset takes. Raises unless its numbers lie in this file."""
     name = data.name[-60:]
     properties = data.id.get_create_plist()
@@ -305,7 +308,7 @@ def _dataset_bytes(data) -> int:
     return max(declared, _chunk_bytes(data, _DEFLATE in filters))
 
 
-def _chunk_bytes(data, packed: bool) -> int:
+def _chunk_bytes(data: h5py.Dataset, packed: bool) -> int:
     """Bytes of one chunk; where chunks are packed each is unpacked here, up to what it may hold."""
     size = math.prod(data.chunks) * data.dtype.itemsize
     if not packed or size > FREE_BYTES + data.id.get_storage_size() * MOST_UNPACKED:

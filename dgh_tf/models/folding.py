@@ -194,7 +194,7 @@ def _linear(
         convolve = tf.nn.depthwise_conv2d if depthwise else tf.nn.conv2d
         strides, padding = [1, *layer.strides, 1], layer.padding.upper()
 
-        def apply(x, weights):
+        def apply(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
             return convolve(x, weights, strides=strides, padding=padding)
     else:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
@@ -26,7 +27,7 @@ class Head:
     last_call: int | None
 
 
-def find_heads(outputs, normalized: list[tf.Tensor]) -> list[Head]:
+def find_heads(outputs: Any, normalized: list[tf.Tensor]) -> list[Head]:
     """Pre-activation heads of traced outputs.
 
     A concatenated output is several heads, one for each part: detectors join their levels (and
@@ -60,7 +61,7 @@ def upstream(tensors: Iterable[tf.Tensor]) -> set:
     return found
 
 
-def _named(outputs) -> list[tuple[str, tf.Tensor]]:
+def _named(outputs: Any) -> list[tuple[str, tf.Tensor]]:
     """(name, tensor) of every output: 'output', 'output_<i>' of a list, the keys of a dict joined
     by dots.
     """

@@ -6,6 +6,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 @contextlib.contextmanager
@@ -20,10 +24,10 @@ def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None)
         layer.__dict__.get("call") for layer in layers
     ]  # a `call` that the user set on the object itself
 
-    def wrap(layer):
+    def wrap(layer: Any) -> Callable:
         call, other = layer.call, (instead or {}).get(id(layer))
 
-        def recording(x, *args, **kwargs):
+        def recording(x: Any, *args: Any, **kwargs: Any) -> Any:
             y = other(x) if other else call(x, *args, **kwargs)
             recorded.append((layer, x, y))
             return y
@@ -42,7 +46,7 @@ def record_calls(layers: list, *, instead: Mapping[int, Callable] | None = None)
 
 
 @contextlib.contextmanager
-def without_relu(model) -> Iterator[None]:
+def without_relu(model: Any) -> Iterator[None]:
     """Inside, the model's ReLU activations pass every value on, those of layers and ReLU layers."""
     layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
     relu = [layer for layer in layers if type(layer).__name__ == "ReLU"]
@@ -53,7 +57,7 @@ def without_relu(model) -> Iterator[None]:
     ]
     own = [layer.activation for layer in inside]
 
-    def passing(x, *args, **kwargs):
+    def passing(x: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
         return x
 
     try:
@@ -67,7 +71,7 @@ def without_relu(model) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def computing_in(model, precision: str) -> Iterator[None]:
+def computing_in(model: Any, precision: str) -> Iterator[None]:
     """Inside, the model's layers compute in bfloat16 or float16; its weights stay as they are, its
     policies are put back.
 

@@ -105,7 +105,7 @@ def load_keras2(file: ModelFile, *, unsafe: bool) -> keras.Model:
     return model
 
 
-def _as_saved(file: ModelFile):
+def _as_saved(file: ModelFile) -> Any:
     """The tf_keras model of an allowed config with the file's weights. tf_keras reads nothing of
     the file but numbers: its own loaders follow modules, run functions and initialize resources.
     """
@@ -131,7 +131,7 @@ def _as_saved(file: ModelFile):
     return model
 
 
-def _plain(config):
+def _plain(config: Any) -> Any:
     """A config without what tf_keras could import or compile by: each class is found by its name
     alone, among tf_keras's own and those the program registered.
     """
@@ -173,7 +173,7 @@ def _rewrite(file: pathlib.Path) -> None:
         h5.attrs["model_config"] = json.dumps(as_keras3(json.loads(h5.attrs["model_config"])))
 
 
-def as_keras3(config) -> Any:
+def as_keras3(config: Any) -> Any:
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
     The differences: inherited arguments (see above); SyncBatchNormalization is
@@ -229,7 +229,7 @@ def as_keras3(config) -> Any:
     return config
 
 
-def _without_slashes(item, names: set[str]):
+def _without_slashes(item: Any, names: set[str]) -> Any:
     """A config with '_' for '/' in the layers' `names`, wherever they stand: Keras 3 allows no
     slash there.
     """
@@ -243,7 +243,7 @@ def _without_slashes(item, names: set[str]):
 def _renumber(graph: dict) -> None:
     nested = {layer["config"]["name"] for layer in graph["layers"] if layer["class_name"] in MODELS}
 
-    def visit(item) -> None:
+    def visit(item: Any) -> None:
         if (
             isinstance(item, list)
             and len(item) >= 3
@@ -260,7 +260,7 @@ def _renumber(graph: dict) -> None:
     visit(graph.get("output_layers", []))
 
 
-def _require_equal(reference, model) -> None:
+def _require_equal(reference: Any, model: keras.Model) -> None:
     """Raises ValueError where outputs on noise differ by more than rounding."""
     import tensorflow as tf
 

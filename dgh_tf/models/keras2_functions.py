@@ -125,14 +125,14 @@ def function_layer() -> type:
         among the inputs}.
         """
 
-        def __init__(self, *, function: str, first: Any, arguments: dict, **kwargs) -> None:
+        def __init__(self, *, function: str, first: Any, arguments: dict, **kwargs: Any) -> None:
             super().__init__(**kwargs)
             self.function, self.first, self.arguments = function, first, arguments
 
-        def call(self, inputs):
+        def call(self, inputs: Any) -> Any:
             tensors = inputs if isinstance(inputs, list | tuple) else [inputs]
 
-            def value(item):
+            def value(item: Any) -> Any:
                 if isinstance(item, dict) and "tensor" in item:
                     return tensors[item["tensor"]]
                 return [value(part) for part in item] if isinstance(item, list | tuple) else item

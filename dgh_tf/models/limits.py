@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 SPARE_VALUES = 2**20  # weights a model may have beyond the file's: seeds, counters
 MOST_ACTIVATIONS = 2**30  # values of all tensors of one image: 4 GiB of float32
@@ -24,7 +25,7 @@ def weights_limited(most: int) -> Iterator[None]:
 
     made = 0
 
-    def weighed(make, **arguments):
+    def weighed(make: Callable[..., tf.Variable], **arguments: Any) -> tf.Variable:
         nonlocal made
         made += _declared(arguments)
         if made > most + SPARE_VALUES:
@@ -52,7 +53,7 @@ def _declared(arguments: dict) -> int:
     return tf.TensorShape(shape).num_elements() or 0
 
 
-def require_reasonable_activations(model) -> None:
+def require_reasonable_activations(model: Any) -> None:
     """Refuses a model whose tensors, for one image, would fill the memory. Raises ValueError."""
     import tensorflow as tf
 

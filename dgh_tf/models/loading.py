@@ -8,7 +8,8 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -105,7 +106,7 @@ def load_model(
     return with_any_batch(_checked(lambda: in_float32(load(file, unsafe=unsafe)), path))
 
 
-def in_float32(model) -> keras.Model:
+def in_float32(model: Any) -> keras.Model:
     """The model itself, or where layers compute in half or double precision (mixed_float16, float64
     and the like) one that does so in float32.
 
@@ -117,7 +118,7 @@ def in_float32(model) -> keras.Model:
     ):
         return model
 
-    def rewritten(config):
+    def rewritten(config: Any) -> Any:
         if isinstance(config, dict):
             return {key: rewritten(value) for key, value in config.items()}
         if isinstance(config, list | tuple):
@@ -135,7 +136,7 @@ def in_float32(model) -> keras.Model:
     return rebuilt
 
 
-def _load_keras3(file: ModelFile, *, unsafe: bool):
+def _load_keras3(file: ModelFile, *, unsafe: bool) -> keras.Model:
     import keras
 
     if "keras_cv" in json.dumps(file.config):
@@ -160,7 +161,7 @@ def _registered(name: str) -> bool:
     )
 
 
-def _checked(load, path: pathlib.Path):
+def _checked(load: Callable[[], keras.Model], path: pathlib.Path) -> keras.Model:
     """load(), with whatever goes wrong as one ValueError: a broken file provokes any kind of error
     in Keras.
     """
@@ -185,7 +186,7 @@ def _checked(load, path: pathlib.Path):
     raise ValueError(f"Keras could not load {path}: {text[:400]}.")
 
 
-def _application(name: str, weights: str):
+def _application(name: str, weights: str) -> keras.Model:
     import keras
 
     builder = getattr(keras.applications, name, None)
@@ -205,7 +206,7 @@ def _application(name: str, weights: str):
         ) from error
 
 
-def _with_random_weights(model):
+def _with_random_weights(model: keras.Model) -> keras.Model:
     """The model with fixed random weights and, as if trained, the running statistics of noise
     images.
 

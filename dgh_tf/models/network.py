@@ -26,7 +26,7 @@ from dgh_tf.models.batchnorm import (
 )
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.evidence import tell_evidence
-from dgh_tf.models.folding import find_folded, find_rectified, relu_cap
+from dgh_tf.models.folding import Folded, Rectified, find_folded, find_rectified, relu_cap
 from dgh_tf.models.heads import Head, find_heads, upstream
 from dgh_tf.models.hooks import computing_in, record_calls
 from dgh_tf.models.tflite_model import float_file
@@ -69,7 +69,7 @@ class Network:
     """
 
     def __init__(
-        self, model, *, image_size: tuple[int, int] | None = None, use_statistics: bool = True
+        self, model: Any, *, image_size: tuple[int, int] | None = None, use_statistics: bool = True
     ) -> None:
         """Raises ValueError where the method cannot work: broken statistics or weights, outputs
         that no input changes, unknown input size.
@@ -115,7 +115,9 @@ class Network:
         position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
         known: dict[int, tuple[tf.Tensor, ...]] = {}  # by id of what a layer gave
 
-        def normalized(bn, scale, offset, x):
+        def normalized(
+            bn: BatchNorm, scale: np.ndarray, offset: np.ndarray, x: tf.Tensor
+        ) -> tf.Tensor:
             y, sums = normalize(tf.cast(x, tf.float32), scale=scale, offset=offset, shift=bn.shift)
             y = tf.cast(y, bn.layer.compute_dtype)
             known[id(y)] = sums
@@ -124,7 +126,7 @@ class Network:
         # by id of the BN layer's input: that input, and the output from which it was told
         convolved: dict[int, tuple[tf.Tensor, tf.Tensor]] = {}
 
-        def convolve(fold, x):
+        def convolve(fold: Folded, x: tf.Tensor) -> tf.Tensor:
             y = fold.output(x)
             before = fold.input(y)  # nobody computes it but who else asks for it
             convolved[id(before)] = before, y
@@ -133,7 +135,7 @@ class Network:
         before_relu = {id(each.fold) for each in self._rectified}
         awaited: dict[int, tf.Tensor] = {}  # by id: outputs whose sums come with their ReLU
 
-        def passed_on(fold, plainly, x):
+        def passed_on(fold: Folded, plainly: Callable, x: tf.Tensor) -> tf.Tensor:
             if id(x) not in convolved:
                 return plainly(x)
             y = convolved[id(x)][1]
@@ -144,7 +146,7 @@ class Network:
             known[id(y)] = sums
             return y
 
-        def rectified(each, plainly, x):
+        def rectified(each: Rectified, plainly: Callable, x: tf.Tensor) -> tf.Tensor:
             if id(x) not in awaited:
                 return plainly(x)
             y, known[id(x)] = each.fold.relu_with_sums(x, cap=each.cap)
@@ -208,7 +210,7 @@ class Network:
         followed: set[int] = set()
         order: list = []
 
-        def trace(*inputs):
+        def trace(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
             with record_calls([*norms, *kernels, *relus]) as recorded:
                 outputs = self.outputs(list(inputs))
             order.extend(recorded)
@@ -245,7 +247,7 @@ class Network:
     def own_layout(self, inputs: list) -> list:
         """The arrays or tensors [batch, *input shape], channels last, as the model takes them."""
 
-        def moved(x):
+        def moved(x: np.ndarray | tf.Tensor) -> np.ndarray | tf.Tensor:
             return (
                 np.ascontiguousarray(np.moveaxis(x, -1, 1))
                 if isinstance(x, np.ndarray)
@@ -278,7 +280,7 @@ class Network:
             ) from error
 
 
-def call_model(model, inputs: list[tf.Tensor]) -> Any:
+def call_model(model: Any, inputs: list[tf.Tensor]) -> Any:
     """The model's outputs in inference mode for inputs in order."""
     structure = getattr(
         model, "_inputs_struct", None
@@ -290,7 +292,7 @@ def call_model(model, inputs: list[tf.Tensor]) -> Any:
     return model(*_as_arguments(model, inputs), training=False)
 
 
-def kernel_layers(model) -> list:
+def kernel_layers(model: Any) -> list:
     """Convolutions, dense layers and the like, each once: layers without layers inside that hold a
     kernel.
     """
@@ -302,7 +304,7 @@ def kernel_layers(model) -> list:
     return list({id(layer): layer for layer in found}.values())
 
 
-def _as_arguments(model, inputs: list) -> list:
+def _as_arguments(model: Any, inputs: list) -> list:
     """A subclassed model's inputs as its own `call` was given them when it was built."""
     structure = list(_built_shapes(model).values())
     if len(structure) == 1 and not _is_shape(
@@ -313,7 +315,7 @@ def _as_arguments(model, inputs: list) -> list:
     return list(inputs)
 
 
-def _built_shapes(model) -> dict:
+def _built_shapes(model: Any) -> dict:
     """The arguments that a subclassed model was called with: name -> shape with batch, or a list or
     dict of shapes.
     """
@@ -327,13 +329,13 @@ def _built_shapes(model) -> dict:
     )
 
 
-def _is_shape(value) -> bool:
+def _is_shape(value: object) -> bool:
     return isinstance(value, list | tuple) and all(
         side is None or isinstance(side, int) for side in value
     )
 
 
-def _tensors(model) -> list:
+def _tensors(model: Any) -> list:
     """The symbolic inputs of a model; none for a subclassed one, and for a Sequential one that was
     never called.
     """
@@ -343,7 +345,7 @@ def _tensors(model) -> list:
         return []
 
 
-def _declared(model) -> list[tuple[str, tuple, str]]:
+def _declared(model: Any) -> list[tuple[str, tuple, str]]:
     """(name, shape with batch, dtype) of every input; empty where the model does not know."""
     if _tensors(model):
         return [
@@ -364,7 +366,9 @@ def _declared(model) -> list[tuple[str, tuple, str]]:
     ]
 
 
-def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
+def _inputs(
+    model: Any, image_size: tuple[int, int] | None
+) -> tuple[list[str], list[tuple[int, ...]]]:
     declared = _declared(model)
     if not declared:
         raise ValueError(
@@ -409,7 +413,7 @@ def _inputs(model, image_size) -> tuple[list[str], list[tuple[int, ...]]]:
     return names, shapes
 
 
-def _channels_first(model, shape: tuple[int | None, ...]) -> bool:
+def _channels_first(model: Any, shape: tuple[int | None, ...]) -> bool:
     """Whether an input is an image with its channels before height and width, as models from other
     frameworks have it.
 

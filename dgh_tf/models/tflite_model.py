@@ -125,7 +125,7 @@ def _outputs(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     return list(alone)
 
 
-def _functional(graph: Graph, *, name: str):
+def _functional(graph: Graph, *, name: str) -> keras.Model:
     import keras
 
     file = graph.model
@@ -144,7 +144,7 @@ def _functional(graph: Graph, *, name: str):
 
 
 @functools.cache
-def _layer_class():
+def _layer_class() -> type[keras.layers.Layer]:
     """The layer's class; made at its first use, because importing Keras takes seconds."""
     import keras
 

@@ -7,6 +7,7 @@ Every function raises ValueError, or returns nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +20,7 @@ OTHER_NORMS = {"GroupNormalization", "LayerNormalization", "UnitNormalization", 
 _SCALES = (1, 16, 256)  # of the noise that must change the outputs, whatever the input's unit
 
 
-def require_connected(model, heads: list[Head], inputs: Sequence[tf.Tensor]) -> None:
+def require_connected(model: Any, heads: list[Head], inputs: Sequence[tf.Tensor]) -> None:
     """Refuses a model with a traced head that no input leads to."""
     wanted = {x.ref() for x in inputs}
     for head in heads:
@@ -31,7 +32,7 @@ def require_connected(model, heads: list[Head], inputs: Sequence[tf.Tensor]) -> 
             )
 
 
-def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> None:
+def require_alive(model: Any, logits: Callable, shapes: list[tuple[int, ...]]) -> None:
     """Refuses a head whose values are the same for inputs of any scale, and a model that cannot run
     here at all.
 
@@ -74,7 +75,7 @@ def require_alive(model, logits: Callable, shapes: list[tuple[int, ...]]) -> Non
             )
 
 
-def require_trained_on_data(model, layers: list[BatchNorm]) -> None:
+def require_trained_on_data(model: Any, layers: list[BatchNorm]) -> None:
     """Refuses running statistics that only fall from where they began: mean 0 and one variance in
     all channels of all layers, which is what steps on constant inputs leave.
     """
@@ -88,7 +89,7 @@ def require_trained_on_data(model, layers: list[BatchNorm]) -> None:
         )
 
 
-def require_finite(model, layers: list[BatchNorm]) -> None:
+def require_finite(model: Any, layers: list[BatchNorm]) -> None:
     """Refuses running statistics and weights that no training gives: not finite, or without
     variance.
     """

@@ -99,7 +99,7 @@ def smooth(images: tf.Tensor, *, sigma: float) -> tf.Tensor:
 
 @functools.cache
 def _taps(channels: int) -> Callable:
-    def taps(x, centre, side):
+    def taps(x: tf.Tensor, centre: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
         x = centre * x[:, 1:-1] + side * (x[:, :-2] + x[:, 2:])
         return centre * x[..., channels:-channels] + side * (
             x[..., : -2 * channels] + x[..., 2 * channels :]
@@ -145,7 +145,7 @@ def _draw(
 ) -> tf.Tensor:
     margin, (height, width) = layout.margin, layout.shape[:2] if len(layout.shape) > 1 else (0, 0)
 
-    def turned(images):
+    def turned(images: tf.Tensor) -> tf.Tensor:
         return (
             tf.cond(mirrored, lambda: tf.reverse(images, [2]), lambda: images)
             if layout.flip and mirrored is not None
@@ -153,7 +153,7 @@ def _draw(
         )
 
     @tf.custom_gradient
-    def drawn(canvas):
+    def drawn(canvas: tf.Tensor) -> tuple[tf.Tensor, Callable]:
         images = canvas
         if layout.padding:
             images = tf.slice(
@@ -167,7 +167,7 @@ def _draw(
         images = turned(images)
         images = smooth(images, sigma=layout.smoothing) if layout.smoothing else images
 
-        def gradient(upstream):
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
             back = upstream
             if layout.smoothing:
                 back = smooth(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -100,8 +101,8 @@ def _sums(x: tf.Tensor, shift: np.ndarray | None) -> tuple[tf.Tensor, tf.Tensor]
     affine = fused(_affine) if _is_large(x) else _affine
 
     @tf.custom_gradient
-    def sums(x):
-        def gradient(by_sum, by_square):
+    def sums(x: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
+        def gradient(by_sum: tf.Tensor, by_square: tf.Tensor) -> tf.Tensor:
             rows = tf.reshape(x, [-1, repeat * channels])
             factor, offset = _slope(by_sum, by_square, shift, repeat)
             return tf.reshape(affine(rows, factor, offset), tf.shape(x))
@@ -133,7 +134,7 @@ def _shifted_sums(x: tf.Tensor, shift: np.ndarray | None) -> tuple[tf.Tensor, tf
     return _total(ones, values, channels), 0.5 * _total(ones, squares, channels)
 
 
-def _image_sums(rows, shift):
+def _image_sums(rows: tf.Tensor, shift: tf.Tensor | float) -> tuple[tf.Tensor, tf.Tensor]:
     d = rows - shift
     return tf.reduce_sum(d, 0), tf.reduce_sum(tf.square(d), 0)
 
@@ -164,10 +165,10 @@ def normalize(
     )
 
     @tf.custom_gradient
-    def normalized(x):
+    def normalized(x: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
         rows = tf.reshape(x, [-1, repeat * channels])
 
-        def gradient(upstream, by_sum, by_square):
+        def gradient(upstream: tf.Tensor, by_sum: tf.Tensor, by_square: tf.Tensor) -> tf.Tensor:
             factor, constant = _slope(by_sum, by_square, needed, repeat)
             return tf.reshape(
                 backward(
@@ -198,8 +199,8 @@ def with_sums(
     backward = fused(_sums_gradient) if _is_large(x) else _sums_gradient
 
     @tf.custom_gradient
-    def summed(x):
-        def gradient(upstream, by_sum, by_square):
+    def summed(x: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
+        def gradient(upstream: tf.Tensor, by_sum: tf.Tensor, by_square: tf.Tensor) -> tf.Tensor:
             rows, above = (tf.reshape(v, [-1, repeat * channels]) for v in (x, upstream))
             factor, constant = _slope(by_sum, by_square, needed, repeat)
             return tf.reshape(backward(above, rows, factor, constant), tf.shape(x))
@@ -227,8 +228,8 @@ def relu_with_sums(
     )
 
     @tf.custom_gradient
-    def rectified(x):
-        def gradient(upstream, by_sum, by_square):
+    def rectified(x: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable]:
+        def gradient(upstream: tf.Tensor, by_sum: tf.Tensor, by_square: tf.Tensor) -> tf.Tensor:
             rows, above = (tf.reshape(v, [-1, repeat * channels]) for v in (x, upstream))
             factor, constant = _slope(by_sum, by_square, needed, repeat)
             if _is_large(x):
@@ -253,19 +254,25 @@ def moved_sums(
     return moved, factor**2 * squares + 2.0 * offset * factor * total + count * offset**2, count
 
 
-def _affine(rows, scales, offsets):
+def _affine(rows: tf.Tensor, scales: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
     return rows * scales + offsets
 
 
-def _affine_gradient(upstream, rows, scales, factor, constant):
+def _affine_gradient(
+    upstream: tf.Tensor, rows: tf.Tensor, scales: tf.Tensor, factor: tf.Tensor, constant: tf.Tensor
+) -> tf.Tensor:
     return upstream * scales + (rows * factor + constant)
 
 
-def _sums_gradient(upstream, rows, factor, constant):
+def _sums_gradient(
+    upstream: tf.Tensor, rows: tf.Tensor, factor: tf.Tensor, constant: tf.Tensor
+) -> tf.Tensor:
     return upstream + (rows * factor + constant)
 
 
-def _relu_sums_gradient(upstream, rows, factor, constant, cap):
+def _relu_sums_gradient(
+    upstream: tf.Tensor, rows: tf.Tensor, factor: tf.Tensor, constant: tf.Tensor, cap: tf.Tensor
+) -> tf.Tensor:
     passed = tf.where((rows > 0.0) & (rows < cap), upstream, 0.0)
     return passed + (rows * factor + constant)
 

@@ -10,6 +10,7 @@ which is what makes edges, bursts and peaks.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -355,7 +356,7 @@ def drawn(canvas: tf.Tensor, units: CanvasUnits) -> tf.Tensor:
     high = np.minimum(units.offset + units.reach, 1.0).astype(np.float32)
 
     @tf.custom_gradient
-    def clipped(values):
+    def clipped(values: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
         return tf.minimum(tf.maximum(values, low), high), lambda upstream: upstream
 
     return clipped(

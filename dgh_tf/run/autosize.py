@@ -81,7 +81,7 @@ def activation_ranges(
     ]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def ends(*batch):
+    def ends(*batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         tapped = network.forward(list(batch))
         flat = [
             tf.reshape(tf.cast(x, tf.float32), [tf.shape(batch[0])[0], -1])

@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dgh_tf.common.run_folder import differences
@@ -102,7 +102,7 @@ def meet(
 
 
 @contextlib.contextmanager
-def _listening(job: Job):
+def _listening(job: Job) -> Iterator[socket.socket]:
     """A socket at this worker's own port: taken by every worker, if only to see that it is free."""
     port = job.addresses[job.index][1]
     both = socket.has_dualstack_ipv6()

@@ -8,11 +8,15 @@ import json
 import pathlib
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from dgh_tf.common import console
 from dgh_tf.common.files import atomic_write, naming
 from dgh_tf.common.run_folder import read_metrics
 from dgh_tf.run.tensorboard import Summaries
+
+if TYPE_CHECKING:
+    from dgh_tf.generation.update import Progress
 
 
 class Metrics:
@@ -41,7 +45,7 @@ class Metrics:
             if key not in ("step", "rate")
         }
 
-    def add(self, progress) -> None:
+    def add(self, progress: Progress) -> None:
         """A report from within a step that was told of already is left out."""
         if self.rows and self.rows[-1]["step"] == progress.step:
             return
@@ -122,7 +126,7 @@ class ProgressBar:
         if self._bar:
             self._bar.close()
 
-    def show(self, progress) -> None:
+    def show(self, progress: Progress) -> None:
         label, name = self._figure
         figure = f"{label} {progress.losses[name]:.4g}"
         text = f"{progress.rate:.0f} images*steps/s, {figure}"

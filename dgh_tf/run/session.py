@@ -10,6 +10,7 @@ import pathlib
 import signal
 import time
 import warnings
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -186,7 +187,7 @@ def _strategy(
 
 
 @contextlib.contextmanager
-def _said_warnings():
+def _said_warnings() -> Iterator[None]:
     """Warnings of damaged checkpoints as lines for the user."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -259,7 +260,7 @@ class _Pause:
         return time.monotonic() >= self._next
 
     @contextlib.contextmanager
-    def measured(self):
+    def measured(self) -> Iterator[None]:
         began = time.monotonic()
         yield
         took = time.monotonic() - began

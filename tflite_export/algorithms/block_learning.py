@@ -209,7 +209,7 @@ def learn(
     moments = [tf.Variable(tf.zeros_like(v)) for v in variables.all for _ in range(2)]
     drop = learning.drop
 
-    def step(number, *tensors):
+    def step(number: tf.Tensor, *tensors: tf.Tensor) -> tf.Tensor:
         floats, quantized, targets = tf.nest.pack_sequence_as(data, tensors)
         feeds = {
             i: tf.where(

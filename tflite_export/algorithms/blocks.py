@@ -80,7 +80,7 @@ def advance(
 
     read, made = outside(graph, span)
 
-    def forward(*tensors):
+    def forward(*tensors: tf.Tensor) -> list[tf.Tensor]:
         outputs = run(
             graph,
             dict(zip(read, tensors, strict=True)),

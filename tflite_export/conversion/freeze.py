@@ -253,7 +253,7 @@ def save_frozen(
 
     order: list[str] = []
 
-    def called(*tensors):
+    def called(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         functional = _is_functional(model)
         packed = (
             tf.nest.pack_sequence_as(symbolic_input(model), tensors)
@@ -262,7 +262,7 @@ def save_frozen(
         )
         return named_outputs(model, model(packed, training=False))
 
-    def named(*tensors):
+    def named(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = called(*tensors)
         order[:] = outputs
         traced = zip(file_names(order, side="output"), outputs.values(), strict=True)
@@ -292,7 +292,7 @@ def save_frozen(
             convert_variables_to_constants_v2(traced), activation_bits=activation_bits
         )
 
-    def signature(*tensors):
+    def signature(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         # identity: a name of its own for every output, also when two outputs are one tensor
         return {
             name: tf.identity(value) for name, value in zip(names, frozen(*tensors), strict=True)

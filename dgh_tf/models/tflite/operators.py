@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from dgh_tf.models.tflite.model import Operator
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# Tensors, integer arrays for axes and shapes, None for an input that is left out
+_Inputs: TypeAlias = Sequence[Any]
+# The operator's own, by the names of the schema
+_Options: TypeAlias = Mapping[str, Any]
+# From TensorFlow, inputs and options to the output or outputs
+_Kernel: TypeAlias = Callable[[ModuleType, _Inputs, _Options], Any]
 
 
 def activate(x: Any, kind: str) -> Any:
@@ -24,18 +35,18 @@ def activate(x: Any, kind: str) -> Any:
     return functions[kind](x)
 
 
-def _padding(o) -> str:
+def _padding(o: _Options) -> str:
     return "VALID" if o["padding"] else "SAME"
 
 
-def _conv(tf, x, o):
+def _conv(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     strides, dilations = (o["strideH"], o["strideW"]), (o["dilationHFactor"], o["dilationWFactor"])
     filters = tf.transpose(x[1], (1, 2, 3, 0))  # from [out, height, width, in]
     y = tf.nn.conv2d(x[0], filters, strides, _padding(o), dilations=dilations)
     return y if x[2] is None else y + x[2]
 
 
-def _depthwise(tf, x, o):
+def _depthwise(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     channels, (height, width, outputs) = x[0].shape[-1], x[1].shape[1:]
     filters = tf.reshape(x[1], (height, width, channels, outputs // channels))
     strides, dilations = (
@@ -46,7 +57,7 @@ def _depthwise(tf, x, o):
     return y if x[2] is None else y + x[2]
 
 
-def _dense(tf, x, o):
+def _dense(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     y = tf.matmul(tf.reshape(x[0], (-1, x[1].shape[1])), x[1], transpose_b=True)
     y = y if len(x) < 3 or x[2] is None else y + x[2]
     return (
@@ -56,7 +67,7 @@ def _dense(tf, x, o):
     )
 
 
-def _transpose_conv(tf, x, o):
+def _transpose_conv(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     shape = tf.concat([tf.shape(x[2])[:1], x[0][1:]], 0)  # the file's shape has batch 1
     y = tf.nn.conv2d_transpose(
         x[2], tf.transpose(x[1], (1, 2, 0, 3)), shape, (o["strideH"], o["strideW"]), _padding(o)
@@ -64,13 +75,13 @@ def _transpose_conv(tf, x, o):
     return y if len(x) < 4 or x[3] is None else y + x[3]
 
 
-def _pool(function):
+def _pool(function: str) -> _Kernel:
     return lambda tf, x, o: getattr(tf.nn, function)(
         x[0], (o["filterHeight"], o["filterWidth"]), (o["strideH"], o["strideW"]), _padding(o)
     )
 
 
-def _concatenation(tf, x, o):
+def _concatenation(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     batch = (
         tf.reduce_max([tf.shape(v)[0] for v in x])
         if o["axis"] not in (0, -len(x[0].shape))
@@ -82,7 +93,7 @@ def _concatenation(tf, x, o):
     return tf.concat(same, o["axis"])
 
 
-def _strided_slice(tf, x, o):
+def _strided_slice(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     masks = {
         name: o[f"{name}Mask"] for name in ("begin", "end", "ellipsis", "newAxis", "shrinkAxis")
     }
@@ -102,16 +113,16 @@ def _strided_slice(tf, x, o):
     )
 
 
-def _slice(tf, x, o):
+def _slice(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     return tf.slice(x[0], x[1], np.concatenate([[-1], x[2][1:]]))
 
 
-def _reshape(tf, x, o):
+def _reshape(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     shape = o["output_shape"]  # the file's, with batch 1
     return tf.reshape(x[0], (-1, *shape[1:])) if shape else tf.reshape(x[0], ())
 
 
-def _resize(function):
+def _resize(function: str) -> _Kernel:
     return lambda tf, x, o: getattr(tf.raw_ops, function)(
         images=x[0],
         size=x[1],
@@ -120,27 +131,27 @@ def _resize(function):
     )
 
 
-def _mirror_pad(tf, x, o):
+def _mirror_pad(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     return tf.pad(x[0], x[1], "SYMMETRIC" if o["mode"] else "REFLECT")
 
 
-def _reduce(function):
+def _reduce(function: str) -> _Kernel:
     return lambda tf, x, o: getattr(tf, function)(x[0], np.atleast_1d(x[1]), keepdims=o["keepDims"])
 
 
-def _unary(function):
+def _unary(function: Callable[[ModuleType, tf.Tensor], tf.Tensor]) -> _Kernel:
     return lambda tf, x, o: function(tf, x[0])
 
 
-def _binary(function):
+def _binary(function: str) -> _Kernel:
     return lambda tf, x, o: getattr(tf, function)(x[0], x[1])
 
 
-def _broadcast_to(tf, x, o):
+def _broadcast_to(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     return tf.broadcast_to(x[0], tf.concat([tf.maximum(tf.shape(x[0])[:1], x[1][:1]), x[1][1:]], 0))
 
 
-def _strided_slice_as_is(tf, x, o):
+def _strided_slice_as_is(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     return tf.strided_slice(
         x[0],
         x[1],
@@ -154,13 +165,13 @@ def _strided_slice_as_is(tf, x, o):
     )
 
 
-def _reshape_as_is(tf, x, o):
+def _reshape_as_is(tf: ModuleType, x: _Inputs, o: _Options) -> tf.Tensor:
     return tf.reshape(x[0], o["output_shape"])
 
 
 # operator -> function(tensorflow, inputs, options) -> output or list of outputs; the fused
 # activation comes after. To add an operator, add a line.
-KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: dict[str, _Kernel] = {
     "CONV_2D": _conv,
     "DEPTHWISE_CONV_2D": _depthwise,
     "FULLY_CONNECTED": _dense,
@@ -224,7 +235,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
 
 
 # the same for one image alone, at exactly the file's shapes: no axis is taken for the batch
-_ALONE: dict[str, Callable[..., Any]] = {
+_ALONE: dict[str, _Kernel] = {
     "RESHAPE": _reshape_as_is,
     "SQUEEZE": _reshape_as_is,
     "EXPAND_DIMS": _reshape_as_is,

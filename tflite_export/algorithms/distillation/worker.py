@@ -21,9 +21,12 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 from tflite_export.conversion.worker import main
 
@@ -98,7 +101,9 @@ def _observing() -> Iterator[None]:
     names = ("MovingAvgQuantize", "AllValuesQuantize", "LastValueQuantize")
     kept = {name: getattr(quant_ops, name) for name in names}
 
-    def observe(inputs, min_var, max_var, **_):
+    def observe(
+        inputs: tf.Tensor, min_var: tf.Variable, max_var: tf.Variable, **_: Any
+    ) -> tf.Tensor:
         import tensorflow as tf
 
         min_var.assign(tf.minimum(min_var, tf.reduce_min(inputs)))
@@ -215,7 +220,7 @@ def _adam(
 
     slots = [(tf.Variable(tf.zeros_like(v)), tf.Variable(tf.zeros_like(v))) for v in variables]
 
-    def update(gradients, rate, number):
+    def update(gradients: list[tf.Tensor], rate: tf.Tensor, number: tf.Tensor) -> None:
         for variable, unit, (mean, square), g in zip(
             variables, units, slots, gradients, strict=True
         ):
@@ -245,7 +250,7 @@ def train(student: Any, teacher: Any, arrays: list[np.ndarray], request: Request
     update = _adam(variables, grid_units(student, variables, weight_bits=request.weight_bits))
 
     @tf.function(reduce_retracing=True)
-    def step(batch, rate, number):
+    def step(batch: list[tf.Tensor], rate: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
         targets = _as_list(teacher(batch, training=False))
         with tf.GradientTape() as tape:
             answers = _as_list(student(batch, training=True))
