@@ -91,8 +91,11 @@ def compare(
     """The layers of one file per calibration, measured on the same images.
 
     Args:
-      model: Keras model. calibrations: images [number, ...] in model input units by name. images:
-        to measure on, in the same form.
+      model: Keras model, left unchanged.
+      calibrations: by name, images [number, ...] in the model's input units.
+      images: to measure on, in the same form as those of one calibration.
+      scheme: one of tflite_export.tflite.schemes.SCHEMES.
+      algorithm: one of tflite_export.quantization.NAMES.
     Returns: as tflite_export.verdict.side_by_side, the worst layers first.
     Raises: ValueError as tflite_export.algorithms.quantize.
     """

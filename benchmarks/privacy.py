@@ -87,8 +87,8 @@ def compare(training: np.ndarray, others: dict[str, np.ndarray]) -> list[dict]:
     """Rows of nearest-neighbour distances to the training images, by space and kind of images.
 
     Args:
-      training: float [N, H, W, C] or any shape (then without shifts). others: kind -> the same;
-        "unseen" is the measure.
+      training: float [N, H, W, C] or any shape (then without shifts).
+      others: kind -> the same; "unseen" is the measure.
     Returns: {"space", "kind", "images", "nearest", "p5", "median", "closer_than_unseen"}: the least
       distance, its 5 per cent quantile, its median, and the share of images closer than the closest
       unseen one.

@@ -69,8 +69,9 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
     """Why images cannot judge a file; empty where they can.
 
     Args:
-      network: dgh_tf.network.Network. images: to be checked. unstretched: images of the same model
-        with matched statistics and outputs as they come.
+      network: dgh_tf.network.Network.
+      images: to be checked.
+      unstretched: images of the same model with matched statistics and outputs as they come.
     Returns: sentences. Images far from the running statistics (noise, wrong units) and images that
       leave the outputs no wider than unstretched ones do are found; nothing here tells good images
       from better ones.

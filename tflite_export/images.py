@@ -53,8 +53,11 @@ def generate_into(
     The page of the folder is left to the conversion, which tells of its file there.
 
     Args:
-      config: of the images that calibrate; some more are made to judge. model, loaded, how: see
-        `dgh_tf.generate_to`.
+      folder: made where it is missing.
+      config: of the images that calibrate; some more are made to judge.
+      model: what `dgh_tf.load_model` takes.
+      loaded: the Keras model that it names.
+      **how: more options of `dgh_tf.generate_to`.
     Raises: what `dgh_tf.generate_to` raises.
     """
     # both sets share the range and the traces of one model

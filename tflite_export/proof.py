@@ -28,9 +28,12 @@ def proof(
     """What F.json holds. Raises IntegerError when the file is not fully integer.
 
     Args:
+      tflite: the integer file.
+      scheme: one of SCHEMES, whose types the file's ends must have.
       float_weight_bytes: size of the model's weights as float32, for comparison.
-      images: that calibrated the file. calibration_sha256: of them. model_sha256: of the model's
-        file, None for a model that came as an object.
+      images: that calibrated the file, [images, ...], or a dict by input name.
+      calibration_sha256: of them.
+      model_sha256: of the model's file, None for a model that came as an object.
     """
     arrays = images if isinstance(images, Mapping) else {"images": images}
     return {

@@ -443,15 +443,19 @@ def quantize(
       images: float32 [number, ...input shape] in the model's input units, or a dict by input name.
         A list of images, a tf.data.Dataset, a generator or a representative_dataset function will
         do as well.
-      scheme: one of SCHEMES. algorithm: one of NAMES.
+      scheme: one of SCHEMES.
+      algorithm: one of NAMES.
       head: "logits" leaves out softmax and sigmoid at the end, so the output is what they took,
         with a scale of its own.
-      seed: of what the algorithm draws at random. say: takes lines of progress. timeout: seconds of
-        each conversion.
+      seed: of what the algorithm draws at random.
+      say: takes lines of progress.
+      timeout: seconds of each conversion.
       float_tflite: the Keras model's file of `to_float_tflite`, where it is made already, so that
         it is not made again.
-      max_kib, min_agreement: of scheme "mixed", one of the two: see `bit_allocation.Limit`.
-      options: of one algorithm alone, such as `steps`.
+      max_kib: of scheme "mixed": the most KiB (1024 bytes) the file may take, or None.
+      min_agreement: of scheme "mixed", instead of max_kib: the agreement with the float model,
+        0..1, that the file should keep; see `bit_allocation.Limit`.
+      **options: of one algorithm alone, such as `steps`.
     Raises:
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
         cannot run. "best" then falls back to minmax and says why under "fallback" in the notes.

@@ -212,15 +212,18 @@ def quantize(
       model: a trained Keras model, which is left unchanged, or the path of one.
       images: that calibrate the file: float32 [number, ...input shape] in the model's input units,
         or a dict by input name. Left out, they are generated from the model.
-      scheme: "int8", "int16x8", "w4a8" or "mixed". algorithm: "best" or one of quantization.NAMES.
+      scheme: "int8", "int16x8", "w4a8" or "mixed".
+      algorithm: "best" or one of quantization.NAMES.
       head: "logits" leaves out a softmax, a sigmoid or a choice (argmax) at the end.
-      seed: of what the algorithm draws. config: settings of generated images, which have a seed of
-        their own.
+      seed: of what the algorithm draws.
+      config: settings of generated images, which have a seed of their own.
       verbose: progress; "auto" or 1 as Keras shows it, 0 is silent.
-      max_kib, min_agreement: of scheme "mixed", one of the two: the size of the file in KiB, or the
-        agreement with the float model, 0..1, that the smallest file should keep. Without
-        both: three quarters of what 4 bits everywhere save.
-      timeout: seconds of each conversion. options: of one algorithm alone, such as steps=300.
+      timeout: seconds of each conversion.
+      max_kib: of scheme "mixed": the most KiB (1024 bytes) the file may take.
+      min_agreement: of scheme "mixed", instead of max_kib: the agreement with the float model,
+        0..1, that the smallest file should keep. Without both: three quarters of what 4 bits
+        everywhere save.
+      **options: of one algorithm alone, such as steps=300.
     Raises:
       ValueError: unknown names, bad images, or a model that cannot be quantized like this.
       TypeError: no model. ConversionError: the converter failed. IntegerError: something stayed

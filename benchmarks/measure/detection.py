@@ -60,7 +60,9 @@ def mean_average_precision(
     (pycocotools).
 
     Args:
-      detector, raw, images: as for `decode`.
+      detector: as for `decode`.
+      raw: the model's raw heads by output name, as for `decode`.
+      images: [N, height, width, channels]; only the shape counts.
       truth: {"boxes": [N, K, 4] in pixels (left, top, right, bottom), "classes": [N, K]}, padded
         with -1.
 

@@ -52,6 +52,7 @@ def statistics_gaps(
     Args:
       network: dgh_tf.network.Network of the model.
       images: float32 [images, ...] in the model's input units and layout, or a dict by input name.
+      batch_size: images at once.
     """
     import tensorflow as tf
 

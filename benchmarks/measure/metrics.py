@@ -77,7 +77,8 @@ def range_coverage(real: np.ndarray, other: np.ndarray) -> np.ndarray:
     off.
 
     Args:
-      real, other: ranges of the same tensors, float [tensors, 2] as (low, high) with low <= high.
+      real: ranges on real images, float [tensors, 2] as (low, high) with low <= high.
+      other: ranges of the same tensors on other images, in the same form.
 
     Returns:
       float64 [tensors]. A real range of width 0 is covered (1) where its point lies inside, else 0.

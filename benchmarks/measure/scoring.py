@@ -24,10 +24,11 @@ def scorer(
     """The scores that a model's outputs on an evaluation set allow.
 
     Args:
-      x: the set's images [images, ...]. reference: the float model's outputs for them, by output
-        name.
+      model: the Keras model; one with decode_predictions can be scored by its boxes.
+      x: the set's images [images, ...].
       truth: class indices, int [images]; boxes as `benchmarks.detection` takes them; or None for
         images alone.
+      reference: the float model's outputs for them, by output name.
 
     Returns:
       A function from outputs by name to scores (top1 and agreement; map; agreement and iou of

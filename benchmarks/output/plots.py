@@ -54,8 +54,10 @@ def scores(
     (or above, where less is better) stands at the edge as an arrow with its value.
 
     Args:
-      rows: result rows. columns: field -> axis label. reference: field -> value of a dashed line
-        (the float model's).
+      rows: result rows.
+      path: of the .png file to write.
+      columns: field -> axis label.
+      reference: field -> value of a dashed line (the float model's).
     """
     from matplotlib.figure import Figure
 
@@ -180,8 +182,9 @@ def range_ratios(
     of execution. Below 1 values of real images are cut off, above 1 integers are left unused.
 
     Args:
-      real: tensor -> (low, high). others: source -> the same. Tensors missing on one side are left
-        out.
+      real: tensor -> (low, high).
+      others: source -> the same. Tensors missing on one side are left out.
+      path: of the .png file to write.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
@@ -219,7 +222,9 @@ def size_curves(
     band from the worst to the best seed.
 
     Args:
-      rows: result rows with source, num_images, seed. columns: field -> axis label.
+      rows: result rows with source, num_images, seed.
+      path: of the .png file to write.
+      columns: field -> axis label.
       lines: field -> {label: value} of reference lines.
     """
     from matplotlib.figure import Figure

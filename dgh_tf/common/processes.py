@@ -55,10 +55,15 @@ def start(
     """Starts `python -m module arguments` tied to this process. Hand it to `end` when it is done.
 
     Args:
+      module: name of the module to run, such as "ethosu.vela".
       reads_input: the module reads its standard input itself and ends when that does; else the
         input serves the tie alone.
-      environment: variables beside this process's own. folder: to run in; None for this one's.
+      environment: variables beside this process's own.
+      folder: to run in; None for this one's.
       python: an interpreter of another environment; None for this process's own.
+      stdout: a file, or a constant of subprocess.
+      stderr: as stdout.
+      *arguments: of its command line.
     """
     variables = {**os.environ, **(environment or {})}
     search = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
@@ -110,8 +115,13 @@ def run(
     """Runs `python -m module arguments` to its end, tied to this process.
 
     Args:
-      timeout: seconds after which it is killed; None waits for ever. on_line: gets each line of its
-        standard output as it comes.
+      module: name of the module to run.
+      timeout: seconds after which it is killed; None waits for ever.
+      environment: as for `start`.
+      folder: as for `start`.
+      python: as for `start`.
+      on_line: gets each line of its standard output as it comes.
+      *arguments: of its command line.
     Raises: TimeoutError, after which the child and all that it started are gone.
 
     Example: `run("ethosu.vela", "--version").stdout`

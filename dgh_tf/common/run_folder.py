@@ -227,7 +227,9 @@ def clean(folder: pathlib.Path, *, worker: int, finished: bool) -> None:
     """Removes what killed runs left in the folder, which this process must have locked.
 
     Args:
-      worker: only files of this one. finished: the run is, so that its checkpoints go too.
+      folder: of the run.
+      worker: only files of this one.
+      finished: the run is, so that its checkpoints go too.
     """
     checkpoints = checkpoint_folder(folder, worker)
     left = [folder / store_name(worker), *checkpoints.glob(".visit-*")]

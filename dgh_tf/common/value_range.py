@@ -166,6 +166,7 @@ def remedy(placement: Placement, *, preprocess: str | None, input_range: str | N
     """What to do, naming the flags of a command: None for one that it does not have.
 
     Args:
+      placement: where the values lie, and the mapping that would put them right.
       preprocess: such as "--preprocess", or as it was given where the values are its result:
         "--preprocess=unit".
       input_range: such as "--input_range".
@@ -198,11 +199,13 @@ def check_units(
     """A warning for images that look odd in a range, or None.
 
     Args:
-      images: [n, ..., channels] in model units. known: the range, None where it is not known.
+      images: [n, ..., channels] in model units.
+      known: the range, None where it is not known.
       what: the images' name for messages, such as "--real=x.npz".
       gap: asked only where values look wrong: how far the first BatchNorm layers' statistics of
         images are from the running statistics; None where the model cannot tell.
-      preprocess, input_range: as `remedy` takes them.
+      preprocess: as `remedy` takes it.
+      input_range: as `remedy` takes it.
     Raises: ValueError for images that cannot be in the range: beyond a firm one, or beyond one that
       was found from statistics, where the statistics of the images are not the model's either.
     """

@@ -213,9 +213,12 @@ def objective(
     Args:
       pooled: moments of the whole set [2, channels of all layers], of which this batch's share
         carries the gradient; of the batch alone where statistics are not pooled.
+      seen: what the forward pass of this batch showed.
+      problem: what the run minimizes.
       limits: the spread up to which each head is stretched, float32 [heads], in logit units; 0
         before it is known.
-      size, set_images: images in the batch, and those that share the pooled statistics, float32.
+      size: images in the batch, float32 scalar.
+      set_images: images that share the pooled statistics, float32 scalar.
       stretch_weight: of each head's output loss, float32.
     Returns: the value to differentiate, and figures of the step (gaps, spreads in logit units, the
       loss per image).

@@ -78,7 +78,8 @@ def load_hint(
         uint8 arrays hold pixels, 0..255, which stand for `low` to `high`; other arrays are in model
         input units already.
       shape: (height, width, channels) of the input, or any other shape for arrays.
-      low, high: the valid input range in model units, one value or one per channel.
+      low: lower end of the valid input range in model units, one value or one per channel.
+      high: upper end, in the same form.
       bounded: refuse values outside it.
     Returns: float32 [images, *shape] in model input units, channels last.
     Raises: FileNotFoundError; ValueError for another number, another shape, values outside the

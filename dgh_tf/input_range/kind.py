@@ -17,6 +17,7 @@ def input_signals(
     """Every input that is no picture as a matrix of time and columns; None for a picture.
 
     Args:
+      network: the model.
       kind: image, spectrogram, sequence or vector for all inputs; auto tells it from the shape that
         the first layer with a kernel sees, which may come after a Reshape.
       stored: whether the inputs are stored bytes or scaled by a layer, as pictures of one channel

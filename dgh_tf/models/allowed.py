@@ -141,7 +141,8 @@ def require_allowed(config: Any, *, path: str, custom: Callable[[str], bool]) ->
     """Refuses a config that names what is on no list, or that is made to grow without end.
 
     Args:
-      config: parsed JSON. path: the file, for messages.
+      config: parsed JSON.
+      path: the file, for messages.
       custom: whether the running program registered a class or function under this name itself.
     Raises: ValueError naming the class, function, module or limit.
     """

@@ -57,8 +57,9 @@ def require_images_apart(
     give something else.
 
     Args:
-      apart: the outputs of each of some images by name, [1, ...]. together: the same of all of
-        them, [images, ...].
+      model: Keras model, for its name in messages.
+      apart: the outputs of each of some images by name, [1, ...].
+      together: the same of all of them, [images, ...].
     Raises: ValueError naming the output.
     """
     for name, values in together.items():

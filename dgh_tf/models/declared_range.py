@@ -56,7 +56,8 @@ def declared_ranges(
     with weights comes before.
 
     Args:
-      model: Keras 3 or tf_keras model. shapes: of its inputs, without the batch.
+      model: Keras 3 or tf_keras model.
+      shapes: of its inputs, without the batch.
       call: from a list of input tensors, in order, to the model's outputs.
     """
     told = tflite_model.scalings(model)

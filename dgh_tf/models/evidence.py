@@ -33,7 +33,8 @@ def tell_evidence(norms: Sequence[Any], reached: Sequence[BatchNorm], *, asked: 
     """The evidence of a model.
 
     Args:
-      norms: all its BN layers. reached: those that a forward pass uses.
+      norms: all its BN layers.
+      reached: those that a forward pass uses.
       asked: False where the statistics are to be left out on purpose.
     """
     total = len(norms)

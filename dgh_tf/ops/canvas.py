@@ -116,7 +116,9 @@ def augment(canvas: tf.Tensor, layout: Layout, *, seed: tf.Tensor) -> tf.Tensor:
     can come back.
 
     Args:
-      canvas: float32 [batch, *layout.canvas_shape]. seed: int32 [2], the only source of randomness.
+      canvas: float32 [batch, *layout.canvas_shape].
+      layout: how the input is drawn: its shape, padding, smoothing and flips.
+      seed: int32 [2], the only source of randomness.
     Returns: float32 [batch, *layout.shape] within [-1, 1].
     """
     # twice the offsets, so that each is even or odd equally often: the coin of the mirroring is

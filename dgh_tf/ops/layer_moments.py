@@ -31,6 +31,7 @@ def layer_sums(
 
     Args:
       calls: (index of the layer, its input), in any order.
+      layers: in the order of the indices; their axis is that of the channels.
       shifts: of each layer, float32 [channels], see `channel_sums`.
       known: for each call the sums where they are known already, else None.
     """

@@ -25,9 +25,11 @@ def moment_gap(
 
     Args:
       observed: pooled moments, float32 [channels].
-      mean, variance: running statistics, float32 [channels].
+      mean: running mean, float32 [channels].
+      variance: running variance, float32 [channels].
       epsilon: the BN layer's own; added to both variances before the root, so dead channels neither
         divide by zero nor dominate.
+      std_weight: weight of the gap of standard deviations against that of means, 0 or above.
     Returns: float32 scalar; 0 means equal, 1 that means are one standard deviation off.
     """
     scale = tf.sqrt(variance + epsilon)

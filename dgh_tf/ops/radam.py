@@ -26,9 +26,13 @@ def radam(
     an unadapted step would depend on the gradient's scale, which here means on the image's size.
 
     Args:
-      gradient, first, second: float32, one shape. first and second start at 0.
-      step: int32 scalar counted from 0. rate: float32 scalar.
-      beta1, beta2: weight of the past in the running means of the gradient and of its square, 0..1.
+      gradient: of the loss by the variable, float32.
+      first: running mean of the gradient, of its shape; starts at 0.
+      second: running mean of the squared gradient, of its shape; starts at 0.
+      step: int32 scalar counted from 0.
+      rate: learning rate, float32 scalar.
+      beta1: weight of the past in `first`, 0..1.
+      beta2: weight of the past in `second`, 0..1.
     Returns: the change to add to the variable, and the new first and second slots.
     """
     t = tf.cast(step + 1, tf.float32)

@@ -154,6 +154,8 @@ def fit_powers(
     Args:
       gains: power that a filter passes of each atom at power 1, [filters, atoms].
       observed: power that each filter has seen, [filters], above 0.
+      prior: powers expected before anything is seen, [atoms]; only their ratios count.
+      rounds: updates to make.
     """
     relative = gains / observed[:, None]
     power = prior / np.median(relative @ prior)

@@ -71,8 +71,9 @@ def activation_ranges(
     """Lowest and highest value of each image in every BN layer's input and every head's logits.
 
     Args:
-      network: dgh_tf.network.Network. images: of every input float32 [images, ...] in model units
-        and the model's layout.
+      network: dgh_tf.network.Network.
+      images: of every input float32 [images, ...] in model units and the model's layout.
+      batch_size: images at once.
     Returns: low, high: float32 [images, tensors].
     """
     arrays = [
@@ -140,7 +141,8 @@ def choose(
     Args:
       measure: runs (images, steps) and says what it gave; called with the same arguments again it
         may answer from memory.
-      num_images, steps: None to choose, else as they are.
+      num_images: size of the set; None to choose it.
+      steps: of generation; None to choose them.
       budget_seconds: no attempt begins that is expected to end later than this, except the first;
         0: no limit.
     """

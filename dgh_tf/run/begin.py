@@ -27,8 +27,12 @@ def begin(
     before they start TensorFlow.
 
     Args:
-      folder: locked. sha256: of the model. output_dir: the folder as the user gave it, which all
-        workers must share.
+      request: where the run's parts come from and how it goes on.
+      folder: of the run, locked by this process.
+      config: settings of the run.
+      sha256: of the model.
+      job: the workers, and which of them this process is.
+      output_dir: the folder as the user gave it, which all workers must share.
     Raises: ValueError for a folder with another run.
     """
     identity = run_folder.run_identity(sha256, config, real_hint=request.real_hint)

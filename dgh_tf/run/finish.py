@@ -34,8 +34,13 @@ def finish(
     """Writes what the run leaves in `folder`, the manifest last.
 
     Args:
-      folder: None for a worker that only takes part in what all must compute together.
-      model, command: as the user gave them. seconds: that the steps took.
+      generator: after its last step.
+      folder: to write to; None for a worker that only takes part in what all must compute together.
+      model: as the user gave it.
+      identity: see `run_folder.run_identity`.
+      metrics: figures of the steps.
+      seconds: that the steps took.
+      command: as the user gave it.
       with_page: whether report.html is among it.
     """
     total = sum(generator.sizes[k] for k in generator.batches)

@@ -79,8 +79,10 @@ def meet(
     """Returns when all workers of the job are there and run the same; at once for a job of one.
 
     Args:
-      identity: what must be equal, as `run_folder.run_identity` tells it. say: gets a line while
-        this waits.
+      job: the workers, and which of them this process is.
+      identity: what must be equal, as `run_folder.run_identity` tells it.
+      wait_seconds: for all workers together.
+      say: gets a line while this waits.
     Raises:
       ValueError: another worker runs something else: the same on every worker. TimeoutError: one
         did not come. OSError: this worker's port is in use.

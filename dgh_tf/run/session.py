@@ -51,8 +51,11 @@ def run(
     """Goes from the last checkpoint, or the start, to the end of a run.
 
     Args:
-      folder: locked, without a finished run. identity: see `run_folder.run_identity`; the number of
-        replicas joins it. job: worker 0 alone writes what the run leaves.
+      request: where the run's parts come from and how it goes on.
+      folder: locked, without a finished run.
+      config: settings of the run.
+      identity: see `run_folder.run_identity`; the number of replicas joins it.
+      job: worker 0 alone writes what the run leaves.
     Raises: console.Interrupted where a signal stopped it; what `Generator` and files raise.
     """
     stop = StopSignal()

@@ -35,12 +35,17 @@ def generate_to(  # noqa: PLR0913 - the options of one command
     one goes on from its last checkpoint. Call it in the main thread: a signal saves the run first.
 
     Args:
-      folder: made where it is missing. model, weights, signature,
-        allow_unsafe_deserialization: see `load_model`. config: settings; the defaults where None.
+      folder: made where it is missing.
+      model: what `load_model` takes: a name such as demo, or a path.
+      config: settings; the defaults where None.
+      weights: see `load_model`.
+      signature: see `load_model`.
+      allow_unsafe_deserialization: see `load_model`.
       loaded: what `load_model` gave for this model, so that it is not loaded again; as `Prepared`,
         calls share what does not depend on the settings.
-      flag: the option that gave the folder, for messages. command: for the report. page: whether
-        to draw report.html, which `write_report` draws at any time.
+      flag: the option that gave the folder, for messages.
+      command: for the report.
+      page: whether to draw report.html, which `write_report` draws at any time.
     Returns: float32 [num_images, *input shape] in the model's input units, memory-mapped; a dict by
       input name for several inputs.
     Raises:

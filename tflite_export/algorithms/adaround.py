@@ -33,7 +33,8 @@ def initial_choice(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
     float weights.
 
     Args:
-      weights: float [...]. scales: positive, broadcastable to them.
+      weights: float [...].
+      scales: positive, broadcastable to them.
     Returns: float32 of the weights' shape.
     """
     ratio = np.asarray(weights, np.float64) / scales
@@ -46,7 +47,9 @@ def soft_weights(v: Any, *, floors: Any, scales: Any, limit: int) -> Any:
     differentiable in v.
 
     Args:
-      v: float32 [...]. floors: floor(w / scale) of the same shape. scales: broadcastable to it.
+      v: float32 [...].
+      floors: floor(w / scale) of the same shape.
+      scales: broadcastable to it.
       limit: the largest integer, 2^(b-1) - 1.
     """
     import tensorflow as tf

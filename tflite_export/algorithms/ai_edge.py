@@ -49,8 +49,9 @@ def quantize_with_ai_edge(
     channel.
 
     Args:
-      float_tflite: of `to_float_tflite`. images: float32 [number, ...] by input name, in the
-        model's units.
+      float_tflite: of `to_float_tflite`.
+      images: float32 [number, ...] by input name, in the model's units.
+      scheme: a key of RECIPES.
     Returns: the full-integer file's bytes, int8 or int16 at both ends; the package and its version.
     Raises: ValueError: the package is missing, or has no recipe for the scheme.
     """

@@ -235,9 +235,11 @@ def allocate(
       float_tflite: of `to_float_tflite`, each operator with a bias of its own.
       images: float32 [images, ...] by input name, in the model's input units. One of 4 measures and
         calibrates nothing here, where there are enough.
-      limit: what the file must meet. rule: of the activations' ranges.
+      limit: what the file must meet.
+      rule: of the activations' ranges.
       statistics: whether the model has running statistics: of one without less is expected.
-      say: takes lines of progress and the choice. timeout: seconds of the conversion.
+      say: takes lines of progress and the choice.
+      timeout: seconds of the conversion.
     Raises:
       ValueError: a limit that no choice meets, with what can be reached, or a model without
         weights that can have 4 bits.

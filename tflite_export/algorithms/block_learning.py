@@ -199,9 +199,14 @@ def learn(
     """Optimizes the rounding of a block's weights, and its biases.
 
     Args:
-      constants: of the blocks before, quantized. floats, quantized: what the block reads, in float
-        and as the quantized blocks before it give it. targets: what it gives in float.
+      learning: what holds for all blocks of the model.
+      block: what is optimized here.
+      constants: of the blocks before, quantized, by tensor index.
+      floats: what the block reads in float, by tensor index.
+      quantized: the same as the quantized blocks before it give it.
+      targets: what the block gives in float, by tensor index.
       scale: the error that counts as 1.
+      seed: of the choice of images and of what stays in float at each step.
     """
     import tensorflow as tf
 

@@ -171,15 +171,19 @@ def reconstruct(
     float.
 
     Args:
-      graph: of `read_graph`. images: float32 [images, ...] in the model's input units, or a dict by
-        input name.
+      graph: from `read_graph`.
+      images: float32 [images, ...] in the model's input units, or a dict by input name.
       ranges: of `collect_ranges`, by tensor index; the activations' quantization while learning.
+      weight_bits: of all weights, or by tensor index; 2 to 8.
+      activation_bits: 8 or 16.
       rule: of the weights' scales at the start, see `fake_quant.quantize_weights`.
       constants: floats instead of the file's (equalized weights, corrected biases).
-      steps, batch_size: Adam steps per block, on so many images each. max_layers: see
-        `find_blocks`.
-      drop: share of activations left in float at each step (QDrop); 0 for none. say: takes a line
-        per block.
+      steps: of Adam, per block.
+      batch_size: images of each step.
+      drop: share of activations left in float at each step (QDrop); 0 for none.
+      max_layers: see `find_blocks`.
+      seed: of all that is drawn at random.
+      say: takes a line per block.
     Returns: what `to_tflite_with_ranges` takes as weights and (merged into constants) biases. The
       same for the same seed.
     Raises: ValueError for a graph without weights, or options out of range.

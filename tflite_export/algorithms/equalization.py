@@ -140,6 +140,7 @@ def equalize(
     the second's multiplied.
 
     Args:
+      graph: from `read_graph`.
       images: needed for pairs with a RELU6 between, which are left out without: a channel that
         stays under 6 on these images may be scaled as long as it stays under 6; one that reaches 6
         keeps its scale. So the function is the same on these images, and on others as far as they
@@ -211,10 +212,12 @@ def correct_biases(
     on data).
 
     Args:
+      graph: from `read_graph`.
       images: calibration images, all in memory at once.
       ranges: of `collect_ranges`.
       constants: quantized, of `quantized_constants`.
       float_constants: the floats that were quantized, such as `equalize` returns.
+      activation_bits: 8 or 16.
     Returns:
       float32 biases by tensor index, to be merged into the float constants before
       `to_tflite_with_ranges`.

@@ -256,8 +256,9 @@ def load_calibration(
         searched in depth, in sorted order.
       image_shape: [height, width, channels] of the model's input; needed for a folder of image
         files only.
-      scale, offset: model input = stored value * scale + offset; pixels of image files are stored
-        as 0 .. 255. The images of a generate folder are in model units and stay as they are.
+      scale: model input = stored value * scale + offset; pixels of image files are stored as 0 ..
+        255. The images of a generate folder are in model units and stay as they are.
+      offset: see scale.
     Raises:
       FileNotFoundError: no such source, or a file of a generate folder is missing.
       ValueError: not readable, Python objects inside, changed since generation, or no images in it.

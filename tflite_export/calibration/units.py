@@ -30,9 +30,13 @@ def checked_images(
     without those, its first BatchNorm statistics show values that it was not trained on.
 
     Args:
-      model: Keras 3 or tf_keras model. images: [number, ...] in model units, or a dict by input.
+      model: Keras 3 or tf_keras model.
+      images: [number, ...] in model units, or a dict by input.
+      value_range: lowest and highest valid value, or such by input name; None where it is not
+        known.
       what: the images' name for messages, such as "--calibration=x.npy".
-      preprocess, input_range: the command's flags for both, None where it has none.
+      preprocess: the command's flag for the mapping, None where it has none.
+      input_range: the command's flag for the range, None where it has none.
     Returns: float32 arrays by input name, and warnings for the user.
     Raises: ValueError as `check_calibration`, and for images beyond a range that a layer declares.
     """

@@ -55,6 +55,7 @@ def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> by
     """Runs tflite_export.worker on a prepared folder (see there) and returns the .tflite bytes.
 
     Args:
+      folder: holds what the worker reads; model.tflite is written there.
       timeout: seconds after which the worker is killed; None waits for ever.
     Raises:
       ConversionError: the worker failed, was killed by a signal or took too long; the text has its
@@ -175,6 +176,10 @@ def convert_checked(
     """`to_tflite` for arrays that `check_calibration` gave.
 
     Args:
+      model: Keras 3 or tf_keras model.
+      arrays: float32 [images, ...] by input name, in the model's input units.
+      scheme: a name that `find_scheme` knows.
+      timeout: seconds of each conversion; None waits for ever.
       float_tflite: the model's file of `to_float_tflite`, where it is made already: w4a8 takes the
         weights from it, and the model has been found to treat each image by itself.
     """
@@ -279,6 +284,7 @@ def to_float_tflite(
       model: Keras 3 or tf_keras model; one that `load_model` made of a .tflite file is that file.
       images: read only for shapes the model does not declare: axes of any size, and subclassed
         models.
+      timeout: seconds of the conversion; None waits for ever.
     Raises:
       ValueError: such a shape is needed and `images` is None.
       ConversionError: the converter failed or crashed.

@@ -55,8 +55,11 @@ def explained(
     hold the layers'.
 
     Args:
+      error: as the converter raised it.
       float_tflite: None where even that could not be made: TFLite has no such operator at all.
-      model, images: to try another scheme with, before it is advised; without them none is.
+      scheme: that was asked for.
+      model: Keras model, to try another scheme with before it is advised; without it none is.
+      images: float32 [images, ...] by input name, for the same trial.
     """
     named = culprits(str(error), float_tflite=float_tflite)
     if not named:

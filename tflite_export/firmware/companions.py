@@ -75,9 +75,11 @@ def make_companions(
     """Everything that goes beside F.tflite for the targets that were asked.
 
     Args:
-      stem: F. tflite: the full-integer file. images: float32 [number, *shape] by input name, for
-        the test vectors. judged: what the targets say. TFLM's sources are made only if it has a
-        kernel for every operator.
+      stem: of the file names: F of F.tflite.
+      tflite: the full-integer file.
+      images: float32 [number, *shape] by input name, for the test vectors.
+      judged: what the targets say. TFLM's sources are made only if it has a kernel for every
+        operator.
     """
     if not judged.verdicts:
         return Companions({}, {}, {})

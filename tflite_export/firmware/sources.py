@@ -254,9 +254,11 @@ def tflm_sources(
     """C++ files for TensorFlow Lite Micro.
 
     Args:
-      model: a full-integer file. vectors: golden cases; a handful.
+      model: a full-integer file.
+      vectors: golden cases; a handful.
       stem: F of F.tflite; files and the namespace are named after it.
-      arena_bytes: what the arena holds. counted: by TFLM itself, against an estimate.
+      arena_bytes: what the arena holds.
+      counted: by TFLM itself, against an estimate.
     Returns: by file name: {stem}_model.h, {stem}_model.cc, {stem}_golden.h (codes) and
       {stem}_golden_test.cc (a program that compares).
     Raises: ValueError for an input or output without a single scale.

@@ -59,8 +59,10 @@ def make_vectors(
     """Runs a few images through an integer file of batch 1.
 
     Args:
+      tflite: the integer file.
       images: float32 [number, *shape] by input name, in the model's units; some of them, spread
-        over the whole set, are taken. cases: at most, and fewer of large inputs.
+        over the whole set, are taken.
+      cases: at most, and fewer of large inputs.
     Raises: ValueError for a file that LiteRT does not run.
 
     Example: `make_vectors(tflite, {"image": images}).outputs["output"].dtype`

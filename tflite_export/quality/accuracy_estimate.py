@@ -65,8 +65,9 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """How much the range of each tensor differs between two halves of the images.
 
     Args:
-      low, high: lowest and highest value per image, [images, tensors], in any unit. Even and odd
-        images are the halves.
+      low: lowest value per image, [images, tensors], in any unit. Even and odd images are the
+        halves.
+      high: highest value per image, in the same form.
     Returns:
       [tensors]: the larger difference of the two ends over the width of the whole range, 0..1;
       zeros for one image.

@@ -110,7 +110,8 @@ def compare(
     """What each file keeps of the float model's logits.
 
     Args:
-      float_tflite: of `to_float_tflite`. files: integer files of it, by algorithm.
+      float_tflite: of `to_float_tflite`.
+      files: integer files of it, by algorithm.
       images: float32 [images, ...] by input name, best ones that calibrated none of the files.
     """
     kinds = [dict(images), {name: soft(array) for name, array in images.items()}]

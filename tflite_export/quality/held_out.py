@@ -103,6 +103,7 @@ def estimate(
 
     Args:
       float_tflite: the same model in float32, with the same outputs.
+      tflite: the integer file.
       images: by kind, none of which calibrated the file: float32 [images, ...] in the model's input
         units, or a dict by input name. Generated ones come in two kinds, with stretched outputs and
         without: real inputs lie between them (docs/experiments/verdict.md).

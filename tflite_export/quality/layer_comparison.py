@@ -134,8 +134,9 @@ def gather(
     """Runs both files on every image and compares all their activation tensors.
 
     Args:
-      float_tflite: of `to_float_tflite`. tflite: the integer file of the same model; one that ends
-        at the logits is compared with the float file's logits.
+      float_tflite: of `to_float_tflite`.
+      tflite: the integer file of the same model; one that ends at the logits is compared with the
+        float file's logits.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
     Raises:
       ValueError: the files are of different models, or the images do not fit them.
@@ -234,11 +235,15 @@ def calibration_verdict(
 
     Args:
       float_tflite: the same model in float32, with the same outputs.
+      tflite: the integer file.
+      images: that calibrated it: float32 [images, ...] in the model's input units, or a dict by
+        input name.
       generated: whether the images were generated for this model. Others may be noise, which judges
         nothing; the level is then "unknown".
       same_inside: whether tensors between the layers hold what the float model's hold; equalization
         scales them, so that their errors against it say nothing and are left out.
-      layers: the Keras model's layer names. statistics: whether it has running statistics.
+      layers: the Keras model's layer names.
+      statistics: whether it has running statistics.
       convergence: of generated images. Where it is poor the images are no better than noise, and
         the level is "unknown".
     Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.

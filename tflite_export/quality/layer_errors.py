@@ -134,8 +134,9 @@ def layer_errors(
     """Every layer that both files hold, those that add most first.
 
     Args:
-      float_tflite, tflite: of one model; tensors are followed by name. A file whose weights were
-        scaled (equalization) or trained (distillation) cannot be followed.
+      float_tflite: the model in float32.
+      tflite: its integer file; tensors are followed by name. A file whose weights were scaled
+        (equalization) or trained (distillation) cannot be followed.
       images: float32 [images, ...] in the model's input units, or a dict by input name; eight of
         them are run, fewer where the model is large.
       layers: the Keras model's layer names, to name layers by.

@@ -65,7 +65,9 @@ def quantize_weights(
     """Symmetric quantization per channel to nearest, within +-(2^(b-1)-1), TFLite's narrow range.
 
     Args:
-      axis: the channels'.
+      weights: float, any shape.
+      axis: the channels' axis.
+      weight_bits: 2 to 8.
       rule: "minmax": the largest weight is the largest integer; "mse": the clipping of least
         squared error.
     Returns:
@@ -128,6 +130,9 @@ def quantized_constants(
     other operators per tensor with 8 bits; biases as they are.
 
     Args:
+      graph: from `read_graph`.
+      weight_bits: of all weights, or by tensor index; 2 to 8.
+      rule: see `quantize_weights`.
       constants: floats to start from instead of the file's (equalized weights, corrected biases).
       weights: (integers, scales) chosen already, by tensor index; the rest is rounded to nearest by
         `rule`.
@@ -197,9 +202,12 @@ def predict(
     """Runs the graph over images, in float (ranges None) or with every activation fake-quantized.
 
     Args:
+      graph: from `read_graph`.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
       ranges: of `collect_ranges`.
       constants: of `quantized_constants`; None for the file's floats.
+      activation_bits: 8 or 16.
+      batch_size: images at once.
     Returns:
       float32 [images, ...], or a dict by output name where there are several: what `Runner.predict`
       gives.

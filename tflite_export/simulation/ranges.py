@@ -79,6 +79,9 @@ def least_squares_range(
 
     Args:
       counts: [bins] histogram with equal bins from `low` to `high`, which hold zero between them.
+      low: lower end of the first bin, 0 or below.
+      high: upper end of the last bin, 0 or above.
+      bits: of the integers, 8 or 16.
     """
     values = low + (np.arange(len(counts)) + 0.5) * (high - low) / len(counts)
     kept = counts > 0
@@ -139,10 +142,14 @@ def collect_ranges(
     `to_tflite_with_ranges`.
 
     Args:
+      graph: from `read_graph`.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
       rule: "minmax"; "mse": least squared error at `activation_bits` over a histogram;
         "percentile". Inputs always keep their minimum and maximum, at 8 bits.
+      activation_bits: 8 or 16.
+      percentile: of the rule "percentile": per cent of the values that each end leaves inside.
       constants: floats instead of the file's, by tensor index.
+      batch_size: images at once.
     Raises:
       ValueError: unknown rule, or a value that is not finite.
     """

@@ -96,9 +96,11 @@ def judge(
     """Every target's verdict on an integer file.
 
     Args:
-      tflite: the integer file. targets: names of TARGETS. float_tflite: the same model in float32,
-        which cpu compares with. layers: names of the Keras model's layers (advice.layer_names).
-        systems: the chips around Ethos-Us by target (vela.find_systems); others are typical ones.
+      tflite: the integer file.
+      targets: names of TARGETS.
+      float_tflite: the same model in float32, which cpu compares with.
+      layers: names of the Keras model's layers (advice.layer_names).
+      systems: the chips around Ethos-Us by target (vela.find_systems); others are typical ones.
     Returns:
       By target {"how" (what was done, by which tool or source), "fully_mapped" (no operator is left
       to a slower processor, or lacks a kernel), "operators_mapped", "operators_cpu" (numbers),

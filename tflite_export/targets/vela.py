@@ -129,9 +129,11 @@ def find_systems(
     work.
 
     Args:
-      targets: what was asked for, others than Ethos-U among them. config: as for `find_system`.
-      system, memory: names as there, for all Ethos-U targets; or "TARGET:NAME,TARGET:NAME", where a
+      targets: what was asked for, others than Ethos-U among them.
+      config: as for `find_system`.
+      system: as for `find_system`, for all Ethos-U targets; or "TARGET:NAME,TARGET:NAME", where a
         target that is not named gets a typical chip.
+      memory: in the same form as system.
     Raises: ValueError as `find_system` does, for names without an Ethos-U target, and for one name
       for targets of several families, which are never one chip.
 
@@ -197,6 +199,7 @@ def read_log(text: str, *, kinds: Mapping[str, str]) -> tuple[int, int, list[dic
     Vela's lines.
 
     Args:
+      text: what Vela printed.
       kinds: operator by the name of its output; Vela prints only a placeholder for some.
     Raises:
       ValueError: the lines do not say where the operators went.
@@ -267,7 +270,9 @@ def compile_for(model: TFLiteModel, *, target: str, system: System | None = None
     """Compiles an integer file for one Ethos-U and reports Vela's figures.
 
     Args:
-      model: the file. target: a key of CONFIGURATIONS. system: the chip; None takes a typical one.
+      model: the file.
+      target: a key of CONFIGURATIONS.
+      system: the chip; None takes a typical one.
     Returns:
       The verdict (see report.judge), whose figures are Vela's estimates for the system and memory
       mode named in "how": cycles, MHz, KiB per memory, inferences per second. Files: the compiled

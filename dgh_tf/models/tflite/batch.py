@@ -24,6 +24,7 @@ def proven(graph: Graph, images: np.ndarray | Mapping[str, np.ndarray]) -> Graph
     and every activation is compared.
 
     Args:
+      graph: from `read_graph`; one that is settled already comes back as it is.
       images: float32 [images, ...] in the model's input units, or a dict by input name.
     """
     import tensorflow as tf

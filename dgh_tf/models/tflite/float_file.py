@@ -33,7 +33,8 @@ def read_float_file(data: bytes, *, signature: str) -> TFLiteModel:
     """The graph of a float file in the form that everything here works on.
 
     Args:
-      data: the file. signature: the key of the one to take; empty where there is only one.
+      data: the file.
+      signature: the key of the one to take; empty where there is only one.
     Raises:
       ValueError: no or a damaged TFLite model; a quantized one; operators that cannot be run here;
         inputs that are not float32 or have open or several batch sizes; several signatures and none

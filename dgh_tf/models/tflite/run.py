@@ -141,6 +141,7 @@ def run(
     alone, and every value but the graph's inputs has the shape [images, *the file's shape].
 
     Args:
+      graph: from `read_graph`.
       feeds: float32 [images, ...] by tensor index: the graph's inputs, or what the span reads from
         before it.
       constants: values to use instead of the file's, by tensor index (weights, biases), same shape.

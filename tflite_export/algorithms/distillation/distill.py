@@ -59,12 +59,13 @@ def distill(
         8-bit activations.
       seed: of the order of images, their augmentation, and the roundings that "w4a8" starts from.
         The same seed gives the same bytes on the same machine.
-      steps, batch_size: of the training, not of the roundings. rate: of Adam at its start, in steps
-        of the integer grid; None for the scheme's.
+      steps: of the training, not of the roundings; 0 or more.
+      batch_size: images of each step of the training.
+      rate: of Adam at its start, in steps of the integer grid; None for the scheme's.
       augment: flip and shift images of at least 16 pixels a side.
       head: "logits" leaves out a softmax or sigmoid at the outputs, which keep their names.
-      say: gets a line of progress now and then, with the seconds left. timeout: seconds of the
-        conversion to float and of the training; None waits for ever.
+      say: gets a line of progress now and then, with the seconds left.
+      timeout: seconds of the conversion to float and of the training; None waits for ever.
     Returns:
       The .tflite file's bytes, names of inputs and outputs as `to_tflite` gives them.
     Raises:
