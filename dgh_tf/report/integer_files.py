@@ -92,12 +92,23 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Kept:
+    """What a file should keep of the float model: of a card, and as part of a sentence."""
+
+    label: str
+    value: str
+    note: str
+    words: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Estimate:
+    """kept: None where it could not be judged."""
+
     tone: str
     word: str
     sentence: str
-    agreement: str
-    band: str
+    kept: Kept | None
     reasons: tuple[str, ...]
     worst: tuple[Layer, ...]
     others: tuple[Layer, ...]
@@ -113,7 +124,9 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True)
 class IntegerFile:
-    """One .json of the folder. is_proof: it stands beside a .tflite file of the same name."""
+    """One .json of the folder. is_proof: it stands beside a .tflite file of the same name.
+    calibrated: images that calibrated the file; 0 where it does not say.
+    """
 
     name: str
     is_proof: bool
@@ -126,6 +139,7 @@ class IntegerFile:
     compared: Compared | None = None
     curve: Chart | None = None
     command: str = ""
+    calibrated: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +216,7 @@ def _read(path: pathlib.Path, data: dict[str, Any], *, model: str) -> IntegerFil
         compared=compared,
         curve=sizes(data["mixed"]["curve"], data["mixed"]["point"]) if "mixed" in data else None,
         command=_command(path, data, model=model),
+        calibrated=int((data.get("algorithm_notes") or {}).get("images", 0)),
     )
 
 
@@ -211,11 +226,8 @@ def _headline(
     """The file in one sentence: level, size, agreement, targets."""
     parts = [f"{name} is {estimate.word if estimate else 'fully integer'}"]
     parts.append(f"{text.size(data['bytes'])} instead of {text.size(_float_bytes(data))} in float")
-    if estimate and estimate.agreement:
-        parts.append(
-            f"about {estimate.agreement} of inputs should get the float model's class"
-            f" ({estimate.band})"
-        )
+    if estimate and estimate.kept:
+        parts.append(estimate.kept.words)
     sentence = f"{parts[0]}: {', '.join(parts[1:])}."
     if targets:
         whole = [target.name for target in targets if target.tone == "good"]
@@ -345,20 +357,40 @@ def _target(name: str, data: dict[str, Any]) -> Target:
 
 
 def _estimate(data: dict[str, Any]) -> Estimate:
-    level, agreement = str(data["level"]), data.get("predicted_agreement")
-    band = data.get("band") or (None, None)
+    level = str(data["level"])
     layers = tuple(_layer(row) for row in data.get("layers") or [])
     return Estimate(
         tone=_TONES.get(level, "warn"),
         word=_WORDS.get(level, level),
-        sentence=_without_tensors(str(data["sentence"])),
-        agreement="" if agreement is None else text.percent(agreement),
-        band="" if agreement is None else _band(*band),
+        sentence=text.spaced_percent(_without_tensors(str(data["sentence"]))),
+        kept=_kept(data),
         # earlier versions cut the names of tensors in reasons; the table of layers tells the same
-        reasons=tuple(str(each) for each in data.get("reasons") or [] if "..." not in str(each)),
+        reasons=tuple(
+            text.spaced_percent(str(each))
+            for each in data.get("reasons") or []
+            if "..." not in str(each)
+        ),
         worst=layers[:_WORST],
         others=layers[_WORST:],
     )
+
+
+def _kept(data: dict[str, Any]) -> Kept | None:
+    agreement, mask = data.get("predicted_agreement"), data.get("mask")
+    worst = data.get("worst_head_sqnr_db")
+    if agreement is not None:
+        share, band = text.percent(agreement), _band(*(data.get("band") or (None, None)))
+        words = f"about {share} of inputs should get the float model's class ({band})"
+        return Kept("agreement with float", share, band, words)
+    if mask:
+        share, iou = text.percent(mask["agreement"], digits=1), f"IoU\u00a0{mask['iou']:.2f}"
+        words = f"what it marks overlaps with the float model by {iou}"
+        return Kept("overlap with float", iou, f"{share} of places stay on their side", words)
+    if worst is not None:
+        ratio = f"{worst:.0f}\u00a0dB"
+        words = f"its outputs keep {ratio} over quantization noise in the worst head"
+        return Kept("signal over noise", ratio, "of the worst output", words)
+    return None
 
 
 def _band(low: Any, high: Any) -> str:

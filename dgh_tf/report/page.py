@@ -73,6 +73,7 @@ class Page:
     headline: str
     cards: tuple[Card, ...]
     galleries: tuple[Gallery, ...]
+    likeness: str
     missing_images: str
     histograms: tuple[charts.Chart, ...]
     charts: tuple[charts.Chart, ...]
@@ -141,6 +142,10 @@ def view(
         headline=headline,
         cards=_cards(manifest, proofs),
         galleries=galleries,
+        likeness=(
+            f"They {'match statistics' if _has_statistics(manifest) else 'follow image priors'} "
+            "and need not look like real data."
+        ),
         missing_images=missing,
         histograms=histograms,
         charts=_charts(manifest, metrics),
@@ -209,11 +214,9 @@ def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, .
     start, gap = _mean_gap(manifest, "gap_start"), _mean_gap(manifest, "gap_end")
     cards = []
     for file in proofs[:1]:
-        if file.estimate and file.estimate.agreement:
-            estimate = file.estimate
-            cards.append(
-                Card("agreement with float", estimate.agreement, estimate.band, estimate.tone)
-            )
+        if file.estimate and file.estimate.kept:
+            kept = file.estimate.kept
+            cards.append(Card(kept.label, kept.value, kept.note, file.estimate.tone))
         cards.append(Card("integer file", file.size, file.facts[0].value))
         if file.targets:
             whole = sum(target.tone == "good" for target in file.targets)
@@ -226,12 +229,12 @@ def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, .
         cards.append(Card("mean gap of statistics", text.number(gap), known, _gap_tone(gap)))
     else:
         cards.append(Card("evidence", "no statistics", "image priors and stretched outputs"))
+    count, used = _count(manifest), proofs[0].calibrated if proofs else 0
+    data = f"{real} of them real" if real else "no data was used"
+    if 0 < used < count and not real:  # the others of the set judge the file
+        count, data = used, f"{count - used} more judge the file; {data}"
     cards += [
-        Card(
-            "calibration images",
-            text.number(_count(manifest)),
-            f"{real} of them real" if real else "no data was used",
-        ),
+        Card("calibration images", text.number(count), data),
         Card("generation took", text.duration(float(manifest["seconds"])), f"{int(steps):,} steps"),
     ]
     return tuple(cards)
@@ -267,12 +270,27 @@ def _images(
         low, high = (np.asarray(entry[end], np.float64) for end in ("low", "high"))
         low, high = (bound if bound.size > 1 else bound.reshape(()) for bound in (low, high))
         shown = str(name) if len(files) > 1 else ""
-        kind = pictures.kind_told(str(told), images.shape[1:])
-        drawn = pictures.gallery(images, low=low, high=high, ends=_ends(entry), kind=kind)
+        kind, words = pictures.kind_told(str(told), images.shape[1:]), _ends(entry)
+        ends = _colour_ends(images) if kind != "image" and low.ndim == 0 else None
+        drawn = pictures.gallery(
+            images,
+            low=ends[0] if ends else low,
+            high=ends[1] if ends else high,
+            ends=(f"≤ {text.number(ends[0])}", f"≥ {text.number(ends[1])}") if ends else words,
+            kind=kind,
+        )
         galleries.append(Gallery(shown, drawn))
         title = f"Values of input {shown}" if shown else "Input values in the valid range"
         histograms.append(charts.histogram(images, low=low, high=high, title=title))
     return tuple(galleries), tuple(histograms), ""
+
+
+def _colour_ends(images: np.ndarray) -> tuple[float, float] | None:
+    """Values that the lowest and the highest colour of a map stand for, within which nine of ten
+    lie: a band far stronger than the others would leave these one colour. None of one value.
+    """
+    low, high = map(float, np.nanpercentile(images, (5, 95)))
+    return (low, high) if low < high else None
 
 
 def _charts(manifest: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[charts.Chart, ...]:
@@ -281,7 +299,10 @@ def _charts(manifest: dict[str, Any], metrics: list[dict[str, Any]]) -> tuple[ch
         made.append(
             charts.curves(
                 metrics,
-                {"bn": "BN statistics loss", "prior": "image prior"},
+                {
+                    **({"bn": "BN statistics loss"} if _has_statistics(manifest) else {}),
+                    "prior": "image prior",
+                },
                 title="Losses",
                 caption="Normal: the losses fall steeply at first and are flat at the end. A curve "
                 "that still falls at the last step asks for more steps.",

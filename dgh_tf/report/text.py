@@ -6,6 +6,8 @@ import math
 import re
 
 _OPERATIONS = ("convolution", "depthwise", "MatMul", "BiasAdd", "Relu", "Relu6", "add", "AvgPool")
+# scopes of TensorFlow and of Keras' own operations, which no layer is called
+_FUNCTIONS = r"(moments|einsum|Repeat|Gelu|Silu|Erfc?|Softplus|SquaredDifference)(_\d+)?$"
 _UNITS = {
     "ms": "ms",
     "kib": "KiB",
@@ -50,7 +52,12 @@ def percent(share: object, *, digits: int = 0) -> str:
     """A share of 1 as a percentage: 0.987 is "99 %"."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
         return "–"
-    return f"{share:.{digits}%}".replace("%", "\u00a0%")  # never a line that begins with %
+    return spaced_percent(f"{share:.{digits}%}")
+
+
+def spaced_percent(words: str) -> str:
+    """Words with one space before each %, at which no line breaks: as `percent` writes it."""
+    return re.sub(r"\s*%", "\u00a0%", words)
 
 
 def size(bytes_: object) -> str:
@@ -114,7 +121,11 @@ def layer_name(tensor: object) -> str:
 
 
 def _layer(scopes: list[str]) -> str:
-    """The innermost scope; without the model's own name, and without the number of its trace."""
+    """The innermost scope that is of a layer, not of a TensorFlow function inside of it such as
+    Repeat or moments; without the number of its trace.
+    """
+    while len(scopes) > 1 and re.match(_FUNCTIONS, scopes[-1]):
+        scopes = scopes[:-1]
     numbered = all(re.search(r"_\d+$", scope) for scope in scopes)
     return re.sub(r"_\d+$", "", scopes[-1]) if numbered else scopes[-1]
 

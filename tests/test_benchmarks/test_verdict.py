@@ -135,6 +135,17 @@ def test_a_fine_file_is_surely_not_far_below_the_border(told, low, level):
     assert accuracy_estimate.level_of(told, low) == level
 
 
+def test_a_doubtful_file_of_which_much_is_told_says_why(monkeypatch):
+    """ "Doubtful: about 95%" alone would read as a contradiction."""
+    for low, said in (
+        (0.89, ["it may be less than 90%, so the file is not called fine"]),
+        (0.9, []),
+    ):
+        told = agreement.Prediction(0.955, low, 1.0)
+        monkeypatch.setattr(accuracy_estimate, "predict", lambda *_, told=told, **__: told)
+        assert judge({"stretched": evidence(same=7)})["reasons"] == said
+
+
 def test_unstable_ranges_are_named():
     high = np.ones((10, 2))
     high[::2] = 2.0

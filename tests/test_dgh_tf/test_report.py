@@ -75,6 +75,51 @@ def shown(folder, **manifest):
     return " ".join(" ".join(page.text).split()), page
 
 
+def test_images_that_judge_the_file_are_not_called_calibration_images(folder):
+    """Four of the run's six images calibrated the file, as convert holds two back."""
+    assert "calibration images 6 no data was used" in shown(folder)[0]
+    notes = {**PROOF["algorithm_notes"], "images": 4}
+    (folder / "model.json").write_text(json.dumps({**PROOF, "algorithm_notes": notes}))
+    words, _ = shown(folder)
+    assert "calibration images 4 2 more judge the file; no data was used" in words
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        (
+            {"worst_head_sqnr_db": 13.2},
+            "in float, its outputs keep 13 dB over quantization noise in the worst head.",
+        ),
+        (
+            {"mask": {"agreement": 0.991, "iou": 0.951}, "worst_head_sqnr_db": 8.0},
+            "overlap with float IoU 0.95 99.1 % of places stay on their side",
+        ),
+    ],
+)
+def test_models_without_classes_have_a_figure_on_the_first_screen(folder, told, wanted):
+    verdict = {**PROOF["verdict"], "predicted_agreement": None, "band": None, **told}
+    (folder / "model.json").write_text(json.dumps({**PROOF, "verdict": verdict}))
+    assert wanted in shown(folder)[0]
+
+
+def test_colours_of_a_map_are_those_of_most_of_its_values(tmp_path):
+    """One band of ten is far stronger: the others still show more than one colour."""
+    images = np.random.default_rng(0).normal(size=(20, 49, 10, 1))
+    images[:, :, 0] *= 50
+    low, high = np.percentile(images, (5, 95))
+    report_folders.write(tmp_path, images, low=-200.0, high=200.0)
+    words, _ = shown(tmp_path, input_range=[{"low": [-200.0], "high": [200.0], "found": "given"}])
+    assert f"≤ {low:.3g}" in words and f"≥ {high:.3g}" in words
+    assert -20 < low < high < 20
+
+
+def test_images_of_a_model_without_statistics_are_not_said_to_match_any(folder):
+    assert "They match statistics and need not" in shown(folder)[0]
+    words, _ = shown(folder, evidence={"statistics": "none"})
+    assert "They follow image priors and need not" in words and "They match" not in words
+
+
 def test_page_needs_no_network_and_says_what_there_is(folder):
     words, page = shown(folder)
     source = (folder / "report.html").read_text()
@@ -102,8 +147,8 @@ def test_page_needs_no_network_and_says_what_there_is(folder):
         "2" * 64,
         "3" * 64,
         "0 to 255, from first statistics: byte & more",
-        "Doubtful: <80%>. More follows.",
-        "the ranges change by 30%",
+        "Doubtful: <80 %>. More follows.",
+        "the ranges change by 30 %",
         "3 × conv 2D",
         "2 of 3 operators",
         "SRAM 32.7 KiB",
@@ -320,6 +365,9 @@ def test_sizes_and_durations_are_said_as_people_do():
         ("n_1/average_pooling2d_1/AvgPool", "average_pooling2d"),
         ("n_1/dense_1/MatMul;n_1/dense_1/BiasAdd", "dense"),
         ("s_1/re_lu_1/Relu;s_1/bn_1/batchnorm/add_1;s_1/first_1/convolution/Squeeze", "first"),
+        ("g_1/group_norm_13_1/moments/SquaredDifference", "group_norm_13"),  # no layer: moments
+        ("yolo_1/Repeat_1/Tile", "yolo"),
+        ("m_1/Conv1_1/convolution", "Conv1"),
         ("net/inner/conv_2/convolution", "conv_2"),  # no scope was numbered, so none is taken off
         ("serving_default_image:0", "input image"),
         ("PartitionedCall:0", "output"),

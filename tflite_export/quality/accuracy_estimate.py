@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_export.quality.agreement import Features, features_of, predict
+from tflite_export.quality.agreement import Features, Prediction, features_of, predict
 from tflite_export.quality.masks import mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
@@ -248,7 +248,7 @@ def judge(
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-        "reasons": _reasons(change, len(first.low)),
+        "reasons": _reasons(change, len(first.low), predicted),
         "layers": worst_first(rows),
     }
     return {**result, "sentence": sentence(result)}
@@ -288,12 +288,17 @@ def short(tensor: str) -> str:
     return name if len(name) <= 40 else "..." + name[-37:]
 
 
-def _reasons(change: np.ndarray, images: int) -> list[str]:
+def _reasons(change: np.ndarray, images: int, predicted: Prediction | None) -> list[str]:
+    found = []
+    least = AGREEMENT[0] - _DOUBT
+    if predicted and predicted.agreement >= AGREEMENT[0] and predicted.low < least:
+        found.append(f"it may be less than {least:.0%}, so the file is not called fine")
     if np.median(change) <= STABLE:
-        return []
+        return found
     return [
+        *found,
         f"the ranges change by {np.median(change):.0%} (median) between the two halves of "
-        f"{images} images: too few images"
+        f"{images} images: too few images",
     ]
 
 
