@@ -57,7 +57,7 @@ def scorer(
         ), "scored by agreement and IoU of the float model's masks at 0.5"
     if truth is None:
         return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
-    scores = next(iter(reference.values()))
+    scores = _two_classes(next(iter(reference.values())))
     if len(reference) > 1 or scores.shape[-1] < 2 or scores.size != len(x) * scores.shape[-1]:
         return (
             lambda outputs: {},
@@ -72,6 +72,15 @@ def scorer(
     ), "scored by top-1 and by agreement with the float model"
 
 
+def _two_classes(scores: np.ndarray) -> np.ndarray:
+    """One share 0..1 for each image, as a sigmoid gives it, as the scores of two classes; others as
+    they are.
+    """
+    if scores.shape[1:] != (1,) or scores.min() < 0.0 or scores.max() > 1.0:
+        return scores
+    return np.concatenate([1.0 - scores, scores], axis=1)
+
+
 def _classification(reference: np.ndarray, y: np.ndarray) -> Callable[[Outputs], dict[str, float]]:
     if y.max() >= reference.shape[1]:
         raise ValueError(
@@ -81,7 +90,7 @@ def _classification(reference: np.ndarray, y: np.ndarray) -> Callable[[Outputs],
         )
 
     def scores(outputs: Outputs) -> dict[str, float]:
-        values = next(iter(outputs.values())).reshape(len(y), -1)
+        values = _two_classes(next(iter(outputs.values()))).reshape(len(y), -1)
         return {"top1": metrics.top1(values, y), "agreement": metrics.agreement(reference, values)}
 
     return scores

@@ -190,6 +190,59 @@ def test_masks_are_judged_by_what_they_mark(lost, level):
     assert judge({"stretched": boxes})["mask"] is None
 
 
+def _behind(head, logits, noisy):
+    sides = {"reference": head(logits), "outputs": head(noisy)}
+    sides |= {"float_logits": logits, "logits": noisy}
+    found = evidence(of=len(logits), classes=logits.shape[1])
+    return found._replace(**{name: {"y": side} for name, side in sides.items()})
+
+
+def _sigmoid(x):
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def test_one_sigmoid_tells_two_classes_apart():
+    rng = np.random.default_rng(0)
+    logits = 4.0 * rng.normal(size=(64, 1))
+    flipped = logits * np.where(np.arange(64)[:, None] < 16, -1.0, 1.0)  # a quarter changes sides
+    found = _behind(_sigmoid, logits, flipped)
+    assert judge({"unstretched": found})["kinds"]["unstretched"]["agreement"] == 0.75
+    assert judge({"unstretched": found})["level"] != accuracy_estimate.FINE
+    same = judge({"unstretched": _behind(_sigmoid, logits, logits + 1e-3)})
+    assert same["level"] == accuracy_estimate.FINE and not same["linear"]
+
+
+def test_one_sigmoid_is_scored_by_top1():
+    from benchmarks.measure.scoring import scorer
+
+    shares = np.array([[0.9], [0.2], [0.6], [0.4]])
+    score, _ = scorer(None, np.zeros((4, 8)), np.array([1, 0, 0, 1]), reference={"y": shares})
+    assert score({"y": np.array([[0.8], [0.6], [0.7], [0.1]])}) == {"top1": 0.25, "agreement": 0.75}
+
+
+def test_labels_of_which_several_hold_are_no_classes():
+    """The strongest of ten labels changes by a hair in each image, no label changes sides."""
+    rng = np.random.default_rng(0)
+    logits = np.where(rng.random((64, 10)) < 0.3, 3.0, -3.0) + 0.01 * rng.normal(size=(64, 10))
+    result = judge(
+        {"unstretched": _behind(_sigmoid, logits, logits + 0.02 * rng.normal(size=(64, 10)))}
+    )
+    assert result["mask"] == {"agreement": 1.0, "iou": 1.0}
+    assert result["predicted_agreement"] is None and result["level"] == accuracy_estimate.FINE
+
+
+def test_numbers_are_not_only_told_as_classes():
+    """A linear head may be a regression: 0.1 of error for a spread of 1 is 20 dB."""
+    result = judge({"unstretched": noisy(0.1)})
+    assert result["linear"] and "they keep 20 dB" in result["sentence"]
+    logits = np.random.default_rng(0).normal(size=(64, 10))
+
+    def softmax(x):
+        return np.exp(x) / np.exp(x).sum(axis=1, keepdims=True)
+
+    assert not judge({"unstretched": _behind(softmax, logits, logits)})["linear"]
+
+
 def test_calibration_images_are_called_the_best_case():
     assert "best case" in judge({"calibration": evidence()}, held_out=False)["sentence"]
     assert "best case" not in judge({"stretched": evidence()})["sentence"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tflite_export.quality.agreement import Features, Prediction, features_of, predict
-from tflite_export.quality.masks import mask_scores
+from tflite_export.quality.masks import is_sigmoid, mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
 STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
@@ -92,29 +92,44 @@ def interval(values: np.ndarray, *, draws: int = 400, seed: int = 0) -> tuple[fl
     return float(low), float(high)
 
 
+def _scores(evidence: Evidence) -> tuple[np.ndarray, ...] | None:
+    """Scores of classes [images, classes]: reference, outputs, float_logits, logits. None where
+    there are no classes: several outputs, one number, or labels of which several may hold.
+
+    One sigmoid tells two classes apart; the second side's score is 1 less its own.
+    """
+    name, several = next(iter(evidence.reference)), len(evidence.reference) > 1
+    images, classes = len(evidence.reference[name]), evidence.reference[name].shape[-1]
+    if several or evidence.reference[name].size != images * classes:
+        return None
+    reference, outputs, float_logits, logits = (
+        np.asarray(next(iter(side.values())), np.float64).reshape(images, -1)
+        for side in (evidence.reference, evidence.outputs, evidence.float_logits, evidence.logits)
+    )
+    if is_sigmoid(reference, logits=float_logits):
+        if classes > 1:
+            return None
+        reference, outputs = (np.concatenate([1.0 - p, p], 1) for p in (reference, outputs))
+        float_logits, logits = (
+            np.concatenate([np.zeros_like(z), z], 1) for z in (float_logits, logits)
+        )
+    return (reference, outputs, float_logits, logits) if reference.shape[1] > 1 else None
+
+
 def agreements(evidence: Evidence) -> np.ndarray | None:
     """1.0 for every image on which both files choose the same class, else 0.0; [images]. None where
     there are no classes.
     """
-    reference, outputs = (
-        next(iter(side.values())) for side in (evidence.reference, evidence.outputs)
-    )
-    classes = reference.shape[-1] if reference.ndim > 1 else 1
-    if len(evidence.reference) > 1 or classes < 2 or reference.size != len(reference) * classes:
+    scores = _scores(evidence)
+    if scores is None:
         return None
-    chosen = [side.reshape(len(side), classes).argmax(axis=1) for side in (reference, outputs)]
-    return (chosen[0] == chosen[1]).astype(np.float64)
+    return (scores[0].argmax(axis=1) == scores[1].argmax(axis=1)).astype(np.float64)
 
 
 def logits_of_classes(evidence: Evidence) -> tuple[np.ndarray, np.ndarray] | None:
     """Float and integer logits [images, classes]; None where there are no classes."""
-    if agreements(evidence) is None:
-        return None
-    reference, found = (
-        np.asarray(next(iter(side.values())), np.float64)
-        for side in (evidence.float_logits, evidence.logits)
-    )
-    return reference.reshape(len(reference), -1), found.reshape(len(found), -1)
+    scores = _scores(evidence)
+    return None if scores is None else (scores[2], scores[3])
 
 
 def heads(evidence: Evidence) -> dict[str, dict[str, float]]:
@@ -245,6 +260,7 @@ def judge(
         "band": [predicted.low, predicted.high] if predicted else None,
         "worst_head_sqnr_db": worst,
         "mask": mask,
+        "linear": predicted is not None and _is_linear(first),
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
@@ -252,6 +268,14 @@ def judge(
         "layers": worst_first(rows),
     }
     return {**result, "sentence": sentence(result)}
+
+
+def _is_linear(evidence: Evidence) -> bool:
+    """Whether no softmax or sigmoid tells that the outputs are scores."""
+    return all(
+        np.array_equal(np.ravel(evidence.float_logits[name]), np.ravel(value))
+        for name, value in evidence.reference.items()
+    )
 
 
 def _by_border(value: float, borders: tuple[float, float]) -> str:
@@ -310,9 +334,14 @@ def sentence(result: Mapping[str, Any]) -> str:
             f"about {result['predicted_agreement']:.0%} of real inputs should get the "
             f"float model's class ({low:.0%} to {high:.0%})"
         )
+        if result.get("linear"):
+            told += (
+                "; if the outputs are numbers and no scores of classes, they keep "
+                f"{result['worst_head_sqnr_db']:.0f} dB over quantization noise"
+            )
     elif result.get("mask"):
         told = (
-            f"{result['mask']['agreement']:.1%} of all places stay on their side of 0.5, and what "
+            f"{result['mask']['agreement']:.1%} of all outputs stay on their side of 0.5, and what "
             f"is marked overlaps by IoU {result['mask']['iou']:.2f}"
         )
     else:

@@ -21,6 +21,14 @@ def is_mask(outputs: np.ndarray) -> bool:
     return outputs.shape[-1] == 1 or not np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
 
 
+def is_sigmoid(outputs: np.ndarray, *, logits: np.ndarray) -> bool:
+    """Whether outputs are the sigmoid of as many logits, value for value."""
+    if outputs.size != logits.size:
+        return False
+    behind = 1.0 / (1.0 + np.exp(-np.clip(np.ravel(logits), -80.0, 80.0)))
+    return bool(np.allclose(behind, np.ravel(outputs), atol=1e-3))
+
+
 def mask_agreement(reference: np.ndarray, outputs: np.ndarray) -> float:
     """Share of places that both masks put on the same side of 0.5, 0..1."""
     return float(np.mean((reference > 0.5) == (outputs > 0.5)))
@@ -56,15 +64,12 @@ def mask_scores(
     """{"agreement", "iou"} of the worst output.
 
     Args: logits: what stands before each output's sigmoid in the float model, in as many values.
-    Returns: nothing where an output is no mask behind a sigmoid (boxes lie in 0..1, too), or where
-      the float model marks nothing that could be lost.
+    Returns: nothing where an output is no mask and no labels behind a sigmoid (boxes lie in 0..1,
+      too), or where the float model marks nothing that could be lost.
     """
     if not all(name in logits for name in reference):
         return {}
     for name, value in reference.items():
-        behind = 1.0 / (1.0 + np.exp(-np.clip(np.ravel(logits[name]), -80.0, 80.0)))
-        if not is_mask(value) or not (value > 0.5).any():
-            return {}
-        if behind.size != value.size or not np.allclose(behind, np.ravel(value), atol=1e-3):
+        if not is_sigmoid(value, logits=logits[name]) or not (value > 0.5).any():
             return {}
     return worst_mask(reference, outputs)
