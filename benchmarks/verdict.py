@@ -122,6 +122,29 @@ def _one_of_each(model: TFLiteModel) -> Any:
     return arrays if len(arrays) > 1 else next(iter(arrays.values()))
 
 
+def _usable(
+    given: dict[str, Any], model: Any, *, unstretched: Any, known: str | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The given images that can judge the file, by name, and a sentence for each set that cannot.
+
+    known: sha256 of the images that calibrated the file, where its proof tells it.
+    """
+    from dgh_tf.models.network import Network
+
+    network = Network(model) if given else None
+    used: dict[str, Any] = {}
+    notes = []
+    for name, source in given.items():
+        why = doubts(network, source.images, unstretched=unstretched)
+        if source.sha256 == known:
+            why.append("they calibrated this file")
+        if why:
+            notes.append(f"{name} is not used to judge: {'; '.join(why)}.")
+        else:
+            used[f"given, {name}"] = source.images
+    return used, notes
+
+
 def main(argv: list[str]) -> int:
     """Prints the verdict; exit code 0 whatever it is."""
     del argv
@@ -141,7 +164,6 @@ def main(argv: list[str]) -> int:
     from dgh_tf import GenerationConfig, Prepared, load_model
     from dgh_tf.models.batchnorm import has_statistics
     from dgh_tf.models.choices import without_choices
-    from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
     from tflite_export.conversion.freeze import input_shapes
     from tflite_export.proof import calibrated_on
@@ -174,16 +196,7 @@ def main(argv: list[str]) -> int:
 
     others = made("unstretched")
     unstretched = next(iter(others.values()))
-    network, used, notes = Network(model) if given else None, {}, []
-    known = calibrated_on(path)
-    for name, source in given.items():
-        why = doubts(network, source.images, unstretched=unstretched)
-        if source.sha256 == known:
-            why.append("they calibrated this file")
-        if why:
-            notes.append(f"{name} is not used to judge: {'; '.join(why)}.")
-        else:
-            used[f"given, {name}"] = source.images
+    used, notes = _usable(given, model, unstretched=unstretched, known=calibrated_on(path))
     for note in notes:
         say(note)
     used = used or made("stretched")

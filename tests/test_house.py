@@ -114,7 +114,9 @@ def test_files_and_functions_can_be_read_in_one_sitting(path):
     assert len(text.splitlines()) <= 520
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < 90, node.name
+            # without signature and docstring, which grow with the options
+            code = node.body[1:] if ast.get_docstring(node) else node.body
+            assert not code or node.end_lineno - code[0].lineno < 80, node.name
 
 
 # Rooms from the ground up: a file may import from rooms of its own level (of another one only where

@@ -11,6 +11,14 @@ from tflite_export.tflite.schemes import SCHEMES
 
 
 def define_flags() -> None:
+    _define_model()
+    _define_images()
+    _define_file()
+    _define_targets_and_units()
+    flags.mark_flags_as_required(["model", "output"])
+
+
+def _define_model() -> None:
     flags.DEFINE_string(
         "model",
         None,
@@ -23,6 +31,9 @@ def define_flags() -> None:
         False,
         "Run Python code that the model file brings (Lambda layers).",
     )
+
+
+def _define_images() -> None:
     flags.DEFINE_string(
         "calibration",
         None,
@@ -48,6 +59,9 @@ def define_flags() -> None:
         lower_bound=0.0,
         upper_bound=1.0,
     )
+
+
+def _define_file() -> None:
     flags.DEFINE_string(
         "output", None, "The .tflite file to write; the proof goes beside it as .json."
     )
@@ -89,8 +103,6 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "seed", 0, "Of what the algorithm and the generation of images draw.", lower_bound=0
     )
-    _define_targets_and_units()
-    flags.mark_flags_as_required(["model", "output"])
 
 
 def _define_targets_and_units() -> None:
