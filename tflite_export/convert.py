@@ -85,8 +85,10 @@ def _pair(values: list[str], name: str) -> tuple[float, float]:
 
 
 def _range() -> Range | None:
-    """--input_range as (lows, highs), one or one per channel; None without it."""
-    if not FLAGS.input_range:
+    """--input_range as (lows, highs), one or one per channel; None without it, and where it names
+    the convention that images are to be generated in.
+    """
+    if not FLAGS.input_range or (FLAGS.calibration is None and FLAGS.input_range.isidentifier()):
         return None
     pairs = parse_pairs(FLAGS.input_range)
     if pairs is None:

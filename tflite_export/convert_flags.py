@@ -127,7 +127,8 @@ def _define_targets_and_units() -> None:
         "input_range",
         "",
         "LOW,HIGH of the model's input units, or in quotes LOW,HIGH;LOW,HIGH with a pair for every "
-        "channel; overrides what is found or the manifest says.",
+        "channel; overrides what is found or the manifest says. Without --calibration also a "
+        "convention, such as byte, symmetric or imagenet.",
     )
     flags.DEFINE_list(
         "preprocess",

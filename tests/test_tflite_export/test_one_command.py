@@ -250,3 +250,27 @@ def test_algorithms_still_has_quantize():
 
     made = algorithms.quantize(tiny_models.softmax_head(), tiny_models.images(), algorithm="minmax")
     assert made.tflite and made.notes["algorithm"] == "minmax"
+
+
+@pytest.mark.slow
+def test_a_convention_is_as_good_as_its_two_numbers(made, model_path, tmp_path):
+    """The demo's range is -1 to 1, symmetric."""
+    folder, _ = made
+    code, _, err = convert(model_path, tmp_path / "m.tflite", "--input_range=symmetric")
+    assert code == 0, err
+    assert sha256(tmp_path / "m.tflite") == sha256(folder / "m.tflite")
+
+
+def test_a_convention_that_nobody_knows_is_refused_with_those_there_are(model_path, tmp_path):
+    code, _, err = convert(model_path, tmp_path / "m.tflite", "--input_range=imagnet")
+    assert code == 1 and "input_range=imagnet: expected" in err and "imagenet" in err, err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_convention_beside_images_is_refused(model_path, tmp_path):
+    """The numbers check what is given; a name says how to generate."""
+    args = ("--calibration=nowhere", "--input_range=symmetric")
+    code, _, err = commands.call(
+        "tflite_export.convert", f"--model={model_path}", f"--output={tmp_path / 'm.tflite'}", *args
+    )
+    assert code != 0 and "--input_range=symmetric: expected LOW,HIGH" in err
