@@ -4,6 +4,7 @@ an import costs.
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -74,6 +75,13 @@ def test_every_file_and_public_function_says_what_it_is(path):
     assert text and text.split("\n\n")[0].rstrip()[-1] in ".!:", "first paragraph: sentences"
     for node in public_functions(path):
         assert ast.get_docstring(node) or node.name in UNDOCUMENTED, node.name
+
+
+def test_arguments_are_described_in_the_form_that_ruff_checks():
+    """A section `Args: x: what it is.` on one line is none to ruff, which then misses arguments."""
+    one_line = re.compile(r"^ *Args: *\S.*", re.MULTILINE)
+    found = {name_of(path): one_line.findall(path.read_text()) for path in FILES}
+    assert not {name: lines for name, lines in found.items() if lines}
 
 
 def test_rooms_of_pure_functions_hold_files():

@@ -125,7 +125,8 @@ class QuantizedModel:
     def check_targets(self, *names: str) -> TargetReports:
         """Asks each target's own tools what they make of the file.
 
-        Args: names: such as "ethos-u55-128", "edgetpu", "tflm", "cpu" (docs/guide/targets.md).
+        Args:
+          *names: such as "ethos-u55-128", "edgetpu", "tflm", "cpu" (docs/guide/targets.md).
         Raises: ValueError: an unknown target, one without its tool, or one that cannot take the
           scheme.
 

@@ -97,8 +97,18 @@ def load_task(
 ) -> Task:
     """Loads a model and its sets and runs the float model.
 
-    Args: as the flags of benchmarks.calibration; the limits are numbers of images, None for all.
+    Args:
+      model: what `dgh_tf.load_model` takes.
+      real: set of real images, as the flag --real of benchmarks.calibration names it.
+      evaluation: set to score on, in the same forms.
+      signature: of a .tflite file with several, the key of the one to take.
+      preprocess: mapping from pixels to model units, as the flag of this name.
+      input_range: LOW,HIGH or a convention; empty where the model tells it.
+      input_kind: auto, or what the inputs are, see `network_ranges`.
+      real_limit: most real images to read, None for all.
+      evaluation_limit: most evaluation images to read, None for all.
       part: of the evaluation images, one of choice.PARTS.
+      data_dir: folder of TensorFlow Datasets, None for its own.
     Raises: ValueError, FileNotFoundError for models and sets that cannot be used.
     """
     from benchmarks.measure.evaluation import float_outputs
@@ -239,8 +249,8 @@ def _head(task: Task, asked: str) -> str:
 def seeded_configs(values: Any) -> tuple[dict[str, Any], list[Any]]:
     """The settings of generation that the flags give, and a GenerationConfig of them for each seed.
 
-    Args: values: a command's flags: num_images, steps, batch_size, input_range, input_kind and
-      seeds.
+    Args:
+      values: a command's flags: num_images, steps, batch_size, input_range, input_kind and seeds.
     """
     from dgh_tf import GenerationConfig
 

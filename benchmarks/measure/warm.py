@@ -43,7 +43,10 @@ def _command(arguments: list[str], home: pathlib.Path) -> None:
 def run(*arguments: str, home: pathlib.Path, seconds: float) -> Ended:
     """Runs `python -m arguments` to its end.
 
-    Args: home: a folder for what it prints. seconds: after which it counts as hanging.
+    Args:
+      home: a folder for what it prints.
+      seconds: after which it counts as hanging.
+      *arguments: the module, then those of its command line.
     Raises: TimeoutError, after which the process is gone.
 
     Example: `run("dgh_tf.report", "--output_dir=images", home=pathlib.Path("."), seconds=60)`

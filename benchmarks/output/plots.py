@@ -89,7 +89,9 @@ def sizes(rows: Sequence[Row], path: str | pathlib.Path) -> None:
     """Agreement with the float model by size: for each source a line through the means over seeds,
     and a dashed one of what the choice of bits predicted.
 
-    Args: rows: of scheme mixed, with kib, agreement and predicted_agreement.
+    Args:
+      rows: of scheme mixed, with kib, agreement and predicted_agreement.
+      path: of the .png file to write.
     """
     from matplotlib.figure import Figure
 

@@ -49,7 +49,10 @@ def run_jobs(
 ) -> bool:
     """Measures every row that is not there yet, with a line each and the time left.
 
-    Args: minutes: stop before the row that would begin after so many; 0 for no limit.
+    Args:
+      jobs: the rows, in the order to measure them.
+      minutes: stop before the row that would begin after so many; 0 for no limit.
+      clock: gives seconds.
     Returns: False where the limit ended it.
     """
     times: list[tuple[tuple[Hashable, ...], float]] = []
@@ -104,7 +107,10 @@ class Results:
     ) -> None:
         """Reads what an earlier run of the same arguments left.
 
-        Args: key: fields of a row; "source" among them.
+        Args:
+          folder: of the results.
+          run: names the arguments that rows come from.
+          key: fields that tell rows apart; "source" among them.
         Raises:
           ValueError: the folder's files are damaged or come from other arguments.
         """

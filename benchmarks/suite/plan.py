@@ -70,7 +70,9 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
     """The entries of a .json or .yaml list: {"models": [{name, model, real, evaluation, task, ...},
     ...]}.
 
-    Args: data: what stands for {data} in the paths; entries that need it are refused without it.
+    Args:
+      path: of the list.
+      data: what stands for {data} in the paths; entries that need it are refused without it.
     Raises: FileNotFoundError, ValueError naming the entry and what is wrong with it.
     """
     path = pathlib.Path(path)

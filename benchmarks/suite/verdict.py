@@ -143,7 +143,9 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
     """The part of results.md on the verdict, and its plot verdict.png; empty for fewer than three
     rows.
 
-    Args: rows: measured rows with the verdict's figures (see suite_report.complete).
+    Args:
+      folder: to write the plot to.
+      rows: measured rows with the verdict's figures (see suite_report.complete).
     """
     pairs = [p for p in map(pair, rows) if p is not None]
     parts = groups(pairs)

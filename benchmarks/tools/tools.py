@@ -76,7 +76,12 @@ def run_tool(
 ) -> np.ndarray:
     """Outputs float32 [images, ...] for x of the integer model that a tool makes.
 
-    Args: float_file: the float .tflite. source: the calibration images. x: float32 [images, ...].
+    Args:
+      name: a key of TOOLS.
+      python: of the tool's environment, see `interpreter`.
+      float_file: the float .tflite.
+      source: the calibration images.
+      x: inputs, float32 [images, ...].
     Raises: ValueError when the tool fails, with the end of what it printed.
     """
     with processes.temporary_folder() as folder:

@@ -259,7 +259,10 @@ FORMATS: dict[str, Format] = {
 def export(source: Source, output: pathlib.Path, *, form: str) -> dict:
     """Writes a calibration set as a folder, whole or not at all.
 
-    Args: output: a folder that does not exist, or an empty one. form: a key of FORMATS.
+    Args:
+      source: what `load` gave.
+      output: a folder that does not exist, or an empty one.
+      form: a key of FORMATS.
     Returns: what calibration.json in the folder says: format, number of images, sha256 of the
       model, and per input name, shape, units and files.
     Raises: ValueError when the form cannot hold the images; OSError when nothing can be written.

@@ -47,7 +47,9 @@ class Source:
 def load(folder: pathlib.Path, *, names: Sequence[str] = ()) -> Source:
     """Reads the folder that dgh_tf.generate left.
 
-    Args: names: other names for the inputs, in their order; empty keeps those of the Keras model.
+    Args:
+      folder: of a finished run.
+      names: other names for the inputs, in their order; empty keeps those of the Keras model.
     Raises: FileNotFoundError, or ValueError for a folder without a finished run or a damaged one,
       and for names that do not fit.
 

@@ -200,7 +200,10 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
 def require_space(folder: pathlib.Path, needs: Mapping[str, int], *, advice: str) -> None:
     """Raises OSError where the disk has no room for what is about to be written.
 
-    Args: needs: bytes by what they are for. advice: what to do, for the message.
+    Args:
+      folder: where it will be written.
+      needs: bytes by what they are for.
+      advice: what to do, for the message.
 
     Example: `require_space(folder, {"images": 2**30}, advice="Give another folder.")`
     """
@@ -217,7 +220,9 @@ def require_writable(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     """Raises OSError unless a file can be written at `path`: asked before long work, by making and
     removing a file beside it. Clears what killed processes left there.
 
-    Args: flag: the option that gave the path, for the message.
+    Args:
+      path: of the file to come.
+      flag: the option that gave the path, for the message.
     """
     path = pathlib.Path(path)
     if path.name in _RECORDS and path.exists():
@@ -280,7 +285,9 @@ def require_new_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     """Raises OSError or ValueError unless a folder can be made at `path`: asked before long work.
     It may exist if it is empty.
 
-    Args: flag: the option that gave the path, for the message.
+    Args:
+      path: of the folder to come.
+      flag: the option that gave the path, for the message.
     """
     path = pathlib.Path(path)
     if not path.name or path.is_symlink() or (path.exists() and not path.is_dir()):
@@ -363,8 +370,10 @@ def locked_folder(path: str | os.PathLike, *, flag: str, worker: int = 0) -> Ite
 
     A folder made here for a run that then fails before it writes anything is removed again.
 
-    Args: flag: the option that gave the path, for messages. worker: of several that share the
-      folder, each with a lock of its own.
+    Args:
+      path: of the folder.
+      flag: the option that gave the path, for messages.
+      worker: number of this one of several that share the folder, each with a lock of its own.
     Raises: ValueError when another process holds it, OSError when it cannot be made or written to.
     """
     import filelock

@@ -37,7 +37,8 @@ _LAST = "Flags may also stand in a file, one a line: --flagfile=FILE. --version 
 def help_text(doc: str) -> str:
     """The text of --help.
 
-    Args: doc: of the command's module: what it does, then an example.
+    Args:
+      doc: of the command's module: what it does, then an example.
     """
     own = {
         flag.name: flag

@@ -41,7 +41,9 @@ def list_image_files(folder: pathlib.Path) -> list[pathlib.Path]:
 def image_shape(shape: Sequence[int | None], *, instead: str) -> tuple[int | None, int | None, int]:
     """(height, width, channels) of a model input that image files fit; height, width may be open.
 
-    Args: instead: what to do where they do not fit, for the message.
+    Args:
+      shape: of the model input, without batch; None for an open side.
+      instead: what to do where they do not fit, for the message.
     Raises: ValueError for an input that is not [height, width, 1 or 3].
     """
     if len(shape) != 3 or shape[2] not in (1, 3):
@@ -57,7 +59,10 @@ def image_shape(shape: Sequence[int | None], *, instead: str) -> tuple[int | Non
 def open_image(path: pathlib.Path, *, channels: int, turn: bool = True) -> Image.Image:
     """The image of a file as a PIL image of mode L (channels 1) or RGB (channels 3), 8 bits.
 
-    Args: turn: apply the EXIF orientation.
+    Args:
+      path: of the image file.
+      channels: 1 or 3.
+      turn: whether to apply the EXIF orientation.
     Raises: ValueError for whatever is no image that can be read, in one line that names the file.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -120,7 +125,9 @@ def fit(image: Image.Image, *, height: int | None, width: int | None) -> np.ndar
 def read_image(path: pathlib.Path, *, shape: Sequence[int | None]) -> np.ndarray:
     """The pixels of an image file at a model's input size.
 
-    Args: shape: (height, width, channels) of the input; None keeps the image's own.
+    Args:
+      path: of the image file.
+      shape: (height, width, channels) of the input; None for a side keeps the image's own.
     Returns: uint8 [height, width, 1 or 3], red first.
     Raises: ValueError for a file that is no image, and for a shape that images do not fit.
 

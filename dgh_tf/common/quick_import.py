@@ -36,7 +36,8 @@ def quick_import(*, unused: Sequence[str] = UNUSED) -> Iterator[None]:
     The garbage collector rests until the end; from then on it leaves alone what there is. So use it
     in a process of our own: in another's it would keep that one's garbage, too.
 
-    Args: unused: modules that seem absent inside.
+    Args:
+      unused: modules that seem absent inside.
 
     Example:
       >>> with quick_import():

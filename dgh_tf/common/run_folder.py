@@ -71,8 +71,11 @@ def write_images(
     """Writes images.npy (or one file per input) as the parts come, so that the set need not fit
     into memory.
 
-    Args: parts: for every input some of the images, in order, float32 [n, *input shape]. count:
-      images in all.
+    Args:
+      folder: to write to.
+      parts: for every input some of the images, in order, float32 [n, *input shape].
+      names: of the inputs, in the order of the parts.
+      count: images in all.
     Returns: the manifest's part: files, shapes and sha256 of the values.
     """
     files, digests, shapes = image_files(names), [hashlib.sha256() for _ in names], {}
@@ -175,8 +178,10 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
 def read_metrics(folder: pathlib.Path, *, unfinished: bool = False) -> list[dict[str, float]]:
     """The rows of metrics.jsonl; [] where there is no such file.
 
-    Args: unfinished: the run may have been killed while it wrote a row: nothing from the first row
-      that is not whole on. Else that raises ValueError.
+    Args:
+      folder: of the run.
+      unfinished: the run may have been killed while it wrote a row: nothing from the first row that
+        is not whole on. Else that raises ValueError.
     """
     path = folder / "metrics.jsonl"
     require_regular(path)
@@ -300,7 +305,8 @@ def load_images(folder: pathlib.Path) -> Images:
 def representative_dataset(source: Images | str | pathlib.Path) -> Callable[[], Iterator]:
     """What tf.lite.TFLiteConverter.representative_dataset takes: batches of one image.
 
-    Args: source: images as generate_images returns them, or the folder of a finished run.
+    Args:
+      source: images as generate_images returns them, or the folder of a finished run.
 
     Example:
       >>> import numpy as np

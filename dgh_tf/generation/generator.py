@@ -171,7 +171,9 @@ class Generator:
         """Fills the store with the start images, empty slots and the table, computed once without
         gradient.
 
-        Args: told: called after every batch; what it raises ends the start.
+        Args:
+          told: called after every batch with what is being done and the images so far; what it
+            raises ends the start.
         """
         drawn = 0
         for place, k in enumerate(self.batches):

@@ -18,7 +18,10 @@ def next_scale(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The scale of the next step, and the good steps since it last changed.
 
-    Args: scale, good: float32 scalars of this step. finite: bool, whether this step was good.
+    Args:
+      scale: of this step, float32 scalar.
+      good: good steps since the scale last changed, float32 scalar.
+      finite: whether the gradient of this step was finite, bool scalar.
     """
     grown = good + 1.0 >= GROWTH_STEPS
     larger = tf.where(grown, tf.minimum(2.0 * scale, LARGEST_SCALE), scale)

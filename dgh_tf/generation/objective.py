@@ -151,7 +151,10 @@ def batch_moments(tapped: Tapped, units: Sequence[tf.Tensor], problem: Problem) 
     """(mean of u, mean of u^2) of a batch, float32 [2, channels of all layers]; times the batch's
     share it is its row.
 
-    Args: units: the inputs in canvas units, for the pseudo-statistics that the layers end with.
+    Args:
+      tapped: what a forward pass of the batch gave.
+      units: the inputs in canvas units, for the pseudo-statistics that the layers end with.
+      problem: what the run minimizes.
     """
     layers, targets = problem.layers, problem.targets
     calls = [*tapped.calls, *enumerate(units, start=len(layers) - len(units))]

@@ -61,7 +61,8 @@ class Replicas:
     def gathered(self, values: Sequence[tf.Tensor]) -> tf.Tensor:
         """The values of all replicas of all processes, one after the other along the first axis.
 
-        Args: values: one for each replica here. All processes must ask at once.
+        Args:
+          values: one for each replica here. All processes must ask at once.
         """
         return self.strategy.gather(self.each(values), axis=0)
 

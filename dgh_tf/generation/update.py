@@ -166,8 +166,10 @@ class Step:
     def first_carry(self, totals: np.ndarray, spreads: np.ndarray) -> Carry:
         """The carry before the first step.
 
-        Args: of the start images: totals, float64 [2, channels]; spreads, float32 [heads], 0 where
-          matched statistics will tell them.
+        Args:
+          totals: sums of the rows of the start images, float64 [2, channels].
+          spreads: of the heads over the start images, float32 [heads]; 0 where matched statistics
+            will tell them.
         """
         return Carry(
             totals=tf.constant(totals, tf.float64),

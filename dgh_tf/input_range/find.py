@@ -77,7 +77,10 @@ class KnownInput:
 def known_inputs(network: Network, *, text: str = "", kind: str = "auto") -> list[KnownInput]:
     """The kind, the range and the spectrum of every input, in order.
 
-    Args: text: as `network_ranges` takes it. kind: as `input_signals` takes it.
+    Args:
+      network: the model.
+      text: as `network_ranges` takes it.
+      kind: as `input_signals` takes it.
     Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
     signals = input_signals(network, kind=kind)
@@ -123,9 +126,12 @@ def _natural(signal: Signal, valid: InputRange) -> Spectrum:
 def network_ranges(network: Network, *, text: str = "", kind: str = "auto") -> list[InputRange]:
     """The valid range of every input, in order.
 
-    Args: text: one range for all inputs, or NAME:RANGE;NAME:RANGE, where a range may be a pair for
-      every channel, LOW,HIGH;LOW,HIGH; inputs that it does not name
-      keep what their layers declare. kind: as `input_signals` takes it.
+    Args:
+      network: the model.
+      text: one range for all inputs, or NAME:RANGE;NAME:RANGE, where a range may be a pair for
+        every channel, LOW,HIGH;LOW,HIGH; inputs that it does not name keep what their layers
+        declare.
+      kind: as `input_signals` takes it.
     Raises: ValueError when no way gives a clear answer; it asks for input_range.
     """
     return [found.valid for found in known_inputs(network, text=text, kind=kind)]

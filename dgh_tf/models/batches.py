@@ -22,7 +22,8 @@ _BATCH_SHAPES = ("batch_shape", "batch_input_shape")
 def with_any_batch(model: Any) -> Any:
     """The model itself, or where it takes batches of one size only, one that takes any.
 
-    Args: model: a Keras 3 or tf_keras model.
+    Args:
+      model: a Keras 3 or tf_keras model.
     Raises: ValueError where the outputs of an image depend on its place in the batch or on the
       images beside it, and for layers that keep a state from one call to the next.
     """

@@ -105,7 +105,9 @@ def find_rectified(
 ) -> list[Rectified]:
     """For each folded BN layer the first ReLU layer that takes what it gives, and nothing else.
 
-    Args: calls: as of `find_folded`, with those of `relu_layers`.
+    Args:
+      calls: as for `find_folded`, with those of ReLU layers.
+      folded: what `find_folded` gave.
     """
     given = {id(y): id(layer) for layer, _, y in calls if id(layer) in folded}
     times = collections.Counter(id(layer) for layer, *_ in calls)

@@ -18,7 +18,8 @@ _MOST_SEARCHED = 2**36  # bytes looked through, heaps times the file's size: hal
 def text_bytes(content: bytes | mmap.mmap) -> int:
     """Bytes that all entries of lists, and single texts, take when they are read.
 
-    Args: content: of the HDF5 file.
+    Args:
+      content: of the HDF5 file.
     Raises: ValueError for a file of more heaps than can be looked for.
 
     Example:

@@ -59,7 +59,9 @@ INHERITED = (
 def load_keras2(file: ModelFile, *, unsafe: bool) -> keras.Model:
     """The Keras 3 form of a Keras 2 model.
 
-    Args: file: one whose config is allowed, unless `unsafe`, which lets it bring Python code.
+    Args:
+      file: what the file holds; its config is an allowed one unless `unsafe`.
+      unsafe: whether the file may bring Python code.
     Raises: ValueError when it has layers or values that Keras 3 does not reproduce.
     """
     import keras

@@ -32,7 +32,9 @@ _CLOSE = 1e-3  # of an output's largest value: another order of sums, not anothe
 def load_tflite(path: pathlib.Path, *, signature: str) -> keras.Model:
     """A Keras functional model of a float .tflite file.
 
-    Args: signature: the key of the one to take; empty where the file has only one.
+    Args:
+      path: of the file.
+      signature: the key of the one to take; empty where the file has only one.
     Returns: a Keras 3 model whose inputs and outputs have the file's names and order, with batch
       axis; a dict by name for several outputs.
     Raises: ValueError for files that are no float models, see `read_float_file`.

@@ -49,7 +49,9 @@ def layer_moments(
 ) -> list[Moments]:
     """Moments of every layer's input over all its calls, layer by layer, in the layer's own units.
 
-    Args: calls: (index of the layer, its input), in any order.
+    Args:
+      calls: (index of the layer, its input), in any order.
+      layers: in the order of the indices.
     """
     shifts = [layer.mean for layer in layers]
     unknown = [None] * len(calls)

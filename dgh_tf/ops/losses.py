@@ -49,8 +49,11 @@ def channel_gaps(
     """`moment_gap` before the mean over channels, for moments in units of the layer's
     normalization. All float32 [channels].
 
-    Args: mean, variance: of (x - running mean) / scale, scale = sqrt(running variance + layer's
-      epsilon). epsilon: the layer's, divided by scale squared.
+    Args:
+      mean: of (x - running mean) / scale, with scale = sqrt(running variance + layer's epsilon).
+      variance: of the same.
+      epsilon: the layer's, divided by scale squared.
+      std_weight: as for `moment_gap`.
     """
     return tf.square(mean) + std_weight * tf.square(
         tf.sqrt(tf.maximum(variance + epsilon, 1e-12)) - 1.0
@@ -79,7 +82,9 @@ def stretching(spread: tf.Tensor, *, limit: tf.Tensor) -> tf.Tensor:
     lambda = 1 / spread, so heads of any size and unit pull equally hard. Images at the limit are
     stretched no more: a wider output only costs resolution.
 
-    Args: spread: float32 [batch], positive, in logit units. limit: float32 scalar, same unit.
+    Args:
+      spread: float32 [batch], positive, in logit units.
+      limit: float32 scalar, same unit.
     Returns: float32 scalar, the mean over images of -log(min(spread, limit)).
     """
     return -tf.reduce_mean(tf.math.log(tf.minimum(spread, limit) + 1e-6))
@@ -97,8 +102,13 @@ def image_hinge(
     stretched (DGH).
 
     relu(gap - 0.5) per image for means and for standard deviations, then the mean over images.
-    Args: image_mean, image_variance: float32 [batch, channels]; mean, variance: running statistics
-      [channels].
+
+    Args:
+      image_mean: mean of each image, float32 [batch, channels].
+      image_variance: variance of each image, float32 [batch, channels].
+      mean: running mean, float32 [channels].
+      variance: running variance, float32 [channels].
+      epsilon: the BN layer's own.
     """
     scale = tf.sqrt(variance + epsilon)
     mean_gap = tf.reduce_mean(tf.square((image_mean - mean) / scale), axis=1)

@@ -155,7 +155,11 @@ def normalize(
 
     Together they read a large x half as often as apart, forward and backward.
 
-    Args: x: float32 [batch, ..., channels]. scale, offset, shift: float32 [channels].
+    Args:
+      x: float32 [batch, ..., channels].
+      scale: float32 [channels].
+      offset: float32 [channels].
+      shift: float32 [channels], see `channel_sums`.
     """
     repeat, channels = row_repeat(x), x.shape[-1]
     scales, offsets = (tf.constant(np.tile(v, repeat), tf.float32) for v in (scale, offset))
@@ -192,7 +196,9 @@ def with_sums(
     """x as it is, and its `channel_sums` along the last axis. What comes back through both is added
     up in one pass over a large x.
 
-    Args: x: float32 [batch, ..., channels]. shift: float32 [channels].
+    Args:
+      x: float32 [batch, ..., channels].
+      shift: float32 [channels], see `channel_sums`.
     """
     repeat, channels = row_repeat(x), x.shape[-1]
     needed = shift if np.any(shift) else None
@@ -217,7 +223,10 @@ def relu_with_sums(
     """min(max(x, 0), cap), and `channel_sums` of x along the last axis. What comes back through
     both takes one pass over a large x, as long as ReLU's gradient alone.
 
-    Args: x: float32 [batch, ..., channels]. shift: float32 [channels]. cap: 6 or infinity.
+    Args:
+      x: float32 [batch, ..., channels].
+      shift: float32 [channels], see `channel_sums`.
+      cap: 6 or infinity.
     """
     if cap not in (6.0, math.inf):
         raise ValueError(f"cap={cap}: expected 6 or infinity.")

@@ -101,7 +101,10 @@ def plateau(
     """Halves the scale when the loss has not fallen by 0.01% for `patience` steps (as PyTorch's
     ReduceLROnPlateau).
 
-    Args: state: (scale, best loss, steps without a better one); starts as (1.0, inf, 0).
+    Args:
+      state: (scale, best loss, steps without a better one); starts as (1.0, inf, 0).
+      loss: of the step that has just ended.
+      patience: steps without a better loss after which the scale is halved.
     """
     scale, best, waited = state
     if loss < best * (1.0 - 1e-4):

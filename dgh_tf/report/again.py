@@ -14,7 +14,8 @@ def write_report(folder: str | pathlib.Path) -> Page:
     It shows the integer files that lie in the folder by now, and those beside it that convert made
     together with the folder.
 
-    Args: folder: of `generate_to`, the command generate, or convert without --calibration.
+    Args:
+      folder: of `generate_to`, the command generate, or convert without --calibration.
     Returns: what the page shows; `damaged` has a sentence for every .json that cannot be read.
     Raises: ValueError where the folder holds no finished run, or a damaged one.
 

@@ -124,8 +124,12 @@ def sizes(curve: Sequence[dict[str, Any]], chosen: dict[str, Any]) -> Chart:
 def histogram(images: np.ndarray, *, low: np.ndarray, high: np.ndarray, title: str) -> Chart:
     """Where the values of up to 256 inputs lie between the ends of the valid range.
 
-    Args: images: [N, ..., C]. low, high: one number, or one per channel: then the axis shows the
-      position in the range, from 0 to 1.
+    Args:
+      images: [N, ..., C].
+      low: lower end of the valid range: one number, or one per channel; then the axis shows the
+        position in the range, from 0 to 1.
+      high: upper end, in the same form.
+      title: of the chart.
     """
     chosen = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
     unit = (np.asarray(images[chosen], np.float64) - low) / np.maximum(high - low, 1e-30)

@@ -110,8 +110,11 @@ def _photographs(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np
 def pixels(images: np.ndarray, *, low: object, high: object, kind: str | None = None) -> np.ndarray:
     """Inputs as uint8 pictures [pictures, rows, columns, 3], small ones enlarged.
 
-    Args: images: [N, ...] in model input units, channels last. low, high: ends of the valid range,
-      numbers or one per channel. kind: one of `KINDS`; None tells it from the shape.
+    Args:
+      images: [N, ...] in model input units, channels last.
+      low: lower end of the valid range, a number or one per channel.
+      high: upper end, in the same form.
+      kind: one of `KINDS`; None tells it from the shape.
     """
     low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     kind = kind or kind_of_shape(images.shape[1:])

@@ -58,8 +58,10 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """How far apart two ranges of each tensor lie: the larger difference of their ends over the
     width of both together.
 
-    Args: low, high: [2, tensors], in any unit. Returns: [tensors], 0..1; a tensor that never moves
-      counts 0.
+    Args:
+      low: lower ends of both ranges, [2, tensors], in any unit.
+      high: upper ends, in the same form.
+    Returns: [tensors], 0..1; a tensor that never moves counts 0.
     """
     apart = np.maximum(np.abs(low[0] - low[1]), np.abs(high[0] - high[1]))
     return apart / np.maximum(high.max(axis=0) - low.min(axis=0), 1e-12)

@@ -141,7 +141,10 @@ def _draw(
 def require_space(generator: Generator, folder: pathlib.Path, *, known: int) -> None:
     """Raises OSError where the disk has no room for the checkpoints and the images of a run.
 
-    Args: known: bytes of the checkpoints that are there; they make way for later ones.
+    Args:
+      generator: of the run.
+      folder: of the run.
+      known: bytes of the checkpoints that are there; they make way for later ones.
     """
     from dgh_tf.common.files import require_space as require
     from dgh_tf.run.checkpoint import KEPT

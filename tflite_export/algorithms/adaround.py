@@ -68,8 +68,10 @@ def rounding_penalty(v: Any, beta: Any) -> Any:
     """Sum of 1 - |2 h(v) - 1|^beta (eq. 24): 0 where every choice is made, largest at h = 1/2. A
     scalar tensor.
 
-    Args: beta: a scalar; a large one leaves all but the ends free, 2 pushes everything to its
-      nearer end.
+    Args:
+      v: float32 [...], as for `soft_weights`.
+      beta: a scalar; a large one leaves all but the ends free, 2 pushes everything to its nearer
+        end.
     """
     import tensorflow as tf
 

@@ -285,7 +285,10 @@ def allocate(
 def limit_bytes(limit: Limit, *, eight: int, four: int) -> int | None:
     """Bytes that the file may take; None where the limit is of agreement.
 
-    Args: eight, four: bytes of the file with all weights at 8 and at 4 bits.
+    Args:
+      limit: what the file must meet.
+      eight: bytes of the file with all weights at 8 bits.
+      four: bytes of the file with all weights at 4 bits.
     Raises: ValueError for a size below `four`.
     """
     if limit.min_agreement is not None:

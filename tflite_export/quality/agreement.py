@@ -243,8 +243,10 @@ def lost_beyond_noise(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
     the noise of the other logits explains: the file cuts the highest logits off. An image of two
     classes in doubt turns by noise alone, and says nothing of surer ones.
 
-    Args: float and integer logits, float64 [images, classes]. Of two classes nothing tells the
-      noise apart: there every image that loses its class does.
+    Args:
+      reference: float logits, float64 [images, classes].
+      found: integer logits, in the same form. Of two classes nothing tells the noise apart: there
+        every image that loses its class does.
     Returns: bool [images].
     """
     images, first, chosen = np.arange(len(found)), reference.argmax(axis=1), found.argmax(axis=1)

@@ -200,7 +200,12 @@ def look_first(
 ) -> dict[str, Any]:
     """The verdict of `accuracy_estimate.judge` with what to do about a file that is not fine.
 
-    Args: as those of `layer_errors`.
+    Args:
+      verdict: what `accuracy_estimate.judge` gave.
+      float_tflite: as for `layer_errors`.
+      tflite: as for `layer_errors`.
+      images: as for `layer_errors`.
+      layers: as for `layer_errors`.
     Returns: the verdict with "look_first" (rows of `LayerError.as_json`); reasons and sentence
       speak of these layers. Its "layers" have the Keras layer's name, where the tensor's tells.
     """

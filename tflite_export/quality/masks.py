@@ -63,7 +63,10 @@ def mask_scores(
 ) -> dict[str, float]:
     """{"agreement", "iou"} of the worst output.
 
-    Args: logits: what stands before each output's sigmoid in the float model, in as many values.
+    Args:
+      reference: the float model's outputs by name, [images, ...].
+      outputs: the integer file's, in the same form.
+      logits: what stands before each output's sigmoid in the float model, in as many values.
     Returns: nothing where an output is no mask and no labels behind a sigmoid (boxes lie in 0..1,
       too), or where the float model marks nothing that could be lost.
     """

@@ -77,7 +77,10 @@ def layer_names(model: Any) -> list[str]:
 def what_to_do(row: Mapping[str, Any], *, layer: str | None, target: str) -> str:
     """A sentence: where the operator comes from, and what helps.
 
-    Args: row: of a verdict's "fallback": operator, tensor, why.
+    Args:
+      row: of a verdict's "fallback": operator, tensor, why.
+      layer: name of the Keras layer, None where no name tells it.
+      target: a key of report.TARGETS.
     """
     where = f"layer {layer}" if layer else f"the operator behind {row['tensor'] or 'this tensor'}"
     if row["why"].startswith("behind "):

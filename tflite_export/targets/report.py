@@ -143,7 +143,9 @@ def _memory(figures: Mapping[str, Any]) -> str:
 def table(verdicts: Mapping[str, Mapping[str, Any]], *, files: Mapping[str, str]) -> list[str]:
     """Lines of a table: target, operators mapped, speed, memory, file to flash.
 
-    Args: files: name of the file to flash, by target.
+    Args:
+      verdicts: of `judge`, by target.
+      files: name of the file to flash, by target.
     """
     rows = [("target", "mapped", "speed", "memory", "file")]
     for name, verdict in verdicts.items():

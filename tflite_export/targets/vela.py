@@ -84,8 +84,10 @@ def find_system(
 ) -> System | None:
     """The user's own chip; None where nothing is given. Cheap: call it before long work.
 
-    Args: config: path of an .ini file; None takes the one that comes with Vela. system, memory:
-      names of its sections System_Config.NAME and Memory_Mode.NAME.
+    Args:
+      config: path of an .ini file; None takes the one that comes with Vela.
+      system: name of its section System_Config.NAME.
+      memory: name of its section Memory_Mode.NAME.
     Raises: ValueError for one without the other, and for a file or a section that is not there.
 
     Example: `find_system(system="Ethos_U55_Deep_Embedded", memory="Shared_Sram")`

@@ -47,8 +47,10 @@ class ChannelQuantizer(quantizers.LastValueQuantizer):
     """Fake-quantizes a kernel symmetrically with a range per output channel: the largest weight of
     the channel.
 
-    Args: channel_axes: how many of the last axes number the channels: 2 for depthwise kernels, 0
-      for one range, else 1.
+    Args:
+      num_bits: of the integers, 4 or 8.
+      channel_axes: how many of the last axes number the channels: 2 for depthwise kernels, 0 for
+        one range, else 1.
     """
 
     def __init__(self, *, num_bits: int, channel_axes: int) -> None:
@@ -82,7 +84,9 @@ class LayerConfig(tfmot.quantization.keras.QuantizeConfig):
     """What of a layer is fake-quantized.
 
     Args:
-      kernel: name of the layer's kernel, or None. bits, channel_axes: of its quantizer.
+      kernel: name of the layer's kernel, or None.
+      bits: of its quantizer, 4 or 8.
+      channel_axes: of its quantizer, see `ChannelQuantizer`.
       output: whether the output is quantized to 8 bits.
     """
 
