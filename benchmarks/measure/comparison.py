@@ -102,7 +102,7 @@ def load_task(
       real: set of real images, as the flag --real of benchmarks.calibration names it.
       evaluation: set to score on, in the same forms.
       signature: of a .tflite file with several, the key of the one to take.
-      preprocess: mapping from pixels to model units, as the flag of this name.
+      preprocess: mapping from stored values to model units, as the flag of this name.
       input_range: LOW,HIGH or a convention; empty where the model tells it.
       input_kind: auto, or what the inputs are, see `network_ranges`.
       real_limit: most real images to read, None for all.
