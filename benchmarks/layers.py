@@ -95,7 +95,7 @@ def compare(
       calibrations: by name, images [number, ...] in the model's input units.
       images: to measure on, in the same form as those of one calibration.
       scheme: one of tflite_export.tflite.schemes.SCHEMES.
-      algorithm: one of tflite_export.quantization.NAMES.
+      algorithm: one of tflite_export.algorithms.by_name.NAMES.
     Returns: as tflite_export.verdict.side_by_side, the worst layers first.
     Raises: ValueError as tflite_export.algorithms.quantize.
     """
@@ -142,8 +142,8 @@ def table_of(rows: list[dict[str, Any]], *, most: int) -> str:
 def main(argv: list[str]) -> int:
     """Checks, converts once per calibration, prints the worst layers."""
     del argv
+    from tflite_export.algorithms.by_name import check_algorithm
     from tflite_export.calibration.load import load_calibration
-    from tflite_export.quantization import check_algorithm
 
     values = flags.FLAGS
     require_model(values.model)

@@ -25,6 +25,7 @@ from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
+from tflite_export.algorithms.by_name import check_algorithm
 from tflite_export.calibration.check import Images, Range
 from tflite_export.calibration.load import Calibration, load_calibration
 from tflite_export.calibration.units import checked_images
@@ -42,7 +43,7 @@ from tflite_export.images import Generated, generate_into
 from tflite_export.proof import output_paths, proof, proof_bytes, summary, write_set
 from tflite_export.quality.held_out import UNKNOWN, Estimate, estimate
 from tflite_export.quality.layer_comparison import calibration_verdict
-from tflite_export.quantization import Limit, check_algorithm, check_limit, quantize
+from tflite_export.quantization import Limit, check_limit, quantize
 from tflite_export.targets.advice import layer_names
 from tflite_export.targets.report import (
     check_targets,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from dgh_tf.common.help import MODEL_HELP
-from tflite_export.quantization import HEADS, NAMES
+from tflite_export.algorithms.by_name import HEADS, NAMES
 from tflite_export.targets.report import TARGETS
 from tflite_export.tflite.schemes import SCHEMES
 

@@ -15,6 +15,7 @@ import dgh_tf
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
+from tflite_export.algorithms.by_name import check_algorithm
 from tflite_export.calibration.check import Images
 from tflite_export.calibration.load import digest
 from tflite_export.calibration.units import checked_images
@@ -28,7 +29,7 @@ from tflite_export.images import (
 )
 from tflite_export.proof import output_paths, proof, proof_bytes, summary, write_set
 from tflite_export.quality.held_out import Estimate, estimate
-from tflite_export.quantization import Limit, check_algorithm, check_limit
+from tflite_export.quantization import Limit, check_limit
 from tflite_export.quantization import quantize as quantize_with
 from tflite_export.targets import report as targets
 from tflite_export.targets.advice import layer_names
@@ -214,7 +215,7 @@ def quantize(
       images: that calibrate the file: float32 [number, ...input shape] in the model's input units,
         or a dict by input name. Left out, they are generated from the model.
       scheme: "int8", "int16x8", "w4a8" or "mixed".
-      algorithm: "best" or one of quantization.NAMES.
+      algorithm: "best" or one of algorithms.by_name.NAMES.
       head: "logits" leaves out a softmax, a sigmoid or a choice (argmax) at the end.
       seed: of what the algorithm draws.
       config: settings of generated images, which have a seed of their own.

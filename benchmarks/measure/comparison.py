@@ -285,7 +285,7 @@ def combinations(
     """Every scheme with every algorithm, sources left open; scheme mixed with every size. Raises
     ValueError where one does not fit the other, or is named twice.
     """
-    from tflite_export.quantization import check_algorithm
+    from tflite_export.algorithms.by_name import check_algorithm
 
     if (
         not schemes

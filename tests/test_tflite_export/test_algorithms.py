@@ -14,8 +14,9 @@ from tflite_export import Runner, check_integer, to_float_tflite, to_tflite_with
 from tflite_export.algorithms import ai_edge
 from tflite_export.algorithms.block_reconstruction import reconstruct
 from tflite_export.algorithms.blocks import find_blocks
+from tflite_export.algorithms.by_name import ALGORITHMS, check_algorithm
 from tflite_export.calibration import check
-from tflite_export.quantization import ALGORITHMS, check_algorithm, quantize
+from tflite_export.quantization import quantize
 from tflite_export.simulation.fake_quant import integer_constants, predict
 from tflite_export.simulation.ranges import collect_ranges
 from tflite_export.tflite.edit import integer_weights, without_softmax
