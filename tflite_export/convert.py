@@ -85,20 +85,19 @@ def _pair(values: list[str], name: str) -> tuple[float, float]:
     return first, second
 
 
-def _range() -> Range | None:
-    """--input_range as (lows, highs), one or one per channel; None without it, and where it names
-    the convention that images are to be generated in.
+def _range(model: Any) -> Range | Mapping[str, Range] | None:
+    """--input_range as (lows, highs), one or one per channel; by input name where it names inputs
+    or a convention; None without it.
     """
-    if not FLAGS.input_range or (FLAGS.calibration is None and FLAGS.input_range.isidentifier()):
+    if not FLAGS.input_range:
         return None
     pairs = parse_pairs(FLAGS.input_range)
-    if pairs is None:
-        raise ValueError(
-            f"--input_range={FLAGS.input_range}: expected LOW,HIGH (two finite numbers, the "
-            "smaller first), or such a pair for every channel joined by semicolons."
-        )
-    lows, highs = zip(*pairs, strict=True)
-    return lows, highs
+    if pairs is not None:
+        lows, highs = zip(*pairs, strict=True)
+        return lows, highs
+    found = dgh_tf.find_input_range(model, input_range=FLAGS.input_range)
+    names = input_shapes(model) if getattr(model, "inputs", None) else ["input"]
+    return {name: (each.low, each.high) for name, each in zip(names, found, strict=True)}
 
 
 def _given_preprocess() -> str:
@@ -139,12 +138,12 @@ def _load() -> _Source:
     if getattr(model, "inputs", None):
         input_shapes(model)  # raises before images are made
     sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
-    limits = _range()
+    limits = None  # what images are made in, their folder tells
     if FLAGS.calibration is None:
         made = _generated(model)
         calibration, held_out, what = made.calibration, made.held_out, str(_images_dir())
     else:
-        calibration, held_out = _given(model, sha256), {}
+        calibration, held_out, limits = _given(model, sha256), {}, _range(model)
         what = f"--calibration={FLAGS.calibration}"
     images, warnings = checked_images(
         model,
@@ -188,6 +187,7 @@ def _generated(model: Any) -> Generated:
         steps=FLAGS.steps,
         seed=FLAGS.seed,
         input_range=FLAGS.input_range,
+        input_kind=FLAGS.input_kind,
     )
     return generate_into(
         _images_dir(),
@@ -233,7 +233,6 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
             "target, or drop the flag."
         )
     _pair(FLAGS.preprocess, "preprocess")
-    _range()
     if FLAGS.calibration is None:
         if FLAGS.fail_below is not None and not FLAGS.verdict:
             raise ValueError("--fail_below needs the verdict; leave --noverdict out.")
@@ -244,7 +243,8 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
 
 def _check_given() -> None:
     """Refuses flags that do nothing beside --calibration, and what is not there."""
-    idle = [name for name in ("images_dir", "num_images", "steps") if FLAGS[name].present]
+    made = ("images_dir", "num_images", "steps", "input_kind")
+    idle = [name for name in made if FLAGS[name].present]
     if idle:
         raise ValueError(
             f"--{idle[0]} is for images that this command generates, but --calibration="

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
+import dgh_tf
 from dgh_tf.common.help import MODEL_HELP
 from tflite_export.algorithms.by_name import HEADS, NAMES
 from tflite_export.targets.report import TARGETS
@@ -50,6 +53,13 @@ def _define_images() -> None:
     )
     flags.DEFINE_integer(
         "steps", 100, "Without --calibration: optimizer steps of every image.", lower_bound=1
+    )
+    (kind,) = [f for f in dataclasses.fields(dgh_tf.GenerationConfig) if f.name == "input_kind"]
+    flags.DEFINE_enum(
+        "input_kind",
+        kind.default,
+        list(kind.metadata["choices"]),
+        f"Without --calibration. {kind.metadata['help']}",
     )
     flags.DEFINE_float(
         "fail_below",
@@ -126,9 +136,9 @@ def _define_targets_and_units() -> None:
     flags.DEFINE_string(
         "input_range",
         "",
-        "LOW,HIGH of the model's input units, or in quotes LOW,HIGH;LOW,HIGH with a pair for every "
-        "channel; overrides what is found or the manifest says. Without --calibration also a "
-        "convention, such as byte, symmetric or imagenet.",
+        "Valid input range LOW,HIGH of the model, or a convention such as unit, byte, symmetric; "
+        "in quotes LOW,HIGH;LOW,HIGH with a pair for every channel, and for several inputs "
+        "NAME:RANGE;NAME:RANGE. Overrides what is found or the manifest says.",
     )
     flags.DEFINE_list(
         "preprocess",

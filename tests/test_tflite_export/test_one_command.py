@@ -47,6 +47,21 @@ def made(model_path, tmp_path_factory):
     return folder, out
 
 
+def test_ranges_are_taken_by_name_with_and_without_images(made, model_path, tmp_path):
+    folder, _ = made
+    wanted = json.loads((folder / "m_images" / "manifest.json").read_text())["input_range"][0]
+    more = ("--algorithm=minmax", "--noverdict")
+    files = (f"--model={model_path}", f"--output={tmp_path}/m.tflite")
+    made_here = ("--num_images=2", "--steps=1", "--input_kind=image", "--input_range=image:-1,1")
+    code, _, err = commands.call("tflite_export.convert", *files, *more, *made_here)
+    assert code == 0, err
+    found = json.loads((tmp_path / "m_images" / "manifest.json").read_text())["input_range"][0]
+    assert (found["low"], found["high"]) == (wanted["low"], wanted["high"])
+    given = (f"--calibration={folder}/m_images", "--input_range=symmetric")
+    code, _, err = commands.call("tflite_export.convert", *files, *more, *given)
+    assert code == 0, err
+
+
 def classes(tflite, images):
     """What LiteRT itself chooses, by its built-in kernels: those of XNNPACK round differently, and
     classes of so small a set are close.
@@ -265,12 +280,3 @@ def test_a_convention_that_nobody_knows_is_refused_with_those_there_are(model_pa
     code, _, err = convert(model_path, tmp_path / "m.tflite", "--input_range=imagnet")
     assert code == 1 and "input_range=imagnet: expected" in err and "imagenet" in err, err
     assert not list(tmp_path.iterdir())
-
-
-def test_a_convention_beside_images_is_refused(model_path, tmp_path):
-    """The numbers check what is given; a name says how to generate."""
-    args = ("--calibration=nowhere", "--input_range=symmetric")
-    code, _, err = commands.call(
-        "tflite_export.convert", f"--model={model_path}", f"--output={tmp_path / 'm.tflite'}", *args
-    )
-    assert code != 0 and "--input_range=symmetric: expected LOW,HIGH" in err
