@@ -8,11 +8,14 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.data.choice import require_some
+
+if TYPE_CHECKING:
+    from dgh_tf.config import GenerationConfig
 
 # What each generated source changes in the method; everything else is the run's GenerationConfig.
 GENERATED: dict[str, dict[str, Any]] = {
@@ -73,7 +76,7 @@ def calibration_images(
     *,
     model: Any,
     real: np.ndarray,
-    config: Any,
+    config: GenerationConfig,
     bounds: tuple[np.ndarray, np.ndarray] | None,
 ) -> tuple[np.ndarray, float | None]:
     """Calibration images of one source.

@@ -27,6 +27,8 @@ from dgh_tf.common.value_range import KnownRange, check_units
 from dgh_tf.models.tflite_model import float_file
 
 if TYPE_CHECKING:
+    from dgh_tf.config import GenerationConfig
+    from dgh_tf.models.network import Network
     from tflite_export.quantization import Quantized
 
 COLUMNS = {
@@ -70,7 +72,7 @@ class Task(NamedTuple):
     """One model with its data, loaded: all that a row needs."""
 
     model: Any
-    network: Any
+    network: Network
     bounds: tuple[np.ndarray, np.ndarray]
     real: np.ndarray
     x: np.ndarray
@@ -169,7 +171,7 @@ def load_task(
 
 
 def _require_units(
-    network: Any, known: KnownRange, images: np.ndarray, *, what: str, preprocess: str
+    network: Network, known: KnownRange, images: np.ndarray, *, what: str, preprocess: str
 ) -> None:
     """Warns of images that look odd in the model's range. Raises ValueError for wrong units."""
     from dgh_tf.models.first_statistics import first_gap
@@ -187,7 +189,12 @@ def _require_units(
 
 
 def measure(
-    task: Task, images: np.ndarray, combination: Combination, *, config: Any, reference: Outputs
+    task: Task,
+    images: np.ndarray,
+    combination: Combination,
+    *,
+    config: GenerationConfig,
+    reference: Outputs,
 ) -> tuple[dict[str, Any], dict]:
     """Makes an integer file from the images and compares it with `reference`. Returns the row and
     the file's tensor ranges.
@@ -342,7 +349,7 @@ def measure_missing(
         lambda: float_logits(task) if _head(task, chosen[0].head) == "logits" else task.reference
     )
 
-    def measured(config: Any, each: Combination) -> str:
+    def measured(config: GenerationConfig, each: Combination) -> str:
         images, seconds = task_images(task, each.source, config=config, folder=results.folder)
         row, ranges = measure(task, images, each, config=config, reference=reference())
         steps = config.steps if seconds else None
@@ -378,7 +385,7 @@ def float_logits(task: Task) -> Outputs:
 
 
 def task_images(
-    task: Task, source: str, *, config: Any, folder: pathlib.Path
+    task: Task, source: str, *, config: GenerationConfig, folder: pathlib.Path
 ) -> tuple[np.ndarray, float | None]:
     """`calibration_images` of a task; generated ones are kept in the folder."""
 

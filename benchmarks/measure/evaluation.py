@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.measure import metrics
 from benchmarks.measure.scoring import Outputs
 from dgh_tf.common.quiet import held_stderr
+
+if TYPE_CHECKING:
+    from dgh_tf.models.network import Network
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -37,7 +40,7 @@ def float_outputs(model: Any, x: np.ndarray, *, batch_size: int = 64) -> dict[st
 
 
 @functools.lru_cache(maxsize=1)  # all rows of a run ask about the same network: trace it once
-def _logits_function(network: Any) -> Callable:
+def _logits_function(network: Network) -> Callable:
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)
@@ -50,9 +53,11 @@ def _logits_function(network: Any) -> Callable:
     return logits
 
 
-def logits_spread(network: Any, images: np.ndarray, *, batch_size: int = 64) -> dict[str, float]:
+def logits_spread(
+    network: Network, images: np.ndarray, *, batch_size: int = 64
+) -> dict[str, float]:
     """Mean over images of highest minus lowest logit of the float model's heads
-    (dgh_tf.network.Network).
+    (dgh_tf.models.network.Network).
 
     Returns: {"logits_spread"} of a model with one head, {"logits_spread/<head>", ...} of others.
     """
@@ -117,7 +122,7 @@ def evaluate(
       tflite: the file's bytes.
       x: float32 [images, ...] in model input units.
       reference: the float model's outputs for x, by output name.
-      score: see `benchmarks.scoring`.
+      score: see `benchmarks.measure.scoring`.
 
     Returns: what `score` gives, and `distances`.
     """

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dgh_tf.common.files import atomic_path
+
+if TYPE_CHECKING:
+    from dgh_tf.config import GenerationConfig
 
 HELD_OUT_SEED = 1000  # of images that take no part in calibration
 _ARRAYS = ("limits", "low", "high", "signal", "noise", "clipped")
 _HEADS = ("reference", "outputs", "float_logits", "logits")
 
 
-def held_out_images(model: Any, config: Any, *, kind: str, seed: int) -> Any:
+def held_out_images(model: Any, config: GenerationConfig, *, kind: str, seed: int) -> Any:
     """Generated images of one kind: 'stretched', by the whole method, or 'unstretched', without
     output stretching.
     """
     from dgh_tf import generate_images
 
-    changes = {} if kind == "stretched" else {"output_weight": 0.0}
+    changes: dict[str, Any] = {} if kind == "stretched" else {"output_weight": 0.0}
     return generate_images(model, dataclasses.replace(config, seed=seed, **changes), verbose=0)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from dgh_tf.models.network import Network
+
 
 @functools.lru_cache(maxsize=1)  # all rows of a run ask about the same network: trace it once
-def _sums_function(network: Any) -> Callable:
+def _sums_function(network: Network) -> Callable:
     """From inputs to (layer index, count, sum, sum of squares) of each BN layer's input, per
     channel in float64.
     """
@@ -40,7 +43,7 @@ def _sums_function(network: Any) -> Callable:
 
 
 def statistics_gaps(
-    network: Any, images: np.ndarray | Mapping[str, np.ndarray], *, batch_size: int = 32
+    network: Network, images: np.ndarray | Mapping[str, np.ndarray], *, batch_size: int = 32
 ) -> dict[str, float]:
     """Gap between the images' pooled statistics and the running statistics, by BN layer, in squared
     standard deviations.
@@ -50,7 +53,7 @@ def statistics_gaps(
     units stay near 0, whatever they show. Empty for a model without statistics.
 
     Args:
-      network: dgh_tf.network.Network of the model.
+      network: of the model.
       images: float32 [images, ...] in the model's input units and layout, or a dict by input name.
       batch_size: images at once.
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +15,21 @@ from dgh_tf.common.value_range import LARGEST_GAP, OVERSHOOT, check_units, place
 from dgh_tf.input_range.conventions import widened
 from dgh_tf.models.first_statistics import first_gap
 
+if TYPE_CHECKING:
+    from dgh_tf.input_range.conventions import InputRange
+    from dgh_tf.models.network import Network
+
 MOST = 32
 
 
 def real_images(
-    source: str | pathlib.Path | np.ndarray | None, *, network: Any, ranges: Sequence[Any]
-) -> tuple[np.ndarray, list[Any]]:
-    """`load_hint` for a dgh_tf.network.Network and the ranges found for it: (images, none where
-    source is None; the ranges).
+    source: str | pathlib.Path | np.ndarray | None,
+    *,
+    network: Network,
+    ranges: Sequence[InputRange],
+) -> tuple[np.ndarray, list[InputRange]]:
+    """`load_hint` for a network and the ranges found for it: (images, none where source is None;
+    the ranges).
 
     A range that was fitted to statistics, with no convention behind it, is widened to hold images
     whose own statistics say that their units are right.

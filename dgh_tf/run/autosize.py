@@ -68,12 +68,12 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 
 
 def activation_ranges(
-    network: Any, images: Sequence[np.ndarray], *, batch_size: int = 32
+    network: Network, images: Sequence[np.ndarray], *, batch_size: int = 32
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lowest and highest value of each image in every BN layer's input and every head's logits.
 
     Args:
-      network: dgh_tf.network.Network.
+      network: the model.
       images: of every input float32 [images, ...] in model units and the model's layout.
       batch_size: images at once.
     Returns: low, high: float32 [images, tensors].
@@ -102,7 +102,9 @@ def activation_ranges(
     return np.concatenate(low), np.concatenate(high)
 
 
-def attempt(network: Any, images: Sequence[np.ndarray], *, steps: int, seconds: float) -> Attempt:
+def attempt(
+    network: Network, images: Sequence[np.ndarray], *, steps: int, seconds: float
+) -> Attempt:
     """What a finished run shows: the ranges of its images, and how they differ between its even and
     odd images.
     """

@@ -53,7 +53,7 @@ def _minmax(
     *,
     scheme: str,
     seed: int,
-    say: Any,
+    say: Callable[[str], None] | None,
     timeout: float | None,
     float_tflite: bytes | None = None,
     weight_bits: WeightBits | None = None,
@@ -78,7 +78,7 @@ def _ranges(
     *,
     scheme: str,
     seed: int,
-    say: Any,
+    say: Callable[[str], None] | None,
     timeout: float | None,
     rule: str,
     equalized: bool = False,
@@ -129,7 +129,7 @@ def _reconstruction(
     steps: int = _STEPS,
     weight_bits: WeightBits | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
-    """Ranges of least squared error, then `reconstruction.reconstruct`."""
+    """Ranges of least squared error, then `block_reconstruction.reconstruct`."""
     from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.block_reconstruction import learn_rounding
 
@@ -165,7 +165,7 @@ def _ai_edge(
     *,
     scheme: str,
     seed: int,
-    say: Any,
+    say: Callable[[str], None] | None,
     timeout: float | None,
 ) -> tuple[bytes, dict[str, Any]]:
     from tflite_export.algorithms.ai_edge import quantize_with_ai_edge
