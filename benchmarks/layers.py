@@ -96,8 +96,8 @@ def compare(
       images: to measure on, in the same form as those of one calibration.
       scheme: one of tflite_export.tflite.schemes.SCHEMES.
       algorithm: one of tflite_export.algorithms.by_name.NAMES.
-    Returns: as tflite_export.verdict.side_by_side, the worst layers first.
-    Raises: ValueError as tflite_export.algorithms.quantize.
+    Returns: as tflite_export.quality.accuracy_estimate.side_by_side, the worst layers first.
+    Raises: ValueError as tflite_export.quantization.quantize.
     """
     from tflite_export import to_float_tflite
     from tflite_export.quality.accuracy_estimate import layers, side_by_side

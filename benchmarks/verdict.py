@@ -69,7 +69,7 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
     """Why images cannot judge a file; empty where they can.
 
     Args:
-      network: dgh_tf.network.Network.
+      network: a dgh_tf.models.network.Network.
       images: to be checked.
       unstretched: images of the same model with matched statistics and outputs as they come.
     Returns: sentences. Images far from the running statistics (noise, wrong units) and images that

@@ -84,6 +84,25 @@ def test_arguments_are_described_in_the_form_that_ruff_checks():
     assert not {name: lines for name, lines in found.items() if lines}
 
 
+def exists(dotted):
+    """Whether a dotted name leads to a folder, a file, or a name that its file holds."""
+    parts = dotted.split(".")
+    for count in range(len(parts), 0, -1):
+        room, rest = ROOT.joinpath(*parts[:count]), parts[count:]
+        file = room / "__init__.py" if room.is_dir() else room.with_suffix(".py")
+        if file.is_file():
+            return not rest or re.search(rf"\b{rest[0]}\b", file.read_text()) is not None
+    return False
+
+
+def test_names_in_comments_docstrings_and_messages_lead_somewhere():
+    """Files move; the prose that names them must follow."""
+    assert exists("dgh_tf.models.network.Network") and not exists("dgh_tf.network.Network")
+    named = re.compile(rf"\b(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+")
+    found = {(name_of(path), name) for path in FILES for name in named.findall(path.read_text())}
+    assert len(found) > 500 and not [each for each in sorted(found) if not exists(each[1])]
+
+
 def test_rooms_of_pure_functions_hold_files():
     assert {"losses", "moments", "radam", "canvas", "ranges"} <= {path.stem for path in PURE}
 

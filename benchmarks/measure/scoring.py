@@ -26,8 +26,8 @@ def scorer(
     Args:
       model: the Keras model; one with decode_predictions can be scored by its boxes.
       x: the set's images [images, ...].
-      truth: class indices, int [images]; boxes as `benchmarks.detection` takes them; or None for
-        images alone.
+      truth: class indices, int [images]; boxes as `detection.mean_average_precision` takes them; or
+        None for images alone.
       reference: the float model's outputs for them, by output name.
 
     Returns:

@@ -52,7 +52,8 @@ class ConversionError(ValueError):
 
 
 def run_worker(folder: str | os.PathLike, *, timeout: float | None = None) -> bytes:
-    """Runs tflite_export.worker on a prepared folder (see there) and returns the .tflite bytes.
+    """Runs tflite_export.conversion.worker on a prepared folder (see there) and returns the .tflite
+    bytes.
 
     Args:
       folder: holds what the worker reads; model.tflite is written there.
@@ -231,7 +232,7 @@ def to_tflite_with_ranges(
         `ranges.collect_ranges`.
       constants: float weights and biases to use instead of the file's (equalized, bias-corrected).
       weights: (integers, scales) to use instead of the converter's rounding, as
-        `simulator.quantize_weights` makes them.
+        `fake_quant.quantize_weights` makes them.
       weight_bits: of `weights`, one for all or by tensor index: 8 (INT8 tensors) or 4 (packed INT4;
         operators without a kernel for it stay at 8).
       timeout: seconds for the converter; None waits for ever.
@@ -239,7 +240,7 @@ def to_tflite_with_ranges(
       The .tflite bytes with int8 activations, inputs and outputs. 16-bit activations have no such
       path.
     Raises:
-      ValueError: constants or integers that do not fit (see `rewriting.with_integers`).
+      ValueError: constants or integers that do not fit (see `edit.with_integers`).
       ConversionError: the quantizer failed or crashed.
     """
     with processes.temporary_folder() as folder:

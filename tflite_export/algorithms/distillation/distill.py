@@ -3,11 +3,11 @@ does, without labels.
 
 The images may be generated: what is learned is the float model's own answer. The training is
 TFMOT's, which takes only tf_keras models and turns its whole process to Keras 2: the model is
-rebuilt (see `legacy`) and trained in a process of its own (see `distillation_worker`). BatchNorm is
-folded into the weights before training, so no running statistics are left that generated images
-could move; those that cannot be folded are frozen.
+rebuilt (see `to_tf_keras`) and trained in a process of its own (see `worker`). BatchNorm is folded
+into the weights before training, so no running statistics are left that generated images could
+move; those that cannot be folded are frozen.
 
-Four bits start from learned roundings (see `reconstruction`): rounding to nearest destroys a
+Four bits start from learned roundings (see `block_reconstruction`): rounding to nearest destroys a
 depthwise network, and training then finds no way back.
 """
 

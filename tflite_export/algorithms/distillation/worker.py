@@ -1,9 +1,10 @@
 """The process in which tensorflow-model-optimization trains a fake-quantized copy of a model
 to answer as the model does.
 
-`python -m tflite_export.distillation_worker FOLDER`. FOLDER/request.json says what to do (see
-`Request`); it holds FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras where
-training starts from other weights than the model's, and one FOLDER/<n>.npy of images per input.
+`python -m tflite_export.algorithms.distillation.worker FOLDER`. FOLDER/request.json says what to do
+(see `Request`); beside it lie FOLDER/model.keras (tf_keras, BatchNorm folded), FOLDER/start.keras
+where training starts from other weights than the model's, and one FOLDER/<n>.npy of images per
+input.
 Progress goes to standard output, a line at a time. Leaves FOLDER/model.tflite, or FOLDER/error.txt
 with the exception's text.
 
@@ -134,7 +135,7 @@ def clip_to_grid(student: Any, *, weight_bits: int) -> None:
     """Clips kernels to the range per channel that costs them least at `weight_bits`; TFMOT's scale
     is the largest weight.
 
-    The same search as `simulator.quantize_weights` with rule "mse".
+    The same search as `fake_quant.quantize_weights` with rule "mse".
     """
     from tflite_export.simulation.fake_quant import quantize_weights
 
