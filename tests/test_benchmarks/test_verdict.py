@@ -220,6 +220,12 @@ def test_one_sigmoid_is_scored_by_top1():
     assert score({"y": np.array([[0.8], [0.6], [0.7], [0.1]])}) == {"top1": 0.25, "agreement": 0.75}
 
 
+def test_tensors_are_named_as_a_person_knows_them():
+    assert accuracy_estimate.short("serving_default_image:0") == "input image"
+    assert accuracy_estimate.short("net/conv1;net/relu1") == "net/relu1"
+    assert len(accuracy_estimate.short("a" * 50)) == 40
+
+
 def test_labels_of_which_several_hold_are_no_classes():
     """The strongest of ten labels changes by a hair in each image, no label changes sides."""
     rng = np.random.default_rng(0)

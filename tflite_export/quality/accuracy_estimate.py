@@ -307,7 +307,14 @@ def _pooled(parts: list[Evidence]) -> Evidence:
 
 
 def short(tensor: str) -> str:
-    """The last part of a tensor's name that a person recognizes, at most 40 characters."""
+    """The last part of a tensor's name that a person recognizes, at most 40 characters.
+
+    Example:
+      >>> short("serving_default_image:0")
+      'input image'
+    """
+    if tensor.startswith("serving_default_"):
+        return f"input {tensor.removeprefix('serving_default_').split(':')[0]}"
     name = tensor.split(";")[-1]
     return name if len(name) <= 40 else "..." + name[-37:]
 

@@ -66,7 +66,10 @@ class LayerError:
                 "for this model, or with more of them"
             )
         if self.operator == "INPUT":
-            return "the input's own 8 bits: give images of the model's valid range"
+            return (
+                "8 bits are few for the input's range: give the range that you know, bring channels "
+                "to like ranges before the network, or use scheme int16x8"
+            )
         if self.weights > 0.5 * self.added:
             if self.four_bits:
                 return "its weights: keep them at 8 bits (scheme mixed), or use algorithm best"
