@@ -67,8 +67,8 @@ class LayerError:
             )
         if self.operator == "INPUT":
             return (
-                "8 bits are few for the input's range: give the range that you know, bring channels "
-                "to like ranges before the network, or use scheme int16x8"
+                "8 bits are few for the input's range: give the range that you know, bring "
+                "channels to like ranges before the network, or use scheme int16x8"
             )
         if self.weights > 0.5 * self.added:
             if self.four_bits:
