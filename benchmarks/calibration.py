@@ -108,6 +108,7 @@ def main(argv: list[str]) -> int:
     )
     settings, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        say(f"loading {FLAGS.model}")
         start_worker()
         task = load_task(
             FLAGS.model,

@@ -219,9 +219,6 @@ def check_recipes(names: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Measures what is missing, one run of a recipe after the other, then writes table and plot."""
-    from benchmarks.measure.comparison import environment, fingerprint, load_task
-    from benchmarks.output.results import Job, Results, run_jobs
-
     values = flags.FLAGS
     require_model(values.model)
     recipes, steps, reference_steps = (
@@ -231,6 +228,10 @@ def main(argv: list[str]) -> int:
     )
     sizes = {name: values[name].value for name in ("num_images", "batch_size")}
     with locked_folder(values.output_dir, flag="output_dir") as folder:
+        say(f"loading {values.model}")
+        from benchmarks.measure.comparison import environment, fingerprint, load_task
+        from benchmarks.output.results import Job, Results, run_jobs
+
         task = load_task(
             values.model,
             real=values.evaluation,

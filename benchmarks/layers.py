@@ -167,6 +167,7 @@ def main(argv: list[str]) -> int:
     for path in filter(None, [*sources.values(), values.images]):
         if not pathlib.Path(path).exists():
             load_calibration(path)  # raises
+    say(f"loading {values.model}")
     from dgh_tf import load_model
     from dgh_tf.models.choices import without_choices
     from tflite_export.calibration.units import checked_images

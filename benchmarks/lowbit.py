@@ -349,6 +349,7 @@ def main(argv: list[str]) -> int:
     )
     shared, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        say(f"loading {FLAGS.model}")
         task = load_task(
             FLAGS.model,
             real=FLAGS.real,

@@ -119,12 +119,13 @@ def main(argv: list[str]) -> int:
     del argv
     values = flags.FLAGS
     require_model(values.model)
+    folder = make_folder(values.output_dir, flag="output_dir")
+    say(f"loading {values.model}")
     from benchmarks.data import datasets
     from benchmarks.measure.comparison import environment
     from dgh_tf import GenerationConfig, generate_images, load_model
     from tflite_export.calibration.load import load_calibration
 
-    folder = make_folder(values.output_dir, flag="output_dir")
     model = load_model(values.model)
     shared: dict[str, Any] = {
         "input_shape": tuple(model.inputs[0].shape[1:]),

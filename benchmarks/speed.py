@@ -163,6 +163,7 @@ def main(argv: list[str]) -> int:
 
     require_model(FLAGS.model)
     require_writable(FLAGS.output, flag="output")
+    say(f"loading {FLAGS.model}")
     from dgh_tf import load_model
 
     with tempfile.TemporaryDirectory(prefix="speed_") as name:

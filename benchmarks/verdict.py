@@ -161,6 +161,7 @@ def main(argv: list[str]) -> int:
     for name in values.images:
         if not pathlib.Path(name).exists():
             _given([name], image_shape=None)  # raises
+    say(f"loading {values.model}")
     from dgh_tf import GenerationConfig, Prepared, load_model
     from dgh_tf.models.batchnorm import has_statistics
     from dgh_tf.models.choices import without_choices

@@ -252,6 +252,8 @@ def quantize(
             input_shapes(keras_model)  # raises before images are made
         images, held_out = generate(keras_model, settings, verbose=verbose)
     arrays = _checked(keras_model, images)
+    if verbose in ("auto", 1):
+        print(f"converting to {scheme}, algorithm {algorithm}", flush=True)
     float_tflite = whole = to_float_tflite(keras_model, images=arrays, timeout=timeout)
     left = left_to_cut(head, whole, chose=keras_model is not given)
     if left == "logits":

@@ -133,6 +133,7 @@ def main(argv: list[str]) -> int:
     tools = check_tools(FLAGS.tools)
     settings, configs = seeded_configs(FLAGS)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
+        say(f"loading {FLAGS.model}")
         task = load_task(
             FLAGS.model,
             real=FLAGS.real,

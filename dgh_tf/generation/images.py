@@ -60,9 +60,12 @@ def generate_images(
     if isinstance(verbose, bool) or verbose not in VERBOSE:
         raise ValueError(f"verbose={verbose!r}: expected 'auto', 0, 1 or 2.")
     named = {"strategy": strategy} if isinstance(strategy, str) else {}
+    chosen = _one_config(config, {**settings, **named})
+    if verbose in ("auto", 1):  # the bar begins with the first step, after seconds of tracing
+        print(f"{chosen.num_images} images: finding the input range, tracing", flush=True)
     generator = Generator(
         model,
-        _one_config(config, {**settings, **named}),
+        chosen,
         strategy=None if named else strategy,
         real_hint=real_hint,
     )

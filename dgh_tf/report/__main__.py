@@ -16,6 +16,7 @@ def main(argv: list[str]) -> int:
     """
     del argv
     folder = pathlib.Path(flags.FLAGS.output_dir)
+    console.say(f"drawing the page of {folder}")
     page = write_report(folder)
     console.say(f"{folder / 'report.html'} written")
     for sentence in page.damaged:

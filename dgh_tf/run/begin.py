@@ -47,6 +47,8 @@ def begin(
         "workers": job.names(range(len(job.addresses))),
     }
     meet(job, shared, wait_seconds=request.wait_seconds, say=console.say)
+    if request.loaded is None:
+        console.say(f"loading {request.model}")
     from dgh_tf.run import session
 
     session.run(request, folder, config, identity, job)

@@ -366,3 +366,34 @@ def test_a_command_starts_tensorflow_without_what_keras_can_do_without():
         "from matplotlib import pyplot; print(keras.layers.Dense(1).name)",
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\ndense\n", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dgh_tf.generate --output_dir={0}/a",
+        "tflite_export.convert --output={0}/a.tflite",
+        "benchmarks.calibration --output_dir={0}/a",
+        "benchmarks.convergence --output_dir={0}/a",
+        "benchmarks.layers --calibrations={0}/x.npy",
+        "benchmarks.lowbit --real=demo --evaluation=demo --output_dir={0}/a",
+        "benchmarks.privacy --output_dir={0}/a",
+        "benchmarks.speed --output={0}/a.json",
+    ],
+)
+def test_every_command_speaks_before_it_starts_tensorflow(tmp_path, command):
+    """Which takes seconds: here it cannot be had at all, and the command has spoken by then."""
+    np.save(tmp_path / "x.npy", np.zeros((4, 64, 64, 3), np.float32))
+    module, *options = command.format(tmp_path).split()
+    script = (
+        "import runpy, sys\n"
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+        f"sys.argv = {[module, '--model=demo', *options]}\n"
+        f"runpy.run_module({module!r}, run_name='__main__', alter_sys=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.startswith("loading demo\n"), done.stderr
+    assert done.returncode != 0

@@ -113,7 +113,9 @@ def test_a_model_may_be_a_path(kind, tmp_path, capsys):
         images = dgh_tf.generate_images(kind(tmp_path / "model.keras"), **SMALL)
     assert images.shape == (3, 16, 16, 3)
     shown = capsys.readouterr().out
-    assert "2/2" in shown and "statistics gap" in shown  # Keras' progress bar
+    first, bar = shown.split("\n", 1)  # a word before the bar, which begins with the first step
+    assert first == "3 images: finding the input range, tracing"
+    assert "2/2" in bar and "statistics gap" in bar  # Keras' progress bar
 
 
 @pytest.mark.parametrize("model", [DEMO, "demo"])
