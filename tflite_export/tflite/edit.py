@@ -19,7 +19,7 @@ from dgh_tf.models.tflite.model import (
     pack_int4,
     read_model,
 )
-from dgh_tf.models.tflite.parts import fill, pack, unpack
+from dgh_tf.models.tflite.parts import fill, pack, pack_used, unpack
 from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
     FOUR_BIT_VERSION,
@@ -349,7 +349,7 @@ def with_integers(
         if four:
             code = parts.operatorCodes[codes[places[operator]]]
             code.version = max(code.version, FOUR_BIT_VERSION[operator.kind])
-    return _drop_unused_buffers(parts)
+    return pack_used(parts)
 
 
 def _require_fit(
@@ -379,13 +379,3 @@ def _require_fit(
             f"{kind} {name} has no 4-bit kernel; only {', '.join(FOUR_BIT_VERSION)} "
             "have. Keep it at 8 bits."
         )
-
-
-def _drop_unused_buffers(parts: Any) -> TFLiteModel:
-    """Replaced weights are emptied, or the file would hold both."""
-    used = {tensor.buffer for graph in parts.subgraphs for tensor in graph.tensors}
-    used |= {entry.buffer for entry in parts.metadata or []}
-    for index, buffer in enumerate(parts.buffers):
-        if index not in used:
-            buffer.data = None
-    return pack(parts)

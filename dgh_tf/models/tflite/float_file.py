@@ -16,7 +16,7 @@ import numpy as np
 
 from dgh_tf.models.tflite.model import Signature, Tensor, TFLiteModel, plain, read_model
 from dgh_tf.models.tflite.operators import KERNELS
-from dgh_tf.models.tflite.parts import fill, pack, unpack
+from dgh_tf.models.tflite.parts import fill, pack_used, unpack
 
 _INTEGER_WEIGHTS = {"INT8", "UINT8", "INT4", "INT16", "INT2", "UINT4"}
 _CONTROL_FLOW = {"IF", "WHILE", "CALL_ONCE", "CALL", "STABLEHLO_WHILE", "STABLEHLO_CASE"}
@@ -169,16 +169,6 @@ def _require_batch_of_one(model: TFLiteModel) -> None:
 # ---- what is rewritten
 
 
-def _pack(parts: Any) -> TFLiteModel:
-    """The new file, without the constants that nothing names any more."""
-    used = {tensor.buffer for graph in parts.subgraphs for tensor in graph.tensors}
-    used |= {entry.buffer for entry in parts.metadata or []}
-    for index, buffer in enumerate(parts.buffers):
-        if index not in used:
-            buffer.data = None
-    return pack(parts)
-
-
 def _with_one_graph(model: TFLiteModel, chosen: Signature | None) -> TFLiteModel:
     """The file with the chosen signature's graph alone, and a signature by its tensors' names where
     it has none.
@@ -214,7 +204,7 @@ def _with_one_graph(model: TFLiteModel, chosen: Signature | None) -> TFLiteModel
         signature = parts.signatureDefs[keys.index(chosen.key)]
         signature.subgraphIndex = 0
         parts.signatureDefs = [signature]
-    return _pack(parts)
+    return pack_used(parts)
 
 
 def _with_float32_constants(model: TFLiteModel) -> TFLiteModel:
@@ -233,7 +223,7 @@ def _with_float32_constants(model: TFLiteModel) -> TFLiteModel:
         assert source is not None  # _is_half_constant
         fill(parts, made, np.asarray(source.value, np.float32).tobytes())
     graph.operators = [o for place, o in enumerate(graph.operators) if place not in halves]
-    return _pack(_without_unread(parts))
+    return pack_used(_without_unread(parts))
 
 
 def _is_half_constant(tensor: Tensor | None) -> bool:
@@ -269,7 +259,7 @@ def _with_fixed_shapes(model: TFLiteModel) -> TFLiteModel:
         graph.tensors[index].shape = np.asarray(value.shape, np.int32)
         fill(parts, graph.tensors[index], np.ascontiguousarray(value).tobytes())
     graph.operators = [o for o in graph.operators if not set(map(int, o.outputs)) <= set(fixed)]
-    return _pack(_without_unread(parts))
+    return pack_used(_without_unread(parts))
 
 
 def _ran_once(model: TFLiteModel) -> Any:
@@ -334,7 +324,7 @@ def _with_integer_kernels(model: TFLiteModel) -> TFLiteModel:
         operator.opcodeIndex = len(parts.operatorCodes) - 1
         operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
         operator.builtinOptions = schema.MulOptionsT()
-    return _pack(parts)
+    return pack_used(parts)
 
 
 def _with_readable_constants(model: TFLiteModel) -> TFLiteModel:
@@ -346,7 +336,7 @@ def _with_readable_constants(model: TFLiteModel) -> TFLiteModel:
     if len(kept) == len(parts.metadata or []):
         return model
     parts.metadata = kept
-    return _pack(parts)
+    return pack_used(parts)
 
 
 def _scalar(parts: Any, name: bytes, value: float) -> int:

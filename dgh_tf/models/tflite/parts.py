@@ -47,3 +47,13 @@ def fill(parts: Any, tensor: Any, data: bytes) -> None:
     buffer.data = np.frombuffer(data, np.uint8)
     tensor.buffer = len(parts.buffers)
     parts.buffers.append(buffer)
+
+
+def pack_used(parts: Any) -> TFLiteModel:
+    """The file that the parts make, without the constants that nothing names any more."""
+    used = {tensor.buffer for graph in parts.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in parts.metadata or []}
+    for index, buffer in enumerate(parts.buffers):
+        if index not in used:
+            buffer.data = None
+    return pack(parts)
