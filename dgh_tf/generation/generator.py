@@ -21,7 +21,7 @@ import tensorflow as tf
 from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
-from dgh_tf.generation.inputs import Inputs
+from dgh_tf.generation.inputs import Inputs, natural_statistics
 from dgh_tf.generation.objective import Layers, Problem, layer_gaps, make_targets, pseudo_statistics
 from dgh_tf.generation.prepared import prepared
 from dgh_tf.generation.real_images import real_images
@@ -115,12 +115,22 @@ class Generator:
             for each, valid in zip(known, self.ranges, strict=True)
         ]
         self.layouts = [
-            image_ops.choose_layout(s, augment=config.augment and not each.signal, flip=config.flip)
+            image_ops.choose_layout(
+                s,
+                augment=config.augment and not each.signal,
+                flip=config.flip,
+                statistics=bool(self.network.layers),
+            )
             for s, each in zip(shapes, self.known, strict=True)
         ]
         self.head_names = self.network.head_names(precision=config.precision)
-        layers: Layers = [*self.network.layers, *map(pseudo_statistics, self.ranges, shapes)]
         alone = not self.network.layers  # then also what is no image needs its natural spread
+        pseudo = (
+            map(natural_statistics, self.known, shapes)
+            if alone
+            else map(pseudo_statistics, self.ranges, shapes)
+        )
+        layers: Layers = [*self.network.layers, *pseudo]
         self.targets = make_targets(
             layers,
             [
@@ -138,7 +148,7 @@ class Generator:
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
         self.rounds = len(self.batches) // self._replicas.here  # visits that make up a step
-        self._inputs = Inputs(self.layouts, self.known)
+        self._inputs = Inputs(self.layouts, self.known, plain=alone)
         self._course = course(
             config,
             batches=len(self.sizes),
@@ -219,8 +229,8 @@ class Generator:
         return totals
 
     def _start_spreads(self) -> np.ndarray:
-        """Every head's mean spread over the start images, float32 [heads]; zeros where matched
-        statistics will tell it.
+        """Every head's mean spread over the start images that are not plain, float32 [heads];
+        zeros where matched statistics will tell it.
         """
         spreads = np.zeros(len(self.head_names), np.float32)
         if self.network.layers:
@@ -229,7 +239,12 @@ class Generator:
             places = self._places(turn)
             records = [self.store.read(place) for place in places]
             canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
-            shares = self._replicas.run(self._step.spread, canvases, self._course)
+            turns = [
+                Turn(tf.constant(0), tf.constant(self.batches[p]), tf.constant(1.0)) for p in places
+            ]
+            shares = self._replicas.run(
+                self._step.spread, canvases, self._replicas.each(turns), self._course
+            )
             spreads += self._replicas.total(shares)
         return spreads
 

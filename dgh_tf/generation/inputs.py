@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
+from dgh_tf.generation.objective import PseudoStatistics, pseudo_statistics
 from dgh_tf.input_range.conventions import InputRange
 from dgh_tf.input_range.find import KnownInput
 from dgh_tf.ops import canvas
@@ -18,15 +20,34 @@ from dgh_tf.ops.signals import CANVAS_STD, CanvasUnits, draw_signal, drawn
 # Deviations that a band of a free range reaches: one scale serves all bands, so that the tails of
 # the strongest cost the others their resolution. DS-CNN keyword spotting: 27 dB with 3, 22 with 4.
 BAND_TAILS = 3.0
+PLAIN_EVERY = 2
+_LEAST_CONTRAST = 0.03  # of a plain image, as a share of what others have
 _LEAST_STD = 1e-3  # of a column in units of the range: a canvas must be able to move it
+
+
+def is_plain(number: Any) -> Any:
+    """Whether images of these numbers in the set are plain where the model has no statistics: of
+    any contrast down to nearly none, and left as they start.
+
+    Training saw flat skies and quiet seconds, too, and what normalizes each image takes its widest
+    ranges from those; stretching would draw texture on them.
+
+    Args:
+      number: an int, or an integer array or tensor.
+    """
+    return number % PLAIN_EVERY == PLAIN_EVERY - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """How every input of a model is drawn, in the model's order of inputs."""
+    """How every input of a model is drawn, in the model's order of inputs.
+
+    plain: whether every other start image is a plain one, see `is_plain`.
+    """
 
     layouts: Sequence[canvas.Layout]
     known: Sequence[KnownInput]
+    plain: bool = False
 
     @property
     def ranges(self) -> list[InputRange]:
@@ -41,10 +62,19 @@ class Inputs:
 
         Returns: float32 [size, *canvas shape].
         """
+        images = range(first, first + size)
+        canvases = self._start(number, images, config)
+        if self.plain:
+            for place, image in enumerate(images):
+                if is_plain(image):
+                    canvases[place] = self._flattened(number, canvases[place], image, config.seed)
+        return canvases
+
+    def _start(self, number: int, images: range, config: GenerationConfig) -> np.ndarray:
         layout, std, inputs = self.layouts[number], self.ranges[number].prior_std, len(self.layouts)
         if self._units[number] is not None:
             if config.start != "white":
-                return self._start_signals(number, range(first, first + size), config)
+                return self._start_signals(number, images, config)
             std = CANVAS_STD
         return np.stack(
             [
@@ -55,9 +85,19 @@ class Inputs:
                     std=std,
                     start=config.start,
                 )
-                for image in range(first, first + size)
+                for image in images
             ]
         )
+
+    def _flattened(self, number: int, values: np.ndarray, image: int, seed: int) -> np.ndarray:
+        """A canvas of less contrast around its mean colour, or of a signal, around the mean of all
+        signals.
+        """
+        generator = np.random.default_rng([seed, image, 1])
+        contrast = np.exp(generator.uniform(np.log(_LEAST_CONTRAST), 0.0))
+        picture = self._units[number] is None and canvas.is_image(values.shape)
+        level = values.mean(axis=(0, 1)) if picture else 0.0
+        return (level + contrast * (values - level)).astype(np.float32)
 
     def _start_signals(
         self, number: int, images: Iterable[int], config: GenerationConfig
@@ -102,6 +142,37 @@ class Inputs:
         """Images in canvas units from images in model units."""
         pairs = zip(images, self.ranges, strict=True)
         return [canvas.to_canvas(x, low=r.low, high=r.high) for x, r in pairs]
+
+
+def natural_statistics(known: KnownInput, shape: tuple[int, ...]) -> PseudoStatistics:
+    """Pseudo-statistics of an input of `shape` where no statistics of the model hold it.
+
+    A picture has those of its range. A signal has the mean and deviation of its spectrum, of every
+    column where an axis of the input holds the columns.
+    """
+    units = _canvas_units(known)
+    if units is None:
+        return pseudo_statistics(known.valid, shape)
+    mean, std = units.offset[0], np.broadcast_to(units.scale[0] * CANVAS_STD, shape)
+    axis = _column_axis(std, mean)
+    others = tuple(i for i in range(len(shape)) if i != axis)
+    within, between = (std**2).mean(axis=others), mean.var(axis=others)
+    return PseudoStatistics(
+        name="input",
+        axis=axis + 1,
+        epsilon=_LEAST_STD**2,
+        mean=mean.mean(axis=others).astype(np.float32),
+        variance=(within + between).astype(np.float32),
+    )
+
+
+def _column_axis(*values: np.ndarray) -> int:
+    """The only axis along which arrays of one shape vary; the last one where there are several."""
+    for axis in range(values[0].ndim):
+        rows = [np.moveaxis(value, axis, -1).reshape(-1, value.shape[axis]) for value in values]
+        if all((row == row[0]).all() for row in rows):
+            return axis
+    return values[0].ndim - 1
 
 
 def _canvas_units(known: KnownInput) -> CanvasUnits | None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import exchange
-from dgh_tf.generation.inputs import Inputs
+from dgh_tf.generation.inputs import PLAIN_EVERY, Inputs, is_plain
 from dgh_tf.generation.loss_scale import FIRST_SCALE, next_scale
 from dgh_tf.generation.objective import Observation, Problem, batch_moments, objective
 from dgh_tf.generation.store import Slots
@@ -154,6 +154,7 @@ class Step:
         self.network, self.problem, self.inputs = network, problem, inputs
         self.config, self.targets = problem.config, problem.targets
         self.replicas = replicas
+        self.has_statistics = bool(network.layers)
         self.half = self.config.precision == "float16"
         spreads = [f"spread/{name}" for name in problem.heads]
         self.names = ["loss", "bn", "prior", "gradient", *spreads]
@@ -202,11 +203,14 @@ class Step:
         share = _size(canvases[0]) / course.set_images
         return share * self._observe(self.inputs.finish(canvases)).moments
 
-    def _spread(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
-        """A batch's share of every head's mean spread over the finished images, float32 [heads]."""
-        share = _size(canvases[0]) / course.images
+    def _spread(self, canvases: list[tf.Tensor], turn: Turn, course: Course) -> tf.Tensor:
+        """A batch's share of every head's mean spread over the finished images that will be
+        optimized, float32 [heads].
+        """
+        moving = self._moving(canvases[0], turn, course)
+        total = tf.math.ceil(course.images / PLAIN_EVERY * (PLAIN_EVERY - 1))
         spreads = self._observe(self.inputs.finish(canvases)).spreads
-        return share * tf.stack([tf.reduce_mean(spread) for spread in spreads])
+        return tf.stack([tf.reduce_sum(moving * spread) for spread in spreads]) / total
 
     def _gradient(
         self,
@@ -235,6 +239,9 @@ class Step:
         gradients = tape.gradient(scaled, canvases)
         if self.half:
             gradients = [g / carry.scale for g in gradients]
+        if not self.has_statistics:
+            moving = self._moving(canvases[0], turn, course)
+            gradients = [g * tf.reshape(moving, [-1, *[1] * (g.shape.rank - 1)]) for g in gradients]
         metrics["gradient"] = tf.linalg.global_norm(gradients)
         figures = tf.stack([metrics[name] for name in self.names])
         code = self._code(figures, seen)
@@ -242,6 +249,14 @@ class Step:
             carry, table, figures, code, matched=turn.step >= course.matching_steps
         )
         return Gradient(gradients, table.row, following, self._forgiven(code, following))
+
+    def _moving(self, canvases: tf.Tensor, turn: Turn, course: Course) -> tf.Tensor:
+        """1 for the images of a batch that are optimized, 0 for plain ones; float32 [batch]."""
+        images = tf.cast(course.images, tf.int32)
+        # batches are equal up to one, the larger ones first, see `batch_sizes`
+        size, larger = images // course.batches, images % course.batches
+        first = turn.batch * size + tf.minimum(turn.batch, larger)
+        return tf.cast(~is_plain(first + tf.range(tf.shape(canvases)[0])), tf.float32)
 
     def _renewed(
         self, seen: Observation, old_row: tf.Tensor, carry: Carry, share: tf.Tensor

@@ -16,7 +16,7 @@ from dgh_tf.input_range.conventions import (
     describe_conventions,
     parse_input_range,
 )
-from dgh_tf.input_range.first_filters import estimate_spectrum
+from dgh_tf.input_range.first_filters import estimate_spectrum, within
 from dgh_tf.input_range.from_statistics import range_from_statistics
 from dgh_tf.input_range.kind import input_signals
 from dgh_tf.input_range.of_signals import signal_range
@@ -91,6 +91,11 @@ def known_inputs(network: Network, *, text: str = "", kind: str = "auto") -> lis
         for number, signal in enumerate(signals)
     ]
     ranges = _ranges(network, text, signals, spectra)
+    if not network.layers:
+        spectra = [
+            spectrum and within(spectrum, low=min(valid.low), high=max(valid.high))
+            for spectrum, valid in zip(spectra, ranges, strict=True)
+        ]
     return [
         KnownInput(valid, signal, _spectrum(signal, valid, spectrum) if signal else None)
         for valid, signal, spectrum in zip(ranges, signals, spectra, strict=True)

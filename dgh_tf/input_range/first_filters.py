@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.models.batchnorm import BatchNorm
+from dgh_tf.models.first_layers import first_outputs
 from dgh_tf.models.hooks import without_relu
 from dgh_tf.models.network import Network
 from dgh_tf.ops.kinds import Signal
@@ -30,6 +31,9 @@ _VALUES = 2**22  # of inputs fed at a time
 _RARE = 0.7  # deviations that a mean may lie below 0: of less than a quarter of the values, those
 # above 0 are outliers and say little of the rest
 _RIDGE = 0.02  # of the mean eigenvalue: holds the mean where filters hardly see it
+# Deviations of the strongest column in half ranges: a full scale that is hardly used, and values
+# spread evenly over all of it
+_LIKELY_SHARE = (0.05, 0.577)
 _LEAST_SHARE = 0.05  # of a filter's variance that is left when the mean's own pattern is taken off
 
 
@@ -46,12 +50,15 @@ class Filters:
 
 @without_retracing_warnings()
 def estimate_spectrum(network: Network, signal: Signal, *, number: int = 0) -> Spectrum | None:
-    """The mean and powers of input `number`, or None where no BN layer sees it through filters
-    alone.
+    """The mean and powers of input `number`, or None where no layer sees it through filters alone.
+
+    Where no BN layer tells what training saw, the filters' outputs are taken to have mean 0 and
+    variance 1: so a BN layer leaves them that is folded into the weights, but for a gain and a
+    shift that training moves little. Then `within` must settle the scale.
     """
     if signal.columns**2 * signal.length > _MOST_VALUES:
         return None
-    filters = _find_filters(network, number)
+    filters = _find_filters(network, number) if network.layers else _first_filters(network, number)
     if filters is None:
         return None
     mean, pattern = _fit_mean(filters, signal)
@@ -95,6 +102,43 @@ def _find_filters(network: Network, number: int) -> Filters | None:
     return _as_filters(passing, layers[0], shape, index=0, rectified=True)
 
 
+def _first_filters(network: Network, number: int) -> Filters | None:
+    """The last of the first layers that is linear in the input: what follows it, an activation or a
+    normalization, is made for its outputs.
+    """
+    shapes = network.input_shapes
+
+    def outputs(values: tf.Tensor) -> list[tf.Tensor]:
+        given = [tf.zeros((tf.shape(values)[0], *shape)) for shape in shapes]
+        given[number] = values
+        return first_outputs(network, given, most=_LAYERS)
+
+    signature = tf.TensorSpec((None, *shapes[number]), tf.float32)
+    function = tf.function(outputs, autograph=False).get_concrete_function(signature)
+    chosen = _linear(function, shapes[number])
+    if not chosen:
+        return None
+    respond = _responses(function, index=chosen[-1])
+    offset = respond(np.zeros((1, *shapes[number])))[0]
+    count = offset.shape[-1]
+    return Filters(respond, offset, np.zeros(count), np.ones(count))
+
+
+def within(spectrum: Spectrum, *, low: float, high: float) -> Spectrum:
+    """A spectrum that weights alone tell, brought into the range low .. high: columns whose mean
+    lies outside go to the middle, and the strongest column has a likely share of the range.
+    """
+    half = (high - low) / 2.0
+    inside = (low < spectrum.mean) & (spectrum.mean < high)
+    share = float(spectrum.std.max()) / half
+    scale = float(np.clip(share, *_LIKELY_SHARE)) / share
+    return dataclasses.replace(
+        spectrum,
+        mean=np.where(inside, spectrum.mean, low + half),
+        power=spectrum.power * scale**2,
+    )
+
+
 def _trace(network: Network, number: int) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """From input `number`, all others 0, to what the first BN layers take: float32 [n, positions,
     channels] each.
@@ -130,16 +174,29 @@ def _as_filters(
     if rectified:
         mean, variance, kept = before_relu(mean, variance)
 
+    every = _responses(function, index=index)
+
+    def respond(values: np.ndarray) -> np.ndarray:
+        return every(values)[..., kept]
+
+    offset = respond(np.zeros((1, *shape)))[0]
+    return Filters(respond, offset, mean[kept], variance[kept], rectified)
+
+
+def _responses(function: Callable, *, index: int) -> Callable[[np.ndarray], np.ndarray]:
+    """What call number `index` gives, a part of the values at a time: float64 [n, positions,
+    filters].
+    """
+
     def respond(values: np.ndarray) -> np.ndarray:
         at_once = max(1, _VALUES // int(np.prod(values.shape[1:])) // 16)
         parts = [
             function(tf.constant(values[i : i + at_once], tf.float32))[index].numpy()
             for i in range(0, len(values), at_once)
         ]
-        return np.concatenate(parts).astype(np.float64)[..., kept]
+        return np.concatenate(parts).astype(np.float64)
 
-    offset = respond(np.zeros((1, *shape)))[0]
-    return Filters(respond, offset, mean[kept], variance[kept], rectified)
+    return respond
 
 
 def before_relu(

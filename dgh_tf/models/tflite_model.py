@@ -52,6 +52,12 @@ def float_file(model: Any) -> bytes | None:
     return None if layer is None else layer.graph.model.data
 
 
+def file_graph(model: Any) -> Graph | None:
+    """The graph behind a model of `load_tflite`; None for any other model."""
+    layer = _graph_layer(model)
+    return None if layer is None else layer.graph
+
+
 def scalings(model: Any) -> list[InputScaling | None] | None:
     """For every input of a model of `load_tflite` what its file says of its unit; None for any
     other model.

@@ -79,6 +79,13 @@ def test_augment_off_and_flip_say_what_they_do():
     assert choose_layout((32, 32, 1), flip="on").flip is True
 
 
+def test_small_images_are_smoothed_more_where_no_statistics_hold_them():
+    found = [choose_layout((32, 32, 3), statistics=known).smoothing for known in (True, False)]
+    np.testing.assert_allclose(found, [1.25 * 32 / 96, 1.25 * 32 / 64])
+    large = [choose_layout((224, 224, 3), statistics=known).smoothing for known in (True, False)]
+    assert large == [1.25, 1.25]
+
+
 # ---- smoothing
 # ------------------------------------------------------------
 

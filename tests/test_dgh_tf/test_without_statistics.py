@@ -2,6 +2,7 @@
 the run says of it.
 """
 
+import dataclasses
 import json
 import math
 
@@ -9,13 +10,19 @@ import commands
 import keras
 import numpy as np
 import pytest
+import tflite_sources
 import tiny_models as tiny
 from loops import make, spread_of, started
 
-from dgh_tf import GenerationConfig, generate_images
+from dgh_tf import GenerationConfig, generate_images, load_model
+from dgh_tf.generation.inputs import natural_statistics
 from dgh_tf.generation.objective import PRIOR_LAYERS, make_targets, pseudo_statistics
 from dgh_tf.input_range.conventions import InputRange
+from dgh_tf.input_range.find import KnownInput, known_inputs
+from dgh_tf.input_range.first_filters import within
 from dgh_tf.models.network import Network
+from dgh_tf.ops.kinds import as_signal
+from dgh_tf.ops.signals import natural_spectrum
 
 
 def convolutional(*middle, shape=(16, 16, 3)):
@@ -123,13 +130,42 @@ def test_outputs_are_stretched_to_the_limit_of_the_start_images(name):
     """The start images' own spread, by Keras and numpy, times 2.25."""
     model = WITHOUT[name]()
     generator = started(model, num_images=6, steps=40, augment=False)
-    wanted = float(np.mean(spread_of(model, generator.all_images()[0])))
+    wanted = float(np.mean(spread_of(model, generator.all_images()[0][::2])))  # without plain ones
     np.testing.assert_allclose(generator.spreads(), [wanted], rtol=1e-5)
     generator.run()
     images = generator.all_images()[0]
     np.testing.assert_allclose(generator.spreads(), [wanted], rtol=1e-5)  # held still
     assert images.min() >= -1.0 and images.max() <= 1.0
-    assert 1.1 * wanted < float(np.mean(spread_of(model, images))) < 2.7 * wanted
+    stretched = spread_of(model, images[::2])
+    assert 1.1 * wanted < float(np.mean(stretched)) < 2.7 * wanted
+
+
+@pytest.mark.parametrize("sizes", [{"num_images": 7, "batch_size": 3}, {"num_images": 5}])
+def test_every_other_image_is_plain_and_stays_as_it_starts(sizes):
+    """Whatever the batches, not a byte of it moves."""
+    generator = started(WITHOUT["LayerNormalization"](), steps=8, **sizes)
+    before = generator.all_images()[0]
+    generator.run()
+    after = generator.all_images()[0]
+    moved = [x.tobytes() != y.tobytes() for x, y in zip(before, after, strict=True)]
+    assert moved == [number % 2 == 0 for number in range(sizes["num_images"])]
+
+
+def test_plain_images_have_any_contrast_down_to_nearly_none():
+    """A share spread evenly by its logarithm from 0.03 to 1 is 0.28 on average."""
+    model = WITHOUT["LayerNormalization"]()
+    images = started(model, num_images=64, batch_size=64).all_images()[0]
+    contrast = images.std(axis=(1, 2)).mean(axis=-1)
+    assert 0.2 < contrast[1::2].mean() / contrast[::2].mean() < 0.36
+    assert contrast[1::2].min() < 0.06 * contrast[::2].mean()
+
+
+def test_a_model_with_statistics_has_no_plain_images():
+    generator = started(tiny.conv_bn_relu(), num_images=4, steps=8)
+    before = generator.all_images()[0]
+    generator.run()
+    after = generator.all_images()[0]
+    assert all(x.tobytes() != y.tobytes() for x, y in zip(before, after, strict=True))
 
 
 def test_the_same_settings_give_the_same_bytes():
@@ -146,6 +182,68 @@ def test_what_is_no_image_keeps_its_natural_spread():
     assert "input" in generator.layer_gaps()
     generator.run()
     assert 0.5 < generator.all_images()[0].std() / (2.0 * 0.5) < 1.6
+
+
+# ---- signals: what the weights of the first layer tell
+# ------------------------------------------------------------
+
+MEANS, STDS = np.array([-20.0, 6.0, 0.0]), np.array([10.0, 6.0, 3.0])
+
+
+def normalizing(*, activation):
+    """A network of sequences [64, 3] whose first layer brings signals of MEANS and STDS to mean 0
+    and variance 1 in each of its filters, as a folded BN layer does; by numpy.
+    """
+    rng = np.random.default_rng(0)
+    signals = MEANS + STDS * rng.standard_normal((256, 64, 3))
+    kernel = rng.standard_normal((5, 3, 24)) / STDS[:, None]
+    windows = np.lib.stride_tricks.sliding_window_view(signals, 5, axis=1)
+    seen = np.einsum("ntck,kcf->ntf", windows, kernel)
+    mean, std = seen.mean(axis=(0, 1)), seen.std(axis=(0, 1))
+    inputs = keras.Input((64, 3))
+    first = keras.layers.Conv1D(24, 5, activation=activation)
+    x = first(inputs) if activation else keras.layers.LayerNormalization()(first(inputs))
+    x = keras.layers.Conv1D(8, 3, activation="relu")(x)
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling1D()(x)))
+    first.set_weights([kernel / std, -mean / std])
+    return model
+
+
+@pytest.mark.parametrize("kind", ["relu", None, "file"])
+def test_weights_of_the_first_layer_tell_mean_and_deviation_of_every_column(kind, tmp_path):
+    model = normalizing(activation=kind and "relu")
+    if kind == "file":
+        (tmp_path / "m.tflite").write_bytes(tflite_sources.converted(model))
+        model = load_model(str(tmp_path / "m.tflite"))
+    (known,) = known_inputs(Network(model), text="-120,60")
+    assert known.kind == "sequence"
+    np.testing.assert_allclose(known.spectrum.std, STDS, rtol=0.25)
+    np.testing.assert_allclose(known.spectrum.mean, MEANS, atol=4.0)
+
+
+def test_a_range_settles_the_scale_of_what_weights_tell():
+    signal = as_signal((32, 2), "sequence")
+    known = natural_spectrum(signal, mean=0.0, std=1.0)
+    kept = within(known, low=-4.0, high=4.0)
+    np.testing.assert_allclose(kept.std, known.std)
+    wide, narrow = within(known, low=-1e4, high=1e4), within(known, low=50.0, high=50.2)
+    np.testing.assert_allclose(wide.std, 0.05 * 1e4)
+    np.testing.assert_allclose(wide.mean, 0.0)
+    np.testing.assert_allclose(narrow.std, 0.577 * 0.1, rtol=1e-6)
+    np.testing.assert_allclose(narrow.mean, 50.1)
+
+
+def test_the_prior_of_a_signal_is_its_spectrum_column_by_column():
+    """Against numpy, in units where the range is -1 to 1."""
+    signal = as_signal((49, 10, 1), "spectrogram")
+    known = natural_spectrum(signal, mean=-20.0, std=5.0)
+    power = known.power * np.where(known.atoms.column == 3, 9.0, 1.0)
+    known = dataclasses.replace(known, power=power)
+    valid = InputRange((-60.0,), (20.0,), "by hand")
+    found = natural_statistics(KnownInput(valid, signal, known), (49, 10, 1))
+    assert found.axis == 2  # bands, behind the batch and the time
+    np.testing.assert_allclose(found.mean, np.zeros(10), atol=1e-6)
+    np.testing.assert_allclose(np.sqrt(found.variance), known.std / 40.0, rtol=1e-5)
 
 
 def test_weight_of_the_prior_is_that_beside_a_usual_number_of_layers():
