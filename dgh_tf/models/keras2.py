@@ -175,6 +175,22 @@ def _rewrite(file: pathlib.Path) -> None:
         h5.attrs["model_config"] = json.dumps(as_keras3(json.loads(h5.attrs["model_config"])))
 
 
+def _graph_as_keras3(model: dict) -> dict:
+    """The graph of a model whose layers are as Keras 3 has them."""
+    model["layers"] = [
+        as_function_layer(layer) if layer["class_name"] in FUNCTION_LAYERS else layer
+        for layer in model["layers"]
+    ]
+    _renumber(model)
+    for ends in ("input_layers", "output_layers"):
+        # one tensor, not a list of one: what comes after it takes no list
+        if len(model.get(ends, [])) == 1:
+            model[ends] = model[ends][0]
+    names = [layer["config"]["name"] for layer in model["layers"]]
+    slashed = {name for name in names if "/" in name}
+    return _without_slashes(model, slashed) if slashed else model
+
+
 def as_keras3(config: Any) -> Any:
     """A Keras 2 config as Keras 3 reads it: a changed copy.
 
@@ -212,22 +228,7 @@ def as_keras3(config: Any) -> Any:
                 {**inner, "synchronized": True},
             )
         if kind in MODELS and "layers" in inner:
-            inner["layers"] = [
-                as_function_layer(layer) if layer["class_name"] in FUNCTION_LAYERS else layer
-                for layer in inner["layers"]
-            ]
-            _renumber(inner)
-            for ends in (
-                "input_layers",
-                "output_layers",
-            ):  # one tensor, not a list of one: what comes after it takes no list
-                inner |= {ends: inner[ends][0]} if len(inner.get(ends, [])) == 1 else {}
-            slashed = {
-                layer["config"]["name"]
-                for layer in inner["layers"]
-                if "/" in layer["config"]["name"]
-            }
-            config["config"] = _without_slashes(inner, slashed) if slashed else inner
+            config["config"] = _graph_as_keras3(inner)
     return config
 
 
