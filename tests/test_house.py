@@ -128,13 +128,6 @@ def test_options_are_keyword_only(path):
         assert not node.args.defaults or node.name in POSITIONAL, ast.unparse(node.args)
 
 
-@pytest.mark.parametrize("path", PURE, ids=name_of)
-def test_public_functions_of_pure_rooms_are_typed(path):
-    for node in public_functions(path):
-        parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-        assert node.returns and all(each.annotation for each in parameters), node.name
-
-
 @pytest.mark.parametrize("path", FILES + sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
 def test_files_and_functions_can_be_read_in_one_sitting(path):
     text = path.read_text()

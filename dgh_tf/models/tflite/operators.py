@@ -21,7 +21,7 @@ _Options: TypeAlias = Mapping[str, Any]
 _Kernel: TypeAlias = Callable[[ModuleType, _Inputs, _Options], Any]
 
 
-def activate(x: Any, kind: str) -> Any:
+def activate(x: tf.Tensor, kind: str) -> tf.Tensor:
     """A fused activation: NONE, RELU, RELU6, RELU_N1_TO_1 or TANH. Shape and dtype of x."""
     import tensorflow as tf
 
