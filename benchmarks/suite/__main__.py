@@ -30,6 +30,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("data", "", "What {data} stands for in the list's paths.")
     flags.DEFINE_string(
+        "zoo",
+        "",
+        "What {zoo} stands for: a folder with a folder NAME for each network that benchmarks.zoo "
+        "or benchmarks.zoo.signals has trained.",
+    )
+    flags.DEFINE_string(
         "output_dir",
         None,
         "Folder of the suite; the same command again goes on with it.",
@@ -135,7 +141,7 @@ def _jobs(entries: list[Entry], keys: list[Key], store: Store) -> list[Job]:
 def main(argv: list[str]) -> int:
     """Measures what is missing, then writes the tables and plots of all that is there."""
     del argv
-    entries = choose(FLAGS.models, data=FLAGS.data, only=FLAGS.only)
+    entries = choose(FLAGS.models, data=FLAGS.data, zoo=FLAGS.zoo, only=FLAGS.only)
     keys = _keys(entries)
     with locked_folder(FLAGS.output_dir, flag="output_dir") as folder:
         store = Store(folder)

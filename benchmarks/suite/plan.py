@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.data.sources import ABLATION
@@ -66,13 +66,14 @@ class Key:
         return f"{self.model}-{self.source}-{self.num_images}-{self.seed}-{self.scheme}"
 
 
-def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
+def read_models(path: str | pathlib.Path, *, data: str, zoo: str = "") -> list[Entry]:
     """The entries of a .json or .yaml list: {"models": [{name, model, real, evaluation, task, ...},
     ...]}.
 
     Args:
       path: of the list.
       data: what stands for {data} in the paths; entries that need it are refused without it.
+      zoo: the same for {zoo}.
     Raises: FileNotFoundError, ValueError naming the entry and what is wrong with it.
     """
     path = pathlib.Path(path)
@@ -91,7 +92,7 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
             f'[{{"name": ..., "model": ..., "real": '
             '..., "evaluation": ..., "task": "classification"}]}.'
         ) from error
-    entries = [_entry(path, row, data) for row in rows]
+    entries = [_entry(path, row, {"data": data, "zoo": zoo}) for row in rows]
     names = [entry.name.lower() for entry in entries]  # of files, whose case may not count
     if len(set(names)) < len(names):
         raise ValueError(
@@ -100,11 +101,13 @@ def read_models(path: str | pathlib.Path, *, data: str) -> list[Entry]:
     return entries
 
 
-def choose(path: str | pathlib.Path, *, data: str, only: Sequence[str]) -> list[Entry]:
+def choose(
+    path: str | pathlib.Path, *, data: str, only: Sequence[str], zoo: str = ""
+) -> list[Entry]:
     """The entries of a list that are named, all where none is. {data} is asked for only where a
     chosen entry needs it.
     """
-    entries = read_models(path, data=data or "{data}")
+    entries = read_models(path, data=data or "{data}", zoo=zoo or "{zoo}")
     wanted = only or [entry.name for entry in entries]
     unknown = [name for name in wanted if name not in {entry.name for entry in entries}]
     if unknown:
@@ -113,14 +116,17 @@ def choose(path: str | pathlib.Path, *, data: str, only: Sequence[str]) -> list[
             f"{', '.join(entry.name for entry in entries)}."
         )
     chosen = [entry for entry in entries if entry.name in wanted]
-    missing = [
-        entry.name for entry in chosen if "{data}" in "".join(map(str, dataclasses.astuple(entry)))
-    ]
-    if missing:
-        raise ValueError(
-            f"The paths of {', '.join(missing)} hold {{data}}. Say with --data=DIR what that is, "
-            "or leave them out with --only."
-        )
+    for place in ("data", "zoo"):
+        missing = [
+            entry.name
+            for entry in chosen
+            if f"{{{place}}}" in "".join(map(str, dataclasses.astuple(entry)))
+        ]
+        if missing:
+            raise ValueError(
+                f"The paths of {', '.join(missing)} hold {{{place}}}. Say with --{place}=DIR what "
+                "that is, or leave them out with --only."
+            )
     return chosen
 
 
@@ -146,7 +152,7 @@ def _parse_yaml(text: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
+def _entry(path: pathlib.Path, row: dict[str, Any], places: Mapping[str, str]) -> Entry:
     fields = {field.name: field for field in dataclasses.fields(Entry)}
     name = row.get("name", "an entry without a name")
     missing = [
@@ -186,20 +192,18 @@ def _entry(path: pathlib.Path, row: dict[str, Any], data: str) -> Entry:
         raise ValueError(
             f"{path}, {name}: the task is {row['task']!r}; expected one of {', '.join(TASKS)}."
         )
-    if "{data}" in json.dumps(row) and not data:
-        raise ValueError(
-            f"{path}, {name}: its paths hold {{data}}. Say with --data=DIR what that "
-            "is, or choose other models with --only."
-        )
+    for place, folder in places.items():
+        if f"{{{place}}}" in json.dumps(row) and not folder:
+            raise ValueError(
+                f"{path}, {name}: its paths hold {{{place}}}. Say with --{place}=DIR what that "
+                "is, or choose other models with --only."
+            )
 
     def value_of(value: Any) -> Any:
-        return (
-            value.replace("{data}", data)
-            if isinstance(value, str)
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-        )
+        if isinstance(value, str):
+            for place, folder in places.items():
+                value = value.replace(f"{{{place}}}", folder)
+        return tuple(value) if isinstance(value, list) else value
 
     return Entry(**{key: value_of(value) for key, value in row.items()})
 

@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.output.results import Job, run_jobs, time_left
 from benchmarks.suite import report, verdict
-from benchmarks.suite.plan import Entry, Key, Store, plan, read_models
+from benchmarks.suite.plan import Entry, Key, Store, choose, plan, read_models
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ENTRY = {
@@ -37,11 +37,31 @@ def write(path, *entries):
 
 def test_list_of_the_repository_is_read_and_names_no_path_of_a_machine():
     path = importlib.resources.files("benchmarks.suite") / "suite.json"
-    entries = read_models(path, data="D")
-    assert {entry.name for entry in entries} >= {"demo", "resnet8", "dscnn", "mobilenet"}
-    assert all(entry.model.startswith("D/") or entry.model.startswith("demo") for entry in entries)
+    entries = read_models(path, data="D", zoo="Z")
+    names = {entry.name for entry in entries}
+    assert names >= {"demo", "resnet8", "dscnn", "mobilenet", "vit", "convnext", "groupnorm"}
+    assert all(entry.model.startswith(("D/", "Z/", "demo")) for entry in entries)
     with pytest.raises(ValueError, match="--data=DIR"):
-        read_models(path, data="")
+        read_models(path, data="", zoo="Z")
+    with pytest.raises(ValueError, match="vit: its paths hold {zoo}.*--zoo=DIR"):
+        read_models(path, data="D")
+
+
+def test_a_place_is_asked_for_where_a_chosen_entry_needs_it():
+    path = importlib.resources.files("benchmarks.suite") / "suite.json"
+    (found,) = choose(path, data="", zoo="Z", only=["vit"])
+    assert (found.model, found.real) == ("Z/vit/vit.keras", "Z/vit/real.npz")
+    with pytest.raises(ValueError, match="paths of vit hold {zoo}.*--zoo=DIR"):
+        choose(path, data="D", only=["demo", "vit"])
+    assert choose(path, data="", only=["demo"])[0].model == "demo"
+
+
+def test_every_model_of_the_list_has_a_row_without_statistics():
+    """It needs a range: the list states one, or the model has a Rescaling layer, as these."""
+    path = importlib.resources.files("benchmarks.suite") / "suite.json"
+    stated = {entry.name for entry in read_models(path, data="D", zoo="Z") if entry.stated_range}
+    every = {entry.name for entry in read_models(path, data="D", zoo="Z")}
+    assert every - stated == {"demo_detector", "vit", "convnext", "groupnorm"}
 
 
 def test_yaml_and_json_are_the_same(tmp_path):
