@@ -19,9 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def evidence(*, same=9, of=10, noise=1e-4, low=None, high=None, clipped=0.0, classes=4):
     """Two tensors and one head of `of` images, `same` of which both files put in the same class."""
-    reference = np.eye(classes)[
-        np.zeros(of, int)
-    ]  # one class, so that any image's error does to all what it does to its own
+    reference = np.eye(classes)[np.arange(of) % classes]
     outputs = reference.copy()
     outputs[same:] = np.roll(outputs[same:], 1, axis=1)
     low = np.zeros((of, 2)) if low is None else low
@@ -144,6 +142,19 @@ def test_a_doubtful_file_of_which_much_is_told_says_why(monkeypatch):
         told = agreement.Prediction(0.955, low, 1.0)
         monkeypatch.setattr(accuracy_estimate, "predict", lambda *_, told=told, **__: told)
         assert judge({"stretched": evidence(same=7)})["reasons"] == said
+
+
+def test_images_that_the_model_takes_for_one_are_named():
+    """Logits of 20 for one class on every image, and differences of 1 that noise half hides."""
+    found = noisy(0.5)
+    shared = np.eye(10)[0] * 20.0
+    alike = found._replace(
+        float_logits={"y": found.float_logits["y"] + shared},
+        logits={"y": found.logits["y"] + shared},
+    )
+    (reason, *_) = judge({"unstretched": alike})["reasons"]
+    assert "nearly the same logits" in reason
+    assert judge({"unstretched": found})["reasons"] == []
 
 
 def test_unstable_ranges_are_named():

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tflite_export.quality.agreement import Features, Prediction, features_of, predict
+from tflite_export.quality.agreement import (
+    Features,
+    Prediction,
+    common_logits,
+    features_of,
+    predict,
+)
 from tflite_export.quality.masks import is_sigmoid, mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
@@ -21,6 +27,10 @@ AGREEMENT = (
     0.95,
     0.75,
 )  # predicted agreement from which a file is fine, and below which it is not to be shipped
+_SAME = (
+    "the model gives these images nearly the same logits, so they tell little: is it trained, and "
+    "are the images in its range?"
+)
 _DOUBT = 0.05  # how far below the border the lower end of a fine file's band may lie
 IOU = (0.9, 0.75)  # the same for masks: of what they mark at 0.5, in the worst kind of images
 SQNR_DB = (20.0, 10.0)  # the same for models without classes to agree on: of the worst head
@@ -228,11 +238,13 @@ def judge(
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
     kinds: dict[str, dict[str, Any]] = {}
     features: dict[str, Features] = {}
+    same = False
     for name, each in evidence.items():
         kinds[name] = {"images": len(each.low), "heads": heads(each)}
         found, logits = agreements(each), logits_of_classes(each)
         if found is not None and logits is not None:
             features[name] = features_of(*logits)
+            same |= bool(common_logits(logits[0]).any())
             kinds[name] |= {
                 "agreement": float(found.mean()),
                 "interval": list(interval(found)),
@@ -264,7 +276,7 @@ def judge(
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-        "reasons": _reasons(change, len(first.low), predicted),
+        "reasons": [*([_SAME] if same else []), *_reasons(change, len(first.low), predicted)],
         "layers": worst_first(rows),
     }
     return {**result, "sentence": sentence(result)}
