@@ -7,6 +7,7 @@ from __future__ import annotations
 import shlex
 import sys
 
+import numpy as np
 from absl import flags
 
 from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
@@ -24,6 +25,7 @@ from benchmarks.output.results import Results
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from dgh_tf.common.help import MODEL_HELP
+from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.loading import require_model
 from dgh_tf.ops.kinds import KINDS
 from tflite_export.conversion.server import start_worker
@@ -70,6 +72,12 @@ def define_flags() -> None:
         "",
         "Valid input range LOW,HIGH or a convention; empty: found from the model.",
     )
+    flags.DEFINE_string(
+        "noise_range",
+        "",
+        "Range of uniform noise: LOW,HIGH (or a pair for every channel), or real for the lowest "
+        "and highest value of --real; empty: the valid input range.",
+    )
     flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_list(
         "scheme", ["int8"], "Some of int8, int16x8, w4a8, mixed; one table holds all."
@@ -100,6 +108,26 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
+def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high of uniform noise as --noise_range=`text` gives them, [1] or [channels] each.
+
+    Args: real: the real images. Raises: ValueError for what is no range.
+    """
+    pairs = [(float(real.min()), float(real.max()))] if text == "real" else parse_pairs(text)
+    if pairs is None:
+        raise ValueError(
+            f"--noise_range={text}: expected LOW,HIGH (two finite numbers, the smaller first), "
+            "such a pair for every channel joined by semicolons, or real."
+        )
+    if len(pairs) not in (1, real.shape[-1]):
+        raise ValueError(
+            f"--noise_range={text} holds {len(pairs)} pairs; the images have {real.shape[-1]} "
+            "channels. Give one pair for all, or one for each."
+        )
+    low, high = np.array(pairs, np.float32).T
+    return low, high
+
+
 def main(argv: list[str]) -> int:
     require_model(FLAGS.model)
     sources, chosen = (
@@ -128,6 +156,9 @@ def main(argv: list[str]) -> int:
                 f"--real={FLAGS.real} holds {len(task.real)} images, fewer than --num_images="
                 f"{FLAGS.num_images}. Give a larger set or fewer images."
             )
+        if FLAGS.noise_range:
+            settings["noise_range"] = FLAGS.noise_range
+            task = task._replace(bounds=noise_bounds(FLAGS.noise_range, task.real))
         results = Results(folder, run=fingerprint(task, settings), key=KEY)
         measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
         command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])

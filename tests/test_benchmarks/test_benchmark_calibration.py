@@ -9,6 +9,7 @@ import commands
 import numpy as np
 import pytest
 
+from benchmarks.calibration import noise_bounds
 from benchmarks.data import sources
 from benchmarks.measure import evaluation
 from benchmarks.output.results import Results
@@ -199,6 +200,15 @@ def test_noise_fills_the_valid_range_of_each_channel():
     # Uniform: mean in the middle, deviation width / sqrt(12); 16384 samples a channel.
     np.testing.assert_allclose(flat.std(axis=0), (high - low) / np.sqrt(12), rtol=0.03)
     np.testing.assert_allclose((flat.mean(axis=0) - low) / (high - low), 0.5, atol=0.02)
+
+
+def test_noise_can_fill_the_range_of_the_real_images():
+    real = np.array([[[-1.0, 5], [2, 7]]], np.float32)
+    assert [*map(list, noise_bounds("real", real))] == [[-1.0], [7.0]]
+    assert [*map(list, noise_bounds("-1,2;5,9", real))] == [[-1.0, 5.0], [2.0, 9.0]]
+    for text in ("wide", "2,1", "0,1;0,1;0,1"):
+        with pytest.raises(ValueError, match=f"--noise_range={text}"):
+            noise_bounds(text, real)
 
 
 @pytest.mark.parametrize("names", [["real", "nosie"], [], ["real", "real"]])
