@@ -22,7 +22,14 @@ from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
 from dgh_tf.generation.inputs import Inputs, natural_statistics
-from dgh_tf.generation.objective import Layers, Problem, layer_gaps, make_targets, pseudo_statistics
+from dgh_tf.generation.objective import (
+    Layers,
+    Problem,
+    layer_gaps,
+    make_targets,
+    pseudo_statistics,
+    ranged_layers,
+)
 from dgh_tf.generation.prepared import prepared
 from dgh_tf.generation.real_images import real_images
 from dgh_tf.generation.replicas import Replicas
@@ -139,11 +146,13 @@ class Generator:
             ],
         )
         alike = _without_course(config)
+        signals = all(each.signal for each in self.known)
         problem = Problem(
             config=alike,
             layers=layers,
             targets=self.targets,
             heads=self.head_names,
+            ranged=ranged_layers(self.network.layers) if signals else {},
         )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
@@ -230,9 +239,9 @@ class Generator:
 
     def _start_spreads(self) -> np.ndarray:
         """Every head's mean spread over the start images that are not plain, float32 [heads];
-        zeros where matched statistics will tell it.
+        zeros where matched statistics will tell it, and for the ranged layers of such a model.
         """
-        spreads = np.zeros(len(self.head_names), np.float32)
+        spreads = np.zeros(len(self.head_names) + len(self._step.problem.ranged), np.float32)
         if self.network.layers:
             return spreads
         for turn in range(self.rounds):
@@ -285,7 +294,7 @@ class Generator:
 
     def spreads(self) -> np.ndarray:
         """Every head's spread under matched statistics, float32 [heads], in logit units."""
-        return Carry(*self.state.carry).spreads[0]
+        return Carry(*self.state.carry).spreads[0][: len(self.head_names)]
 
     # ---- the loop
     # ------------------------------------------------------------

@@ -17,9 +17,10 @@ from dgh_tf.input_range.find import KnownInput
 from dgh_tf.ops import canvas
 from dgh_tf.ops.signals import CANVAS_STD, CanvasUnits, draw_signal, drawn
 
-# Deviations that a band of a free range reaches: one scale serves all bands, so that the tails of
-# the strongest cost the others their resolution. DS-CNN keyword spotting: 27 dB with 3, 22 with 4.
-BAND_TAILS = 3.0
+# Deviations that a band reaches: in log-mel patches of speech and music 5 to 7. Fewer in a free
+# range: one scale serves all bands, so that the tails of the strongest cost the others their
+# resolution. DS-CNN keyword spotting: 27 dB with 3, 22 with 4.
+BAND_TAILS, FITTED_TAILS = 6.0, 3.0
 PLAIN_EVERY = 2
 _LEAST_CONTRAST = 0.03  # of a plain image, as a share of what others have
 _LEAST_STD = 1e-3  # of a column in units of the range: a canvas must be able to move it
@@ -190,7 +191,9 @@ def _canvas_units(known: KnownInput) -> CanvasUnits | None:
     low, high = (np.asarray(bound, np.float32) for bound in (valid.low, valid.high))
     std = as_input(spectrum.std) * (2.0 / (high - low))
     offset = (as_input(spectrum.mean) - low) * (2.0 / (high - low)) - 1.0
-    tails = BAND_TAILS if signal.kind == "spectrogram" and valid.fitted else np.inf
+    tails = np.inf
+    if signal.kind == "spectrogram":
+        tails = FITTED_TAILS if valid.fitted else BAND_TAILS
     return CanvasUnits(
         offset=np.clip(offset, -1.0, 1.0),
         scale=np.clip(std, _LEAST_STD, 1.0) / CANVAS_STD,

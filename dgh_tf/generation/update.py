@@ -15,7 +15,14 @@ from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import exchange
 from dgh_tf.generation.inputs import PLAIN_EVERY, Inputs, is_plain
 from dgh_tf.generation.loss_scale import FIRST_SCALE, next_scale
-from dgh_tf.generation.objective import Observation, Problem, batch_moments, objective
+from dgh_tf.generation.objective import (
+    LARGEST_REACH,
+    Observation,
+    Problem,
+    batch_moments,
+    objective,
+    reach,
+)
 from dgh_tf.generation.store import Slots
 from dgh_tf.models.network import Network
 from dgh_tf.ops import losses
@@ -84,7 +91,7 @@ class Carry(NamedTuple):
     Attributes:
       totals: sum of all rows of the table, float64 so that a million updates lose nothing, [2,
         channels].
-      spreads: each head's spread under matched statistics, float32 [heads].
+      spreads: under matched statistics, of each head, then the reach of each ranged layer; float32.
       sums, count: figures since the last report, and how many steps they are of.
       scale, good: of the loss in float16, and good steps since it last changed.
     """
@@ -103,7 +110,7 @@ class Table(NamedTuple):
     Attributes:
       row: the batch's fresh row, without gradient; the old one where a moment is not finite.
       totals: sum of all rows, float64.
-      spreads: mean spread of every head over all replicas, float32 [heads].
+      spreads: mean spread of every head and ranged layer over all replicas, float32.
     """
 
     row: tf.Tensor
@@ -167,10 +174,9 @@ class Step:
     def first_carry(self, totals: np.ndarray, spreads: np.ndarray) -> Carry:
         """The carry before the first step.
 
-        Args:
-          totals: sums of the rows of the start images, float64 [2, channels].
-          spreads: of the heads over the start images, float32 [heads]; 0 where matched statistics
-            will tell them.
+        totals: sums of the rows of the start images, float64 [2, channels].
+        spreads: over the start images, float32 [heads and ranged layers]; 0 where matched
+          statistics will tell them.
         """
         return Carry(
             totals=tf.constant(totals, tf.float64),
@@ -192,10 +198,15 @@ class Step:
         """A forward pass of images in canvas units."""
         images = self.inputs.to_model(units)
         tapped = self.network.forward(images, precision=self.config.precision, folded=True)
+        calls = dict(reversed(tapped.calls))  # the first of a layer that is called twice
+        reaches = [
+            reach(calls[i], scale=scale, offset=offset)
+            for i, (scale, offset) in self.problem.ranged.items()
+        ]
         return Observation(
             moments=batch_moments(tapped, units, self.problem),
             tapped=tapped,
-            spreads=[losses.output_spread(head.logits) for head in tapped.heads],
+            spreads=[*(losses.output_spread(head.logits) for head in tapped.heads), *reaches],
         )
 
     def _fill(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
@@ -276,11 +287,15 @@ class Step:
         return tf.cast(table.totals, tf.float32) - table.row + share * seen.moments
 
     def _limits(self, carry: Carry, step: tf.Tensor, course: Course) -> tf.Tensor:
-        """The spread up to which each head is stretched, 0 while statistics alone are matched."""
-        if self.config.stretch_limit:
-            limits = self.config.stretch_limit * carry.spreads
-        else:
-            limits = tf.fill(tf.shape(carry.spreads), math.inf)
+        """The spread up to which each head is stretched and the largest reach of each layer, 0
+        while statistics alone are matched.
+        """
+        heads = len(self.problem.heads)
+        spreads, reaches = carry.spreads[:heads], carry.spreads[heads:]
+        limits = self.config.stretch_limit * spreads
+        if not self.config.stretch_limit:
+            limits = tf.fill(tf.shape(spreads), math.inf)
+        limits = tf.concat([limits, LARGEST_REACH * reaches], 0)
         return tf.where(step < course.matching_steps, 0.0, limits)
 
     def _code(self, figures: tf.Tensor, seen: Observation) -> tf.Tensor:

@@ -90,6 +90,13 @@ def stretching(spread: tf.Tensor, *, limit: tf.Tensor) -> tf.Tensor:
     return -tf.reduce_mean(tf.math.log(tf.minimum(spread, limit) + 1e-6))
 
 
+def reaching(largest: tf.Tensor, *, target: tf.Tensor) -> tf.Tensor:
+    """Brings a value to a target from both sides, whatever their unit: |log(largest / target)|,
+    float32 scalar. largest: above 0. target: at least 0, where 0 stands for one yet unknown.
+    """
+    return tf.abs(tf.math.log(largest) - tf.math.log(tf.maximum(target, 1e-12)))
+
+
 def image_hinge(
     image_mean: tf.Tensor,
     image_variance: tf.Tensor,
