@@ -174,9 +174,10 @@ class Step:
     def first_carry(self, totals: np.ndarray, spreads: np.ndarray) -> Carry:
         """The carry before the first step.
 
-        totals: sums of the rows of the start images, float64 [2, channels].
-        spreads: over the start images, float32 [heads and ranged layers]; 0 where matched
-          statistics will tell them.
+        Args:
+          totals: sums of the rows of the start images, float64 [2, channels].
+          spreads: over the start images, float32 [heads and ranged layers]; 0 where matched
+            statistics will tell them.
         """
         return Carry(
             totals=tf.constant(totals, tf.float64),

@@ -10,6 +10,7 @@ import tiny_models
 
 import dgh_tf
 from dgh_tf.generation.objective import LARGEST_REACH, ranged_layers, reach
+from dgh_tf.generation.update import Carry
 from dgh_tf.models.network import Network
 from dgh_tf.ops.losses import reaching
 
@@ -56,22 +57,21 @@ def test_the_affine_of_ranged_layers_is_what_they_compute():
     np.testing.assert_allclose(found(tf.constant(images)), wanted, rtol=1e-4)
 
 
-def test_the_largest_outputs_of_a_set_come_nearer_to_the_target():
-    model, away = tiny_models.spectrogram(), {}
+def test_the_largest_outputs_of_a_set_come_to_the_target():
+    away = {}
     for weight in (0.0, 0.03):
-        images = dgh_tf.generate_images(
-            model,
-            num_images=8,
-            batch_size=8,
-            steps=60,
-            input_range=(-8, 8),
-            output_weight=weight,
-            verbose=0,
+        config = dgh_tf.GenerationConfig(
+            num_images=8, batch_size=8, steps=60, input_range=(-8, 8), output_weight=weight
         )
-        found = reaches(model, images)
-        away[weight] = np.abs(np.log(found.max(axis=1) / found.mean(axis=1) / LARGEST_REACH))
+        generator = dgh_tf.Generator(tiny_models.spectrogram(), config)
+        generator.start()
+        generator.run()
+        largest = reaches(generator.network.model, generator.all_images()[0]).max(axis=1)
+        typical = Carry(*generator.state.carry).spreads[0][1:]  # behind that of the head
+        away[weight] = np.abs(np.log(largest / (LARGEST_REACH * typical)))
     # of the deeper layers; in the first ones of this small network, strides leave little to choose
-    assert np.all(away[0.03][2:] < 0.05) and np.all(away[0.0][2:] > 0.1), away
+    assert np.all(away[0.03][2:] < 0.1), away
+    assert np.all(away[0.03][2:] < 0.5 * away[0.0][2:]), away
 
 
 @pytest.mark.parametrize(
