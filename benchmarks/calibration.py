@@ -109,9 +109,12 @@ def define_flags() -> None:
 
 
 def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high of uniform noise as --noise_range=`text` gives them, [1] or [channels] each.
+    """Low and high of uniform noise as --noise_range gives them, [1] or [channels] each.
 
-    Args: real: the real images. Raises: ValueError for what is no range.
+    Args:
+      text: the flag.
+      real: the real images, [number, ..., channels].
+    Raises: ValueError for what is no range.
     """
     pairs = [(float(real.min()), float(real.max()))] if text == "real" else parse_pairs(text)
     if pairs is None:
