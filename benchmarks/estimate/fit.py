@@ -67,7 +67,7 @@ def true_odds(row: Row) -> float:
 
 def fitted(rows: Sequence[Row], kind: str) -> tuple[float, float, float, float]:
     """The coefficients of a rule: weighted least squares of the log odds. Neither more expected nor
-    a wider margin ever lowers the agreement.
+    a wider margin ever lowers the agreement, nor do missing statistics raise it.
     """
     from scipy.optimize import lsq_linear
 
@@ -82,7 +82,7 @@ def fitted(rows: Sequence[Row], kind: str) -> tuple[float, float, float, float]:
         alike = sum(other.model == row.model for other in rows)
         weights.append((alike * (_SPREAD**2 + sampling)) ** -0.5)
     weight = np.array(weights)
-    bounds = ([-np.inf, 0.0, 0.0, -np.inf], [np.inf] * 4)
+    bounds = ([-np.inf, 0.0, 0.0, -np.inf], [np.inf, np.inf, np.inf, 0.0])
     left = np.concatenate([np.array(columns) * weight[:, None], np.eye(4)[2:] / _PRIOR])
     right = np.concatenate([np.array(wanted) * weight, np.zeros(2)])
     found = lsq_linear(left, right, bounds)
