@@ -82,6 +82,7 @@ setup(
         "test": [
             *BENCHMARKS,
             "pytest>=8",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.100",
             "ruff",
             "mypy>=1.11",

@@ -28,6 +28,22 @@ def pytest_configure():
     )
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n 2`, the tests of one group run in one process."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    return LoadGroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    """A file's tests share fixtures, and those of hostile inputs are counted together."""
+    for item in items:
+        name = item.path.stem
+        group = "hostile" if name.startswith("test_hostile") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
     """Real models and images to measure with; DGH_SHARED_DATA or ../shared/data beside the
