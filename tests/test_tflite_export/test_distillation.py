@@ -130,7 +130,7 @@ def test_quantizers_have_a_range_per_channel_where_tflite_has_one():
     """In a process of its own, as importing TFMOT turns tf.keras to Keras 2."""
     code = """
 import tensorflow_model_optimization, numpy as np, tf_keras
-from tflite_export import distillation_quantizers as own
+from tflite_export.algorithms.distillation import quantizers as own
 x = inputs = tf_keras.Input((8, 8, 3))
 x = tf_keras.layers.Conv2D(6, 3, name='conv')(x)
 x = tf_keras.layers.ReLU()(x)

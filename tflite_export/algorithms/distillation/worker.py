@@ -57,7 +57,7 @@ class Request:
 
 def quantized(model: Any, *, weight_bits: int) -> Any:
     """The model with TFMOT's fake quantization of weights, activations, input and output; see
-    `distillation_quantizers`.
+    `quantizers`.
 
     Raises: ValueError naming a layer that cannot be quantized.
     """
