@@ -52,23 +52,13 @@ def _minmax(
     arrays: Mapping[str, np.ndarray],
     *,
     scheme: str,
-    seed: int,
-    say: Callable[[str], None] | None,
     timeout: float | None,
     float_tflite: bytes | None = None,
-    weight_bits: WeightBits | None = None,
+    **others: Any,
 ) -> bytes:
+    """The converter's own ranges of a Keras model; of a file `_ranges`, which takes the others."""
     if isinstance(model, bytes):
-        return _ranges(
-            model,
-            arrays,
-            scheme=scheme,
-            seed=seed,
-            say=say,
-            timeout=timeout,
-            rule="minmax",
-            weight_bits=weight_bits,
-        )
+        return _ranges(model, arrays, scheme=scheme, timeout=timeout, rule="minmax", **others)
     return convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
 
 
