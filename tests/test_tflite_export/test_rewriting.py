@@ -90,6 +90,26 @@ def test_biases_follow_the_scales(small):
     assert np.abs(a - b).max() <= 2.001 * step and np.mean(a == b) > 0.8
 
 
+def test_equal_zero_points_are_stored_once_and_read_as_before(small):
+    """What LiteRT itself reads of both files; zero points have 8 bytes."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    *_, images, _, made = small
+    smaller = with_integers(made, weights=integer_weights(made)).data
+    before, after = (
+        Interpreter(model_content=each).get_tensor_details() for each in (made, smaller)
+    )
+    channels = 0
+    for old, new in zip(before, after, strict=True):
+        for key in ("scales", "zero_points", "quantized_dimension"):
+            np.testing.assert_array_equal(
+                old["quantization_parameters"][key], new["quantization_parameters"][key]
+            )
+        channels += max(len(old["quantization_parameters"]["zero_points"]) - 1, 0)
+    assert len(made) - len(smaller) > 8 * channels / 2 > 0
+    np.testing.assert_array_equal(Runner(made).predict(images), Runner(smaller).predict(images))
+
+
 def test_constants_reach_litert(small):
     tflite, graph, images, *_ = small
     weights = {

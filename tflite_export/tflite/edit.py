@@ -301,7 +301,8 @@ def _rescale_bias(parts: Any, operator: Operator, scales: np.ndarray) -> None:
 def with_integers(
     tflite: bytes | TFLiteModel, *, weights: Mapping[str, IntegerWeights], weight_bits: int = 8
 ) -> TFLiteModel:
-    """The int8 file with chosen weights; the int32 biases follow the new scales.
+    """The int8 file with chosen weights; the int32 biases follow the new scales. Equal lists of
+    numbers, such as zero points, are stored once: it can be smaller than the converter's.
 
     Args:
       tflite: a full-integer file with int8 activations.
@@ -349,7 +350,7 @@ def with_integers(
         if four:
             code = parts.operatorCodes[codes[places[operator]]]
             code.version = max(code.version, FOUR_BIT_VERSION[operator.kind])
-    return pack_used(parts)
+    return pack_used(parts, share_lists=True)
 
 
 def _require_fit(

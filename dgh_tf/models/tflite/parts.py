@@ -30,11 +30,31 @@ def unpack(model: TFLiteModel) -> Any:
     return parts
 
 
-def pack(parts: Any) -> TFLiteModel:
-    """The file that the parts make."""
+def pack(parts: Any, *, share_lists: bool = False) -> TFLiteModel:
+    """The file that the parts make. share_lists: equal lists of numbers are stored once, which no
+    reader can tell.
+
+    Every channel has two zero points of 8 bytes, all zero: a tenth of a small network's int8 file.
+    Constants keep bytes of their own.
+    """
     import flatbuffers
 
-    builder = flatbuffers.Builder(1024)
+    class SharingBuilder(flatbuffers.Builder):
+        """Writes a list of numbers that it wrote before as a reference to that."""
+
+        def __init__(self, size: int) -> None:
+            super().__init__(size)
+            self._written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: np.ndarray) -> int:  # noqa: N802, the parent's name
+            if x.dtype == np.uint8:  # the bytes of a constant
+                return super().CreateNumpyVector(x)
+            key = (x.dtype.str, x.tobytes())
+            if key not in self._written:
+                self._written[key] = super().CreateNumpyVector(x)
+            return self._written[key]
+
+    builder = (SharingBuilder if share_lists else flatbuffers.Builder)(1024)
     builder.Finish(parts.Pack(builder), b"TFL3")
     return read_model(bytes(builder.Output()))
 
@@ -49,11 +69,11 @@ def fill(parts: Any, tensor: Any, data: bytes) -> None:
     parts.buffers.append(buffer)
 
 
-def pack_used(parts: Any) -> TFLiteModel:
-    """The file that the parts make, without the constants that nothing names any more."""
+def pack_used(parts: Any, *, share_lists: bool = False) -> TFLiteModel:
+    """As `pack`, without the constants that nothing names any more."""
     used = {tensor.buffer for graph in parts.subgraphs for tensor in graph.tensors}
     used |= {entry.buffer for entry in parts.metadata or []}
     for index, buffer in enumerate(parts.buffers):
         if index not in used:
             buffer.data = None
-    return pack(parts)
+    return pack(parts, share_lists=share_lists)
