@@ -102,7 +102,7 @@ def _define_file() -> None:
         "best",
         list(NAMES),
         "How images become integers (docs/guide/algorithms.md). best: what measured best for the "
-        "scheme; minmax where the model does not allow it. minmax: the converter's own.",
+        "scheme; minmax where the model does not allow it.",
     )
     flags.DEFINE_enum(
         "head",

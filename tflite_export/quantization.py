@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgh_tf.common.quiet import held_stderr
-from dgh_tf.common.text import in_one_line
 from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite_model import float_file
 from tflite_export.algorithms.bit_allocation import Limit, quantize_mixed
@@ -25,6 +24,7 @@ from tflite_export.algorithms.by_name import (
     check_algorithm,
     check_options,
     float_start,
+    what_failed,
 )
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.calibration.collect import as_images
@@ -66,17 +66,6 @@ def _count(arrays: Mapping[str, np.ndarray]) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _why(error: Exception) -> str:
-    """An error in one short line; TensorFlow's own texts speak of its internals."""
-    import tensorflow as tf
-
-    if isinstance(error, tf.errors.OpError):
-        return "TensorFlow cannot run a part of it outside the converter"
-    if not isinstance(error, ValueError):
-        return f"it ends in {type(error).__name__}"
-    return in_one_line(error, most=300)
-
-
 class _Start(NamedTuple):
     """What one algorithm is tried with: a model or a float file, and options."""
 
@@ -107,11 +96,11 @@ def _best(
     own = OWN_OPTIONS.get(chosen, ())
     plainly = {name: value for name, value in options.items() if name not in own}
     if not isinstance(model, bytes):
-        plainly["float_tflite"] = float_tflite  # the converter starts from the model itself
+        plainly["float_tflite"] = float_tflite  # the converter may have to start from the model
     starts = {chosen: _Start(float_tflite, options), PLAIN: _Start(model, plainly)}
     files, notes, errors = _tried(starts, rest)
     if chosen in errors:
-        why = _why(errors[chosen])
+        why = what_failed(errors[chosen])
         tflite, _ = _made(PLAIN, starts[PLAIN], arrays)
         return PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why)}
     in_turn = {name: files[name] for name in (PLAIN, chosen) if name in files}
@@ -122,7 +111,7 @@ def _best(
     )
     best = PLAIN if plain else chosen
     told: dict[str, Any] = {name: each.as_json() for name, each in figures.items()}
-    told |= {name: {"error": _why(error)} for name, error in errors.items()}
+    told |= {name: {"error": what_failed(error)} for name, error in errors.items()}
     found = {**notes[best], "candidates": told, "held_back": apart}
     if options["say"] and len(figures) > 1:
         shown = ", ".join(f"{name} {each.mean_db:.1f} dB" for name, each in figures.items())
@@ -188,7 +177,7 @@ def _chosen(
     if float_tflite is not None and chosen not in (PLAIN, "distillation") and not file:
         start_at = float_tflite
     if chosen == PLAIN and not file:
-        options["float_tflite"] = float_tflite  # the converter starts from the model itself
+        options["float_tflite"] = float_tflite  # the converter may have to start from the model
     result = ALGORITHMS[chosen].function(start_at, arrays, **options)
     return chosen, *(result if isinstance(result, tuple) else (result, {}))
 

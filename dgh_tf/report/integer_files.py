@@ -259,7 +259,7 @@ def _facts(data: dict[str, Any]) -> tuple[Fact, ...]:
     facts = [
         Fact("scheme", str(data["scheme"])),
         Fact("algorithm", str(data.get("algorithm", "not stored"))),
-        *([Fact("instead of best", str(notes["fallback"]))] if notes.get("fallback") else []),
+        *([Fact("fallback", str(notes["fallback"]))] if notes.get("fallback") else []),
         Fact("inputs and outputs", ", ".join(ends)),
         Fact("operators, all integer", operators),
         *(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from tflite_export import Runner, to_float_tflite
+from tflite_export import Runner, to_float_tflite, to_tflite
 from tflite_export.quality.candidates import Figures, compare, hold_back
 from tflite_export.quantization import quantize
 from tflite_export.tflite.edit import without_softmax
@@ -91,8 +91,9 @@ def test_a_difference_that_few_images_show_by_chance_decides_nothing():
     assert Figures(23.2, 23.2, np.full(8, 1.4)).surely_better_than(plain, by=0.5)
 
 
-def test_python_falls_back_to_minmax_as_the_command_does(monkeypatch):
-    """Whatever TensorFlow says of a graph run outside the converter stays out of the reason."""
+@pytest.fixture
+def only_the_converter_runs_it(monkeypatch):
+    """Stands for any error of TensorFlow in a graph that only the converter runs."""
     from tflite_export.simulation import ranges
 
     def broken(*given, **options):
@@ -100,11 +101,23 @@ def test_python_falls_back_to_minmax_as_the_command_does(monkeypatch):
 
         return tf.reshape(tf.zeros(3), (2,))
 
-    # stands for any error of TensorFlow in a graph that only the converter runs
     monkeypatch.setattr(ranges, "collect_ranges", broken)
+
+
+def test_python_falls_back_to_minmax_as_the_command_does(only_the_converter_runs_it):
+    """Whatever TensorFlow says of a graph run outside the converter stays out of the reason."""
     made = quantize(tiny_models.conv_bn_relu(), tiny_models.images(16))
     assert made.notes["algorithm"] == "minmax"
     assert "minmax was used" in made.notes["fallback"]
+    assert "reshape" not in made.notes["fallback"].lower()
+
+
+@pytest.mark.parametrize("scheme", ["int8", "w4a8"])
+def test_minmax_falls_back_to_the_ranges_of_the_converter(only_the_converter_runs_it, scheme):
+    model, images = tiny_models.conv_bn_relu(), tiny_models.images(16)
+    made = quantize(model, images, algorithm="minmax", scheme=scheme)
+    assert made.tflite == to_tflite(model, images, scheme=scheme)
+    assert "the converter's own" in made.notes["fallback"]
     assert "reshape" not in made.notes["fallback"].lower()
 
 

@@ -11,11 +11,11 @@ from tflite_export.quantization import quantize
 @pytest.mark.parametrize(
     "options, conversions",
     [
-        ({}, 1),  # of minmax, the candidate that is the converter's own
+        ({}, 0),
         ({"head": "logits"}, 0),
         ({"algorithm": "mse"}, 0),
-        ({"algorithm": "minmax", "scheme": "w4a8"}, 1),  # by the converter; weights of the file
-        ({"scheme": "int16x8"}, 1),
+        ({"algorithm": "minmax", "scheme": "w4a8"}, 0),
+        ({"scheme": "int16x8"}, 1),  # by the converter, from the model itself
     ],
 )
 def test_a_given_float_file_is_used(monkeypatch, options, conversions):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.common.text import in_one_line
 from tflite_export.calibration.check import Images, few_images
 from tflite_export.conversion.converter import (
     convert_checked,
@@ -16,6 +17,7 @@ from tflite_export.conversion.converter import (
 )
 from tflite_export.simulation.fake_quant import WeightBits
 from tflite_export.tflite.edit import with_own_biases
+from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES, find_scheme
 
 _STEPS = 300  # of reconstruction, per block: more gains little (docs/experiments/algorithms.md)
@@ -26,7 +28,8 @@ _BEST = {
     "w4a8": "reconstruction",
     "mixed": "reconstruction",
 }
-PLAIN = "minmax"  # what "best" never falls behind: the converter's own ranges and roundings
+PLAIN = "minmax"  # what "best" never falls behind
+_FALLBACK = "The ranges are the converter's own: the model does not run outside it ({why})."
 HEADS = ("model", "logits")
 _EIGHT_BIT_ACTIVATIONS = ("int8", "w4a8", "mixed")
 
@@ -38,6 +41,17 @@ class Algorithm(NamedTuple):
 
     function: Callable[..., Any]
     schemes: tuple[str, ...]
+
+
+def what_failed(error: Exception) -> str:
+    """An error in one short line; TensorFlow's own texts speak of its internals."""
+    import tensorflow as tf
+
+    if isinstance(error, tf.errors.OpError):
+        return "TensorFlow cannot run a part of it outside the converter"
+    if not isinstance(error, ValueError):
+        return f"it ends in {type(error).__name__}"
+    return in_one_line(error, most=300)
 
 
 def float_start(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
@@ -55,11 +69,25 @@ def _minmax(
     timeout: float | None,
     float_tflite: bytes | None = None,
     **others: Any,
-) -> bytes:
-    """The converter's own ranges of a Keras model; of a file `_ranges`, which takes the others."""
+) -> bytes | tuple[bytes, dict[str, Any]]:
+    """The smallest and largest value of every tensor, so that a Keras model and its float file
+    give the same integers. TensorFlow's converter, which measures the branches of a sum too wide,
+    is left int16x8 and the Keras models that only it can run.
+    """
+    options = {"scheme": scheme, "timeout": timeout, "rule": "minmax", **others}
     if isinstance(model, bytes):
-        return _ranges(model, arrays, scheme=scheme, timeout=timeout, rule="minmax", **others)
-    return convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
+        return _ranges(model, arrays, **options)
+    why = None
+    if scheme != "int16x8":
+        try:
+            made = _ranges(float_tflite or model, arrays, **options)
+            check_integer(made, io_dtype=SCHEMES[scheme].io_dtype)
+        except Exception as error:  # whatever goes wrong in a graph run outside the converter
+            why = what_failed(error)
+        else:
+            return made
+    made = convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
+    return made if why is None else (made, {"fallback": _FALLBACK.format(why=why)})
 
 
 def _ranges(
