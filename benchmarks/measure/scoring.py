@@ -32,8 +32,8 @@ def scorer(
 
     Returns:
       A function from outputs by name to scores (top1 and agreement; map; agreement and iou of
-      masks; or none), and a line that
-      says which and why.
+      masks; the least agreement of several heads that classify; or none), and a line that says
+      which and why.
 
     Raises: ValueError for classes that the model does not have.
     """
@@ -55,6 +55,12 @@ def scorer(
         return functools.partial(
             worst_mask, reference
         ), "scored by agreement and IoU of the float model's masks at 0.5"
+    classes = [name for name, value in reference.items() if _is_shares(value)]
+    if len(reference) > 1 and classes:
+        return (
+            functools.partial(_least_agreement, {name: reference[name] for name in classes}),
+            f"scored by agreement with the float model's classes ({', '.join(classes)})",
+        )
     if truth is None:
         return lambda outputs: {}, heads + "the evaluation set has neither classes nor boxes"
     scores = _two_classes(next(iter(reference.values())))
@@ -70,6 +76,19 @@ def scorer(
     return _classification(
         scores.reshape(len(x), -1), truth
     ), "scored by top-1 and by agreement with the float model"
+
+
+def _is_shares(scores: np.ndarray) -> bool:
+    """Whether a head gives each image the shares of two or more classes, as a softmax does."""
+    if scores.ndim != 2 or scores.shape[1] < 2 or scores.min() < 0.0:
+        return False
+    return bool(np.allclose(scores.sum(axis=1), 1.0, atol=1e-3))
+
+
+def _least_agreement(reference: Outputs, outputs: Outputs) -> dict[str, float]:
+    """Agreement of the classifying head that keeps least of it."""
+    each = [metrics.agreement(scores, outputs[name]) for name, scores in reference.items()]
+    return {"agreement": min(each)}
 
 
 def _two_classes(scores: np.ndarray) -> np.ndarray:

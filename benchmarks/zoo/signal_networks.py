@@ -92,6 +92,44 @@ def pulse_unet(shape: Shape, classes: int) -> Any:
     return keras.Model(inputs, outputs, name="pulse_unet")
 
 
+def beat_cnn(shape: Shape, classes: int) -> Any:
+    """Convolution, BatchNorm, ReLU, pooling three times over an electrocardiogram; the largest
+    values over time are classified.
+    """
+    import keras
+    from keras import layers
+
+    inputs = x = keras.Input(shape, name="ecg")
+    for width in (12, 24, 32):
+        x = layers.Conv1D(width, 7, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x))
+        x = layers.MaxPooling1D(2)(x)
+    x = layers.Dense(24, activation="relu")(layers.GlobalMaxPooling1D()(x))
+    return keras.Model(inputs, layers.Dense(classes, activation="softmax")(x), name="beat_cnn")
+
+
+def rhythm_heads(shape: Shape, classes: int) -> Any:
+    """Residual blocks over a pulse wave with two heads: the kind of rhythm, and the rate."""
+    import keras
+    from keras import layers
+
+    def block(x: Any, width: int, stride: int) -> Any:
+        x = layers.Conv1D(width, 7, strides=stride, padding="same", use_bias=False)(x)
+        return layers.BatchNormalization(momentum=_MOMENTUM)(x)
+
+    inputs = keras.Input(shape, name="pulse")
+    x = layers.ReLU()(block(inputs, 12, 2))
+    for width in (16, 24, 32):
+        y = block(layers.ReLU()(block(x, width, 2)), width, 1)
+        x = layers.ReLU()(layers.Add()([block(x, width, 2), y]))
+    x = layers.GlobalAveragePooling1D()(x)
+    heads = {
+        "rhythm": layers.Dense(classes, activation="softmax", name="rhythm")(x),
+        "rate": layers.Dense(1, name="rate")(layers.Dense(16, activation="relu")(x)),
+    }
+    return keras.Model(inputs, heads, name="rhythm_heads")
+
+
 NETWORKS: dict[str, tuple[str, Callable[[Shape, int], Any]]] = {
     "motion_cnn": ("motion", motion_cnn),
     "motion_gru": ("motion", motion_gru),
@@ -99,4 +137,6 @@ NETWORKS: dict[str, tuple[str, Callable[[Shape, int], Any]]] = {
     "current_cnn": ("current", current_cnn),
     "current_late": ("current", current_late),
     "pulse_unet": ("pulse", pulse_unet),
+    "beat_cnn": ("beats", beat_cnn),
+    "rhythm_heads": ("rhythm", rhythm_heads),
 }

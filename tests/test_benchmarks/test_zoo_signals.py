@@ -11,6 +11,7 @@ from dgh_tf.ops.kinds import kind_of_shape
 from tflite_export.quality import masks
 
 SHAPES = {"motion": (64, 6), "speech": (25, 12), "current": (29, 16, 1), "pulse": (256, 1)}
+SHAPES |= {"beats": (signal_data.BEAT, 1), "rhythm": (signal_data.RHYTHM, 1)}
 
 
 def test_recordings_are_read_with_time_first_and_sensors_last(tmp_path):
@@ -33,9 +34,46 @@ def test_networks_take_their_signals(network):
     shape = SHAPES[data]
     model = build(shape, 5)
     assert kind_of_shape(shape) == ("spectrogram" if data == "current" else "sequence")
-    assert model.count_params() < 20_000
+    assert model.count_params() < 40_000
     assert any("moving_variance" in weight.path for weight in model.weights)
-    assert model.output_shape[-1] == 5
+    heads = model.output if isinstance(model.output, dict) else {"": model.output}
+    assert heads.pop("rate", None) is None or network == "rhythm_heads"
+    assert [output.shape[-1] for output in heads.values()] == [5]
+
+
+def test_a_drawn_rhythm_has_the_beats_that_its_kind_and_rate_say():
+    """Waves of one triangle each: intervals between starts, told by the train's own starts and by
+    the feet that the values show.
+    """
+    shapes = [np.concatenate([np.linspace(0, 1, 20), np.linspace(1, 0, 21)[1:]])]
+    spreads = []
+    for kind in range(3):
+        values, starts = signal_data._pulse_train(shapes, kind, np.random.default_rng(3))
+        intervals = np.diff(starts)
+        assert len(values) >= 2 * signal_data.RHYTHM
+        assert np.all(values[starts] == 0) and values.min() >= 0
+        spreads.append(intervals.std() / intervals.mean())
+    assert spreads[0] < 0.05 < 0.1 < min(spreads[1:])
+    parts = signal_data._rhythms(shapes, 6, np.random.default_rng(0))
+    assert parts.x.shape == (6, signal_data.RHYTHM, 1)
+    assert parts.rate is not None and parts.rate.shape == (6,)
+    assert parts.x.min() == 0 and parts.x.max() == 1
+    assert np.array_equal(parts.y, [0, 1, 2, 0, 1, 2])
+    # a regular rhythm: the strongest wave of the spectrum is the rate
+    spectrum = np.abs(np.fft.rfft(parts.x[0, :, 0] - parts.x[0].mean(), 2048))
+    strongest = np.fft.rfftfreq(2048, 1 / 32)[spectrum[40:].argmax() + 40]
+    assert abs(strongest - parts.rate[0]) < 0.1
+
+
+def test_several_heads_are_scored_by_the_classes_of_the_least_faithful_one():
+    first = np.array([[0.6, 0.4], [0.3, 0.7], [0.8, 0.2], [0.1, 0.9]])
+    second = np.array([[0.2, 0.5, 0.3], [0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.4, 0.35, 0.25]])
+    rate = np.array([[1.0], [2.0], [0.5], [1.5]])
+    reference = {"kind": first, "rate": rate, "place": second}
+    score, how = scorer(None, np.zeros((4, 8, 1)), None, reference=reference)
+    turned = second[:, [1, 0, 2]]  # three of four classes differ
+    assert score({"kind": first, "rate": 0 * rate, "place": turned}) == {"agreement": 1 / 4}
+    assert "kind, place" in how
 
 
 def test_masks_are_scored_by_both_sides_of_one_half():
