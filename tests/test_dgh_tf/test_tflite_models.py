@@ -61,10 +61,29 @@ FILES = {
     "float16 weights": lambda: sources.converted(tiny.softmax_head(), half=True),
     "no signature": lambda: sources.without_signature(sources.converted(tiny.softmax_head())),
     "channels first": channels_first,
+    "biases behind a reshape": lambda: sources.converted(on_sequences()),
     "square and negation": lambda: sources.of_function(
         lambda x: tf.matmul(-tf.square(x), KERNEL), (1, 6)
     ),
 }
+
+
+def on_sequences():
+    """Dense layers on a sequence, whose biases converters add behind a reshape: with a ReLU, and
+    one value for each of two axes; and a sum that is no bias, with a value for each step.
+    """
+    import keras
+
+    inputs = keras.Input((6, 4))
+    x = keras.layers.Dense(6, activation="relu", bias_initializer="random_normal")(inputs)
+    x = keras.layers.EinsumDense("btc,chd->bthd", (6, 2, 3), bias_axes="hd")(x)
+    x = keras.layers.Reshape((6, 6))(x)
+    x = keras.layers.Dense(6, use_bias=False)(x)
+    steps = keras.ops.reshape(keras.ops.arange(6, dtype="float32"), (6, 1))
+    model = keras.Model(inputs, keras.layers.Lambda(lambda x: x + steps)(x))
+    for place, weights in enumerate(model.weights):
+        weights.assign(np.random.default_rng(place).normal(size=weights.shape))
+    return model
 
 
 def flat():
@@ -125,6 +144,15 @@ def test_shapes_that_were_computed_are_constants(tmp_path):
     assert "SHAPE" in {o.kind for o in read_model(data).operators}  # else this shows nothing
     kinds = [o.kind for o in read_model(to_float_tflite(loaded(tmp_path, data))).operators]
     assert kinds == ["CONV_2D", "RESHAPE", "FULLY_CONNECTED"]
+
+
+def test_biases_behind_a_reshape_move_into_their_operator(tmp_path):
+    data = sources.converted(on_sequences())
+    assert [o.kind for o in read_model(data).operators].count("ADD") == 3  # else this shows nothing
+    made = read_model(to_float_tflite(loaded(tmp_path, data))).operators
+    assert [o.kind for o in made].count("ADD") == 1  # a value for each step is no bias
+    dense = [o for o in made if o.kind == "FULLY_CONNECTED"]
+    assert [o.options["activation"] for o in dense] == ["RELU", "NONE", "NONE"]
 
 
 def test_names_and_order_are_those_of_the_file(tmp_path):

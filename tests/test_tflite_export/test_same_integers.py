@@ -8,6 +8,7 @@ import pytest
 import tflite_sources
 import tiny_models
 
+from benchmarks.zoo.networks import vit
 from dgh_tf import load_model
 from tflite_export.quantization import quantize
 
@@ -36,6 +37,11 @@ def depthwise():
     return tiny_models.settle(keras.Model(inputs, x))
 
 
+def transformer():
+    """Dense layers on a sequence, LayerNormalization, GELU and attention."""
+    return tiny_models.settle(vit((16, 16, 3), 5))
+
+
 def integer_outputs(tflite, images):
     """What LiteRT gives of the file, one image at a time, int [n, classes]."""
     from ai_edge_litert.interpreter import Interpreter
@@ -62,6 +68,7 @@ def integer_outputs(tflite, images):
         (tiny_models.conv_bn_relu, "bias_correction"),
         (depthwise, "bias_correction"),
         (residual, "minmax"),
+        (transformer, "minmax"),
         (residual, "bias_correction"),
     ],
 )

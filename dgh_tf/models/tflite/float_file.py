@@ -8,15 +8,24 @@ one signature, and no operator that TensorFlow's quantizer lacks while others co
 
 from __future__ import annotations
 
+import collections
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgh_tf.models.tflite.model import Signature, Tensor, TFLiteModel, plain, read_model
+from dgh_tf.models.tflite.model import (
+    Operator,
+    Signature,
+    Tensor,
+    TFLiteModel,
+    plain,
+    read_model,
+)
 from dgh_tf.models.tflite.operators import KERNELS
 from dgh_tf.models.tflite.parts import fill, pack_used, unpack
+from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 
 _INTEGER_WEIGHTS = {"INT8", "UINT8", "INT4", "INT16", "INT2", "UINT4"}
 _CONTROL_FLOW = {"IF", "WHILE", "CALL_ONCE", "CALL", "STABLEHLO_WHILE", "STABLEHLO_CASE"}
@@ -25,6 +34,7 @@ _CHOICES = {
     *("GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL", "EQUAL", "NOT_EQUAL"),
 }
 _CASTS = {"CAST", "RESHAPE", "EXPAND_DIMS", "SQUEEZE", "ONE_HOT"}
+_BIASED, _BIAS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"), 2  # the bias's place
 _STABLEHLO_MARK = b"keep_stablehlo_constant"
 _ADVICE = "Export the model again as float32, without quantization."
 
@@ -49,7 +59,7 @@ def read_float_file(data: bytes, *, signature: str) -> TFLiteModel:
     _require_float(model)
     model = _with_fixed_shapes(_with_float32_constants(model))
     _require_known(model)
-    model = _with_integer_kernels(model)
+    model = _with_inner_biases(_with_integer_kernels(model))
     _require_batch_of_one(model)
     return _with_readable_constants(model)
 
@@ -325,6 +335,91 @@ def _with_integer_kernels(model: TFLiteModel) -> TFLiteModel:
         operator.builtinOptionsType = schema.BuiltinOptions.MulOptions
         operator.builtinOptions = schema.MulOptionsT()
     return pack_used(parts)
+
+
+class _Outside(NamedTuple):
+    """A bias that is added behind the operator it belongs to, perhaps behind a reshape."""
+
+    operator: int  # places in the graph
+    addition: int
+    reshape: int | None
+    bias: np.ndarray  # with that of the operator, float32 [channels]
+
+
+def _with_inner_biases(model: TFLiteModel) -> TFLiteModel:
+    """The file with the biases that follow an operator as an ADD inside the operator.
+
+    Converters write a dense layer on a sequence as FULLY_CONNECTED, RESHAPE, ADD. In integers the
+    sum would be rounded twice, and cost an operator.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    found = _outside_biases(model)
+    if not found:
+        return model
+    parts = unpack(model)
+    graph = parts.subgraphs[0]
+    for each in found:
+        operator, addition = graph.operators[each.operator], graph.operators[each.addition]
+        bias = schema.TensorT()
+        bias.name = (graph.tensors[operator.outputs[0]].name or b"") + b"/inner_bias"
+        bias.type, bias.shape = schema.TensorType.FLOAT32, np.asarray(each.bias.shape, np.int32)
+        fill(parts, bias, each.bias.tobytes())
+        operator.inputs = np.asarray([*operator.inputs[:_BIAS], len(graph.tensors)], np.int32)
+        graph.tensors.append(bias)
+        if addition.builtinOptions is not None:
+            activation = addition.builtinOptions.fusedActivationFunction
+            operator.builtinOptions.fusedActivationFunction = activation
+        last = operator if each.reshape is None else graph.operators[each.reshape]
+        last.outputs = addition.outputs
+    gone = {each.addition for each in found}
+    graph.operators = [o for place, o in enumerate(graph.operators) if place not in gone]
+    return pack_used(_without_unread(parts))
+
+
+def _outside_biases(model: TFLiteModel) -> list[_Outside]:
+    readers = collections.defaultdict(list)
+    for place, operator in enumerate(model.operators):
+        for i in operator.inputs:
+            readers[i].append(place)
+
+    def only_reader(index: int) -> int | None:
+        places = readers[index]
+        return places[0] if len(places) == 1 and index not in model.outputs else None
+
+    found = []
+    for place, operator in enumerate(model.operators):
+        weights = operator.input_tensors[1] if operator.kind in _BIASED else None
+        if weights is None or not weights.constant or operator.options["activation"] != "NONE":
+            continue
+        channels = weights.shape[CHANNEL_AXIS[operator.kind]]
+        at, reshape = only_reader(operator.outputs[0]), None
+        if at is not None and model.operators[at].kind == "RESHAPE":
+            reshape, at = at, only_reader(model.operators[at].outputs[0])
+        if at is None or model.operators[at].kind != "ADD":
+            continue
+        bias = _whole_bias(operator, model.operators[at], channels=channels)
+        if bias is not None:
+            found.append(_Outside(place, at, reshape, bias))
+    return found
+
+
+def _whole_bias(operator: Operator, addition: Operator, *, channels: int) -> np.ndarray | None:
+    """The operator's own bias and the constant that is added, float32 [channels]; None where what
+    is added is no bias: computed, or another value at another place.
+    """
+    added = [t.value for t in addition.input_tensors if t is not None and t.constant]
+    if len(added) != 1 or added[0] is None or added[0].size != channels:
+        return None
+    axes, summed = added[0].shape, addition.output_tensors[0].shape
+    while axes and axes[0] == 1:
+        axes = axes[1:]
+    if summed[len(summed) - len(axes) :] != axes:  # one channel after the other, as in the operator
+        return None
+    own = operator.input_tensors[_BIAS] if len(operator.inputs) > _BIAS else None
+    if own is None:
+        return np.ravel(added[0])
+    return None if own.value is None else np.ravel(added[0]) + own.value
 
 
 def _with_readable_constants(model: TFLiteModel) -> TFLiteModel:
