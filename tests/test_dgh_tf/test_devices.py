@@ -1,0 +1,68 @@
+"""What is chosen by the device: strategies and compiled passes, with a GPU listed and without one.
+Both ways of a pass give the numbers of float64 numpy.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from dgh_tf.generation.distribution import make_strategy
+from dgh_tf.ops.canvas import smooth
+from dgh_tf.ops.fusion import fused
+from dgh_tf.ops.moments import LARGE, channel_moments, relu_with_sums
+
+
+@pytest.fixture(params=["CPU", "GPU"])
+def device(request, monkeypatch):
+    """TensorFlow with CPUs alone, or as if it listed two GPUs; the pass itself runs on this CPU."""
+    named = [SimpleNamespace(name=f"/device:{request.param}:{i}") for i in range(2)]
+    listed = {"CPU": named, "GPU": named if request.param == "GPU" else []}
+    monkeypatch.setattr(tf.config, "list_logical_devices", listed.get)
+    fused.cache_clear()
+    yield request.param
+    fused.cache_clear()
+
+
+def test_strategies_take_gpus_where_there_are_some(device):
+    assert make_strategy("one").extended.worker_devices[0].endswith(f"{device}:0")
+    mirrored = make_strategy("mirrored").extended.worker_devices
+    assert [name[-5:] for name in mirrored] == [f"{device}:0", f"{device}:1"]
+
+
+def test_passes_are_compiled_on_cpus_alone(device):
+    def double(x):
+        return 2.0 * x
+
+    assert (fused(double) is double) == (device == "GPU")
+    assert float(fused(double)(tf.constant(3.0))) == 6.0
+
+
+def test_smoothing_is_that_of_numpy(device):
+    x = np.random.default_rng(0).random((2, 7, 8, 3), np.float32)
+    side = np.exp(-0.5 / 0.8**2)
+    taps = np.array([side, 1.0, side]) / (1.0 + 2.0 * side)
+    wanted = sum(
+        taps[i] * taps[j] * np.float64(x)[:, i : i + 5, j : j + 6]
+        for i in range(3)
+        for j in range(3)
+    )
+    np.testing.assert_allclose(smooth(tf.constant(x), sigma=0.8), wanted, rtol=1e-5)
+
+
+def test_statistics_and_their_gradient_are_those_of_numpy(device):
+    """Of a map that is large enough for the compiled pass."""
+    x = 0.5 + np.random.default_rng(0).standard_normal((3, LARGE // 64, 16, 4)).astype(np.float32)
+    flat = np.float64(x).reshape(-1, 4)
+    moments = channel_moments(tf.constant(x), shift=np.full(4, 0.4, np.float32))
+    np.testing.assert_allclose(moments.mean, flat.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(moments.variance, flat.var(0), rtol=1e-4)
+
+    shift = np.full(4, 0.25, np.float32)
+    variable = tf.Variable(x)
+    with tf.GradientTape() as tape:
+        y, (sums, squares, _) = relu_with_sums(variable, shift=shift, cap=6.0)
+        loss = tf.reduce_sum(y) + 2.0 * tf.reduce_sum(sums) + 3.0 * tf.reduce_sum(squares)
+    wanted = ((x > 0) & (x < 6)) + 2.0 + 3.0 * 2.0 * (np.float64(x) - 0.25)
+    np.testing.assert_allclose(tape.gradient(loss, variable), wanted, rtol=1e-4, atol=1e-4)
