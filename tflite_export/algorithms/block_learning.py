@@ -8,6 +8,7 @@ Rounding: `tflite_export.algorithms.adaround`. Activations are left in float at 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from dgh_tf.models.tflite.run import Graph, run
 from tflite_export.algorithms import adaround
-from tflite_export.algorithms.blocks import Values
+from tflite_export.algorithms.blocks import Values, outside
 
 # Adam's, for choices and for biases in units of the channel's largest weight
 _RATE, _BIAS_RATE = 0.2, 1e-3
@@ -23,6 +24,9 @@ _BETA = 8.0  # the penalty's first exponent: AdaRound's 20 is for thousands of s
 # first and last, against a reconstruction error of 1 for rounding to nearest: in the end all
 # choices are made
 _PENALTY = (1.0, 1000.0)
+# images of a step: as many as have so many activations in the block, within these bounds. Early
+# layers have few weights and thousands of positions of each image
+_VALUES, _FEWEST, _MOST = 1_000_000, 4, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,8 @@ class Learning:
     are.
 
     Attributes: nearest: (integers, scales) of rounding to nearest. limits: largest integers.
-      floats: constants instead of the file's. observe: fake-quantizes activations.
+      floats: constants instead of the file's. observe: fake-quantizes activations. batch_size:
+      images of each step; None for as many as suit the block.
     """
 
     graph: Graph
@@ -108,7 +113,7 @@ class Learning:
     floats: Mapping[int, Any]
     observe: Callable
     steps: int
-    batch_size: int
+    batch_size: int | None
     drop: float
 
 
@@ -185,6 +190,13 @@ def _loss(
     )
 
 
+def _batch_size(graph: Graph, span: range) -> int:
+    """Images of a step that suit a block."""
+    seen = {*outside(graph, span)[0], *(i for p in span for i in graph.operators[p].outputs)}
+    values = sum(math.prod(graph.tensors[i].shape[1:]) for i in seen)
+    return min(max(_VALUES // max(values, 1), _FEWEST), _MOST)
+
+
 def learn(
     learning: Learning,
     block: Block,
@@ -244,7 +256,7 @@ def learn(
         _adam(variables.all, gradients, moments, variables.rates(progress), count)
 
     count, generator = len(next(iter(targets.values()))), np.random.default_rng(seed)
-    batch_size = min(learning.batch_size, count)
+    batch_size = min(learning.batch_size or _batch_size(learning.graph, block.span), count)
     specs = [tf.TensorSpec((batch_size, *v.shape[1:]), tf.float32) for v in tf.nest.flatten(data)]
     traced = tf.function(step, autograph=False).get_concrete_function(
         tf.TensorSpec((), tf.int32), *specs

@@ -22,6 +22,7 @@ from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.algorithms.block_learning import Block, Learned, Learning, learn
 from tflite_export.algorithms.blocks import Values, advance, find_blocks, outside
 from tflite_export.algorithms.equalization import correct_span
+from tflite_export.algorithms.views import first_with_views, other_views, views_of
 from tflite_export.calibration.check import few_images
 from tflite_export.simulation.fake_quant import (
     WeightBits,
@@ -137,11 +138,12 @@ def _solve(
 
 
 def _spans(
-    graph: Graph, *, max_layers: int, steps: int, batch_size: int, drop: float
+    graph: Graph, *, max_layers: int, steps: int, batch_size: int | None, drop: float
 ) -> list[range]:
     """`find_blocks`. Raises ValueError for a graph without weights, or options out of range."""
     spans = find_blocks(graph, max_layers=max_layers)
-    if not spans or steps < 1 or not 0 <= drop < 1 or batch_size < 1:
+    least = 1 if batch_size is None else batch_size
+    if not spans or steps < 1 or not 0 <= drop < 1 or least < 1:
         raise ValueError(
             "Reconstruction needs a model with constant weights (this one has "
             f"{len(channel_axes(graph))}), "
@@ -149,6 +151,36 @@ def _spans(
             f"from 0 to below 1 (got {drop})."
         )
     return spans
+
+
+def _told(found: Reconstruction, *, blocks: int, seconds: float) -> str:
+    """The line of the last block that was learned, of so many, after so many seconds."""
+    done = len(found.errors)
+    _, to_nearest, learned = found.errors[-1]
+    return (
+        f"block {done}/{blocks}: error {to_nearest:.2e} with rounding to nearest, {learned:.2e} "
+        f"learned; about {seconds / done * (blocks - done):.0f} s left"
+    )
+
+
+def _joined(
+    learning: Learning,
+    start: int,
+    views: Values,
+    values: tuple[Values, Values],
+    fixed: Mapping[int, Any],
+) -> tuple[Values, Values]:
+    """`values`, what the operators before `start` give in float and quantized, and behind them what
+    these make of `views`.
+    """
+    graph, before = learning.graph, range(start)
+    in_float = advance(graph, before, views, constants=learning.floats, observe=None)
+    quantized = advance(graph, before, views, constants=fixed, observe=learning.observe)
+    plain, inputs = values
+    return (
+        {i: np.concatenate([value, in_float[i]]) for i, value in plain.items()},
+        {i: np.concatenate([value, quantized[i]]) for i, value in inputs.items()},
+    )
 
 
 def reconstruct(
@@ -161,7 +193,8 @@ def reconstruct(
     rule: str = "mse",
     constants: Mapping[int, Any] | None = None,
     steps: int = 300,
-    batch_size: int = 16,
+    batch_size: int | None = None,
+    views: int = 1,
     drop: float = 0.5,
     max_layers: int = 4,
     seed: int = 0,
@@ -179,7 +212,9 @@ def reconstruct(
       rule: of the weights' scales at the start, see `fake_quant.quantize_weights`.
       constants: floats instead of the file's (equalized weights, corrected biases).
       steps: of Adam, per block.
-      batch_size: images of each step.
+      batch_size: images of each step; None for as many as suit the block, 4 to 32.
+      views: of each image, which must be a picture; see `views.views_of`. Blocks learn on all of
+        them where these fit into memory.
       drop: share of activations left in float at each step (QDrop); 0 for none.
       max_layers: see `find_blocks`.
       seed: of all that is drawn at random.
@@ -205,8 +240,13 @@ def reconstruct(
     fixed = quantized_constants(graph, constants=floats, weights=learning.nearest)
     found = Reconstruction({}, {}, [])
     targets = {i: np.asarray(v, np.float32) for i, v in feeds_of(graph, images).items()}
-    inputs = dict(targets)
+    inputs, plain = dict(targets), dict(targets)
+    count = views * len(next(iter(plain.values())))
+    first = first_with_views(graph, spans, images=count) if views > 1 else len(spans)
     for place, span in enumerate(spans):
+        if place == first:
+            more = other_views(plain, views=views, seed=seed)
+            targets, inputs = _joined(learning, span.start, more, (targets, inputs), fixed)
         before, targets = targets, advance(graph, span, targets, constants=floats, observe=None)
         inputs = _next_inputs(
             learning,
@@ -218,14 +258,8 @@ def reconstruct(
             targets=targets,
             seed=seed * 1000 + place,
         )
-        _, to_nearest, learned_error = found.errors[-1]
-        left = (time.perf_counter() - start) / (place + 1) * (len(spans) - place - 1)
         if say:
-            say(
-                f"block {place + 1}/{len(spans)}: error {to_nearest:.2e} with rounding "
-                f"to nearest, {learned_error:.2e} learned; "
-                f"about {left:.0f} s left"
-            )
+            say(_told(found, blocks=len(spans), seconds=time.perf_counter() - start))
     return found
 
 
@@ -280,8 +314,9 @@ def learn_rounding(
     graph: Graph, images: Mapping[str, np.ndarray], **options: Any
 ) -> tuple[Ranges, Reconstruction]:
     """Ranges of least squared error over all images, and `reconstruct` within them on as many as
-    memory holds.
+    memory holds, with other views of them where they are pictures.
     """
     graph = proven(graph, images)
-    ranges = collect_ranges(graph, images, rule="mse")
-    return ranges, reconstruct(graph, few_images(images), ranges=ranges, **options)
+    ranges, few = collect_ranges(graph, images, rule="mse"), few_images(images)
+    views = views_of(graph, count=len(next(iter(few.values()))))
+    return ranges, reconstruct(graph, few, ranges=ranges, views=views, **options)
