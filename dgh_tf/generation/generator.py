@@ -21,7 +21,7 @@ import tensorflow as tf
 from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.config import GenerationConfig, parse_image_size, range_text
 from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
-from dgh_tf.generation.inputs import Inputs, natural_statistics
+from dgh_tf.generation.inputs import Inputs, largest_reach, natural_statistics
 from dgh_tf.generation.objective import (
     Layers,
     Problem,
@@ -153,6 +153,7 @@ class Generator:
             targets=self.targets,
             heads=self.head_names,
             ranged=ranged_layers(self.network.layers) if signals else {},
+            reach=largest_reach(self.known),
         )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process

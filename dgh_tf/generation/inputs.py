@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.config import GenerationConfig
-from dgh_tf.generation.objective import PseudoStatistics, pseudo_statistics
+from dgh_tf.generation.objective import LARGEST_REACH, PseudoStatistics, pseudo_statistics
 from dgh_tf.input_range.conventions import InputRange
 from dgh_tf.input_range.find import KnownInput
 from dgh_tf.ops import canvas
@@ -21,6 +21,11 @@ from dgh_tf.ops.signals import CANVAS_STD, CanvasUnits, draw_signal, drawn
 # range: one scale serves all bands, so that the tails of the strongest cost the others their
 # resolution. DS-CNN keyword spotting: 27 dB with 3, 22 with 4.
 BAND_TAILS, FITTED_TAILS = 6.0, 3.0
+# Of a layer's largest output over a set, in units of the mean of the signals' own, for each
+# deviation that the range holds on its wider side. Ranges such as 0..1 hold 2 to 3: signals that
+# fill them in every window cannot be much larger than others. Chosen on even-numbered evaluation
+# signals of two networks on pulse waves and two on spectrograms.
+REACH_PER_DEVIATION, LEAST_REACH = 0.8, 1.25
 PLAIN_EVERY = 2
 _LEAST_CONTRAST = 0.03  # of a plain image, as a share of what others have
 _LEAST_STD = 1e-3  # of a column in units of the range: a canvas must be able to move it
@@ -143,6 +148,23 @@ class Inputs:
         """Images in canvas units from images in model units."""
         pairs = zip(images, self.ranges, strict=True)
         return [canvas.to_canvas(x, low=r.low, high=r.high) for x, r in pairs]
+
+
+def largest_reach(known: Sequence[KnownInput]) -> float:
+    """`Problem.reach` of signals: how far the largest value of a set can lie above those that
+    single signals have. Of several inputs the one that leaves most room.
+
+    Example: a range of 0..1 around values of mean 0.4 and deviation 0.25 holds 2.4 deviations and
+      gives 1.92; a range of 8 deviations gives LARGEST_REACH.
+    """
+    reaches = []
+    for units in map(_canvas_units, known):
+        if units is None:
+            return LARGEST_REACH
+        mean = float(units.offset.mean())
+        power = np.square(units.scale * CANVAS_STD).mean() + units.offset.var()
+        reaches.append(REACH_PER_DEVIATION * (1.0 + abs(mean)) / float(np.sqrt(power)))
+    return float(np.clip(max(reaches), LEAST_REACH, LARGEST_REACH))
 
 
 def natural_statistics(known: KnownInput, shape: tuple[int, ...]) -> PseudoStatistics:

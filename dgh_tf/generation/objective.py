@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # output over a set of real signals is 1.2 to 3.6 times the mean of the signals' own largest (seven
 # networks, 35 layers), which the statistics do tell. Generated sets are brought to the middle: a
 # range of 0.7 of the true one costs a spectrogram network 8 dB, one of 1.5 a single dB.
+# Where values cannot differ as much from the usual, the factor is less, see `inputs.largest_reach`.
 LARGEST_REACH = 2.5
 REACH_WEIGHT = 10.0  # of all layers together, in units of the weight of outputs
 _LEAST_REACH = 1e-3
@@ -84,6 +85,7 @@ class Problem:
       layers: BN layers, then the pseudo-statistics of every input; targets: theirs.
       heads: names of the model's heads.
       ranged: scale and offset of those BN layers whose largest output is aimed at, by their number.
+      reach: that largest output over the set, in units of the mean of the images' own largest.
     """
 
     config: GenerationConfig
@@ -91,6 +93,7 @@ class Problem:
     targets: Targets
     heads: list[str]
     ranged: Mapping[int, tuple[np.ndarray, np.ndarray]]
+    reach: float = LARGEST_REACH
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ from dgh_tf.generation.distribution import exchange
 from dgh_tf.generation.inputs import PLAIN_EVERY, Inputs, is_plain
 from dgh_tf.generation.loss_scale import FIRST_SCALE, next_scale
 from dgh_tf.generation.objective import (
-    LARGEST_REACH,
     Observation,
     Problem,
     batch_moments,
@@ -296,7 +295,7 @@ class Step:
         limits = self.config.stretch_limit * spreads
         if not self.config.stretch_limit:
             limits = tf.fill(tf.shape(spreads), math.inf)
-        limits = tf.concat([limits, LARGEST_REACH * reaches], 0)
+        limits = tf.concat([limits, self.problem.reach * reaches], 0)
         return tf.where(step < course.matching_steps, 0.0, limits)
 
     def _code(self, figures: tf.Tensor, seen: Observation) -> tf.Tensor:

@@ -9,10 +9,15 @@ import tensorflow as tf
 import tiny_models
 
 import dgh_tf
+from dgh_tf.generation.inputs import largest_reach
 from dgh_tf.generation.objective import LARGEST_REACH, ranged_layers, reach
 from dgh_tf.generation.update import Carry
+from dgh_tf.input_range.conventions import InputRange
+from dgh_tf.input_range.find import KnownInput
 from dgh_tf.models.network import Network
+from dgh_tf.ops.kinds import as_signal
 from dgh_tf.ops.losses import reaching
+from dgh_tf.ops.signals import natural_spectrum
 
 
 def reaches(model, images: np.ndarray) -> np.ndarray:
@@ -61,17 +66,38 @@ def test_the_largest_outputs_of_a_set_come_to_the_target():
     away = {}
     for weight in (0.0, 0.03):
         config = dgh_tf.GenerationConfig(
-            num_images=8, batch_size=8, steps=60, input_range=(-8, 8), output_weight=weight
+            num_images=8, batch_size=8, steps=60, input_range=(-2, 2), output_weight=weight
         )
         generator = dgh_tf.Generator(tiny_models.spectrogram(), config)
         generator.start()
         generator.run()
         largest = reaches(generator.network.model, generator.all_images()[0]).max(axis=1)
+        target = largest_reach(generator.known)
+        assert 1.25 < target < LARGEST_REACH
         typical = Carry(*generator.state.carry).spreads[0][1:]  # behind that of the head
-        away[weight] = np.abs(np.log(largest / (LARGEST_REACH * typical)))
+        away[weight] = np.abs(np.log(largest / (target * typical)))
     # of the deeper layers; in the first ones of this small network, strides leave little to choose
     assert np.all(away[0.03][2:] < 0.1), away
     assert np.all(away[0.03][2:] < 0.5 * away[0.0][2:]), away
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mean", "std", "wanted"),
+    [
+        ((0,), (1,), [0.4, 0.4], [0.25, 0.25], 0.8 * 2.4),  # 0.6 above the mean: 2.4 deviations
+        ((-8,), (8,), [0, 0], [1, 1], LARGEST_REACH),  # 8 deviations
+        ((-1,), (1,), [0, 0], [0.9, 0.9], 1.25),
+        # both columns in ranges of their own hold three deviations, whatever their units
+        ((-3, -600), (3, 600), [0, 0], [1, 200], 0.8 * 3),
+    ],
+)
+def test_a_range_that_holds_few_deviations_leaves_little_room_for_larger_signals(
+    low, high, mean, std, wanted
+):
+    signal = as_signal((64, 2), "sequence")
+    spectrum = natural_spectrum(signal, mean=np.array(mean), std=np.array(std))
+    known = KnownInput(InputRange(low, high, "given"), signal, spectrum)
+    assert largest_reach([known]) == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize(
