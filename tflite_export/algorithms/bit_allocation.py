@@ -5,10 +5,8 @@ the noise that it adds to the logits, for each byte that it saves. The cheapest 
 first, then the next. Dong et al. 2020, "HAWQ-V2", and Cai et al. 2020, "ZeroQ", choose by such a
 price too.
 
-Noises of single layers add up nearly, and bytes do exactly, so the choice is a knapsack. Taking
-the cheapest per byte first is exact at every size on the curve. Between two of them it costs at
-most the last layer taken, and `_trimmed` gives back what that layer saved too much. An exact search
-would gain less than the noises differ from one set of images to another.
+Noises of single layers add up nearly, and bytes do exactly, so the choice is a knapsack: for a size
+it is solved by counting up the bytes to save. The curve takes the cheapest layer per byte first.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from tflite_export.quality.accuracy_estimate import (
 DEFAULT_SAVING = 0.75  # of the bytes that 4 bits everywhere save, where no limit is given
 _SHOWN = 12  # rows of the printed table
 _POINTS = 24  # of the curve at most
+_COUNTED = 4096  # steps in which the bytes to save are counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,25 +197,39 @@ def ordered(layers: list[Layer]) -> list[Layer]:
     return sorted(layers, key=lambda each: (each.protected, each.noise / max(each.saved, 1)))
 
 
-def smallest_choice(layers: list[Layer], *, to_save: int) -> list[Layer]:
-    """Which of the `ordered` layers go to 4 bits to save at least so many bytes: as few of the
-    order as reach it, less those that are not needed then, the noisiest first.
+def least_noise(layers: list[Layer], *, to_save: int) -> list[Layer]:
+    """Which layers go to 4 bits to save at least so many bytes with the least noise in sum.
+    Protected ones only where all others do not save enough. All layers where none of it is enough.
     """
-    taken: list[Layer] = []
+    free = [each for each in layers if not each.protected]
+    left = to_save - sum(each.saved for each in free)
+    if left <= 0:
+        return _knapsack(free, to_save=to_save)
+    return free + _knapsack([each for each in layers if each.protected], to_save=left)
+
+
+def _knapsack(layers: list[Layer], *, to_save: int) -> list[Layer]:
+    """By the least noise that saves so many bytes with the first layers alone, for 1, 2, ... layers
+    and every number of bytes, counted in `_COUNTED` steps. What a layer saves is rounded down to
+    such steps, lest too little is saved.
+    """
+    if to_save <= 0:
+        return []
+    unit = max(1, to_save // _COUNTED)
+    steps = np.arange(-(-to_save // unit) + 1)
+    least, taken = np.where(steps > 0, np.inf, 0.0), []
     for layer in layers:
-        if sum(each.saved for each in taken) >= to_save:
-            break
-        taken.append(layer)
-    return _trimmed(taken, to_save=to_save)
-
-
-def _trimmed(taken: list[Layer], *, to_save: int) -> list[Layer]:
-    spare = sum(each.saved for each in taken) - to_save
-    for layer in sorted(taken, key=lambda each: (not each.protected, -each.noise)):
-        if layer.saved <= spare and layer.noise > 0:
-            spare -= layer.saved
-            taken = [each for each in taken if each is not layer]
-    return taken
+        noise = least[np.maximum(steps - layer.saved // unit, 0)] + layer.noise
+        taken.append((noise < least) & (steps > 0))
+        least = np.minimum(noise, least)
+    if np.isinf(least[-1]):
+        return layers
+    chosen, step = [], int(steps[-1])
+    for layer, takes in zip(reversed(layers), reversed(taken), strict=True):
+        if takes[step]:
+            chosen.append(layer)
+            step = max(step - layer.saved // unit, 0)
+    return chosen[::-1]
 
 
 def allocate(
@@ -335,10 +348,10 @@ def _point(layers: list[Layer], simulation: Simulation, sizes: Sizes) -> Point:
 
 
 def _fitting(layers: list[Layer], sizes: Sizes, top: int) -> list[Layer]:
-    """`smallest_choice` whose real file takes at most `top` bytes."""
+    """`least_noise` whose real file takes at most `top` bytes."""
     to_save = sizes.of([]) - top
     for _ in layers:
-        chosen = smallest_choice(layers, to_save=to_save)
+        chosen = least_noise(layers, to_save=to_save)
         over = sizes.of(each.index for each in chosen) - top
         if over <= 0:
             return chosen
