@@ -8,9 +8,12 @@ import pytest
 import tflite_sources
 import tiny_models
 
+from benchmarks.data.datasets import load
 from benchmarks.zoo.networks import vit
 from dgh_tf import load_model
 from tflite_export.quantization import quantize
+
+IMAGENET = ("imagenet_real", "imagenet_evaluation")
 
 
 def residual():
@@ -59,6 +62,16 @@ def integer_outputs(tflite, images):
     return np.stack(found)
 
 
+def largest_difference(model, images, others, *, algorithm, folder):
+    """Of the outputs' integers, which must differ from image to image."""
+    (folder / "m.tflite").write_bytes(tflite_sources.converted(model))
+    file = load_model(str(folder / "m.tflite"))
+    made = [quantize(m, images, algorithm=algorithm).tflite for m in (model, file)]
+    one, two = (integer_outputs(tflite, others) for tflite in made)
+    assert len(np.unique(one, axis=0)) > 5
+    return np.abs(one - two).max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "algorithm"),
@@ -73,11 +86,36 @@ def integer_outputs(tflite, images):
     ],
 )
 def test_the_way_over_a_float_file_changes_no_integer_by_more_than_one(build, algorithm, tmp_path):
-    model = build()
-    (tmp_path / "m.tflite").write_bytes(tflite_sources.converted(model))
-    file = load_model(str(tmp_path / "m.tflite"))
     images, others = tiny_models.images(24), tiny_models.images(60, seed=5)
-    made = [quantize(m, images, algorithm=algorithm).tflite for m in (model, file)]
-    one, two = (integer_outputs(tflite, others) for tflite in made)
-    assert one.std() > 5  # outputs that differ from image to image
-    assert np.abs(one - two).max() <= 1
+    model = build()
+    options = {"algorithm": algorithm, "folder": tmp_path}
+    assert largest_difference(model, images, others, **options) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["minmax", "bias_correction"])
+@pytest.mark.parametrize(
+    ("file", "data", "preprocess"),
+    [
+        ("resnet8_cifar10.keras", ("cifar10_real.npz", "cifar10_evaluation.npz"), "none"),
+        ("kws_dscnn.keras", ("kws_real.npz", "kws_evaluation.npz"), "none"),
+        ("mobilenet_v1_025_224.keras", IMAGENET, "symmetric"),
+        ("efficientnet_lite0_imagenet.keras", IMAGENET, "symmetric"),
+    ],
+)
+def test_real_networks_give_the_same_integers(
+    shared_data, tmp_path, algorithm, *, file, data, preprocess
+):
+    model = load_model(str(shared_data / file))
+    images, others = (
+        load(
+            str(shared_data / name),
+            role=role,
+            input_shape=model.inputs[0].shape[1:],
+            preprocess=preprocess,
+            limit=limit,
+        )[0]
+        for name, role, limit in zip(data, ("real", "evaluation"), (32, 100), strict=True)
+    )
+    options = {"algorithm": algorithm, "folder": tmp_path}
+    assert largest_difference(model, images, others, **options) <= 1
