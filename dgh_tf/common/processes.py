@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO
@@ -30,7 +31,7 @@ from typing import IO
 from dgh_tf.common.files import naming
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_children: weakref.WeakSet[subprocess.Popen[bytes]] = weakref.WeakSet()
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,87 @@ class Ended:
     code: int
     stdout: str
     stderr: str
+
+
+class Forked:
+    """A child of `fork`: what `end` and its owner need of a `subprocess.Popen`."""
+
+    def __init__(self, pid: int, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+        self.pid, self.stdin, self.stdout, self.stderr = pid, stdin, stdout, None
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, a signal as its negative number; None while it runs."""
+        return self._ended(os.WNOHANG)
+
+    def wait(self) -> int:
+        """As `poll`, once it has ended."""
+        code = self._ended(0)
+        assert code is not None  # waited for
+        return code
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _ended(self, how: int) -> int | None:
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, how)
+            except ChildProcessError:  # another waited for all children
+                pid, status = self.pid, 1 << 8
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+Child = subprocess.Popen[bytes] | Forked
+
+
+def fork(
+    serve: Callable[[], None], *, stderr: IO[bytes], environment: Mapping[str, str] | None = None
+) -> Forked:
+    """Runs `serve` in a fork of this process, which keeps what is imported here. `serve` reads its
+    standard input, ends when that does, and answers on standard output.
+
+    Only where nothing has started threads: those are not in a fork. Hand it to `end` when it is
+    done.
+
+    Args:
+      serve: what to run.
+      stderr: a file for its standard error.
+      environment: variables beside this process's own.
+    """
+    to_read, to_write = os.pipe()
+    answers, to_answer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setsid()  # as in `start`
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                signal.signal(getattr(signal, name), signal.SIG_DFL)
+            for old, new in ((to_read, 0), (to_answer, 1), (stderr.fileno(), 2)):
+                os.dup2(old, new)
+            for each in (to_read, to_write, answers, to_answer):
+                if each > 2:  # where this process had no standard input or output
+                    os.close(each)
+            os.environ.update(environment or {})
+            serve()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)  # the parent's `atexit` and open files are not this process's
+    os.close(to_read)
+    os.close(to_answer)
+    child = Forked(pid, os.fdopen(to_write, "wb", 0), os.fdopen(answers, "rb", 0))
+    _children.add(child)
+    return child
 
 
 def start(
@@ -84,7 +166,7 @@ def start(
     return child
 
 
-def end(child: subprocess.Popen[bytes]) -> int:
+def end(child: Child) -> int:
     """Kills a child with all that it started, unless it has ended, and returns its exit code."""
     if child.poll() is None:
         _kill_group(child)
@@ -95,7 +177,7 @@ def end(child: subprocess.Popen[bytes]) -> int:
     return child.wait()
 
 
-def _kill_group(child: subprocess.Popen[bytes]) -> None:
+def _kill_group(child: Child) -> None:
     if not hasattr(os, "killpg"):
         child.kill()
         return

@@ -192,8 +192,36 @@ def running(pid):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="conversions start cold processes")
-def test_the_warm_process_ends_with_its_parent_though_a_fork_of_that_lives_on():
-    code = """import os, time
+def test_a_command_forks_the_warm_process_off_its_own_import(small, tmp_path):
+    """Also with its standard input closed and something in its buffers; the bytes stay those of a
+    process of its own.
+    """
+    small[0].save(tmp_path / "m.keras")
+    np.save(tmp_path / "images.npy", small[1])
+    code = """import sys, numpy as np
+from dgh_tf.common import processes
+from tflite_export.conversion import server
+print("said once", end="")
+server.start_worker()
+from dgh_tf import load_model
+from tflite_export import to_tflite
+made = to_tflite(load_model(sys.argv[1] + "/m.keras"), np.load(sys.argv[1] + "/images.npy"))
+open(sys.argv[1] + "/made.tflite", "wb").write(made)
+assert isinstance(server._server, processes.Forked)
+assert server.stop() == -9 and server.stop() is None"""
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "said once"
+    assert (tmp_path / "made.tflite").read_bytes() == small[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="conversions start cold processes")
+@pytest.mark.parametrize("first", ["", "import tensorflow"])
+def test_the_warm_process_ends_with_its_parent_though_a_fork_of_that_lives_on(first):
+    """One that is forked off, and one of its own behind TensorFlow's import."""
+    code = f"""import os, time
+{first}
 from tflite_export.conversion import server
 server.start_worker()
 server, fork = server._server.pid, os.fork()

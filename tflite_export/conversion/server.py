@@ -1,10 +1,11 @@
 """The process that runs TensorFlow's converter, kept warm: it imports TensorFlow once and
 forks for every conversion.
 
-The import takes seconds of a processor, most conversions less than one. The process ends when its
-standard input does: nothing but this process holds the other end, so it ends with this process,
-however that ends. Where forking a process that has imported TensorFlow is not safe (anywhere but on
-Linux), each conversion starts a cold process.
+The import takes seconds of a processor, most conversions less than one. A command forks the process
+off right behind its own import, so that there is only one. The process ends when its standard input
+does: nothing but this process holds the other end, so it ends with this process, however that ends.
+Where forking a process that has imported TensorFlow is not safe (anywhere but on Linux), each
+conversion starts a cold process.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ import time
 from typing import Any
 
 from dgh_tf.common import processes
+from tflite_export.conversion import worker
 
 _lock = threading.Lock()
-_server: subprocess.Popen[bytes] | None = None
+_server: processes.Child | None = None
 _log: Any = None  # what the server itself, not its forks, writes to stderr
 
 
@@ -34,24 +36,31 @@ _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 _MODULE = "tflite_export.conversion.worker"
 
 
-def _ready() -> subprocess.Popen[bytes]:
+def _ready() -> processes.Child:
     global _server, _log
     if _server is None or _server.poll() is not None:
         stop()
         _log = tempfile.TemporaryFile()  # noqa: SIM115 - held as long as the server
-        _server = processes.start(
-            _MODULE,
-            reads_input=True,
-            environment=_ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=_log,
-        )
+        if "tensorflow" in sys.modules:  # whose threads may run already: they are not in a fork
+            _server = processes.start(
+                _MODULE,
+                reads_input=True,
+                environment=_ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                stderr=_log,
+            )
+        else:
+            import tensorflow  # noqa: F401 - the fork has it then
+
+            _server = processes.fork(worker.serve, stderr=_log, environment=_ENVIRONMENT)
     return _server
 
 
 def start_worker() -> None:
-    """Starts the warm process, unless it runs: early, its import goes on beside this process's own
-    work.
+    """Starts the warm process, unless it runs.
+
+    Early, before TensorFlow is imported, it is a fork of this process, and TensorFlow is imported
+    once for both. Later its own import goes on beside this process's work.
     """
     if sys.platform == "linux":
         with _lock:
@@ -76,7 +85,7 @@ def _forget() -> None:
     _server, _log, _lock = None, None, threading.Lock()
 
 
-def _answer(process: subprocess.Popen[bytes], timeout: float | None) -> int | None:
+def _answer(process: processes.Child, timeout: float | None) -> int | None:
     """The exit code that the server tells, None when it ended instead. Raises TimeoutError."""
     assert process.stdout is not None  # a pipe was asked for
     line, limit, poll = b"", time.monotonic() + (timeout or 0), select.poll()

@@ -109,7 +109,8 @@ def serve() -> None:
         from tensorflow.lite.python import convert as _  # noqa: F401 - what is imported here no fork has to import
 
         assert tf.lite.TFLiteConverter and tf.lite.OpsSet  # loaded at the first use
-    for line in iter(sys.stdin.buffer.readline, b""):
+    folders = open(0, "rb", closefd=False)  # noqa: SIM115 - sys.stdin may hold what a parent read
+    for line in iter(folders.readline, b""):
         ended, held = (
             os.pipe()
         )  # only the fork holds its end: it closes when the fork ends, in whatever way
