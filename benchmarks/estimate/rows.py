@@ -18,9 +18,9 @@ from benchmarks.suite.plan import Entry
 from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write
 from tflite_export.quality.accuracy_estimate import logits_of_classes
-from tflite_export.quality.agreement import Features, features_of
+from tflite_export.quality.agreement import PLAIN, REAL, STRETCHED, Features, features_of
 
-KINDS = ("stretched", "unstretched")
+KINDS = (STRETCHED, PLAIN, REAL)
 _HELD_OUT = 32  # images of each kind that judge, as in tflite_export.convert
 _CALIBRATE = 32
 
@@ -80,7 +80,7 @@ class Row:
 
 def _images(entry: Entry, task: Any, folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
     """(images that calibrate, those that judge by kind), made once as tflite_export.convert makes
-    them.
+    them. The real ones calibrated the files of real images, as where scheme mixed reads them.
     """
     from benchmarks.data.sources import kept
     from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
@@ -98,13 +98,13 @@ def _images(entry: Entry, task: Any, folder: pathlib.Path) -> tuple[Any, dict[st
         return generate_images(task.model, config(calibrate + judge), verbose=0), None
 
     def unstretched() -> tuple[Any, None]:
-        settings, kind = config(judge), "unstretched"
-        return held_out_images(task.model, settings, kind=kind, seed=HELD_OUT_SEED), None
+        settings = config(judge)
+        return held_out_images(task.model, settings, kind=PLAIN, seed=HELD_OUT_SEED), None
 
-    whole, _ = kept(folder / "images" / f"{entry.name}-stretched.npz", stretched)
-    plain, _ = kept(folder / "images" / f"{entry.name}-unstretched.npz", unstretched)
+    whole, _ = kept(folder / "images" / f"{entry.name}-{STRETCHED}.npz", stretched)
+    plain, _ = kept(folder / "images" / f"{entry.name}-{PLAIN}.npz", unstretched)
     rest, held = hold_out(whole, judge)
-    return rest, {"stretched": held, "unstretched": plain}
+    return rest, {STRETCHED: held, PLAIN: plain, REAL: task.real[:judge]}
 
 
 def _row_path(folder: pathlib.Path, entry: Entry, file: File) -> pathlib.Path:

@@ -76,27 +76,20 @@ def test_interval_holds_the_mean_and_shrinks_with_the_number_of_images():
 
 @pytest.mark.parametrize("classes", [2, 10, 200])
 def test_normal_values_keep_their_highest_as_often_as_theory_says(classes):
-    """Two classes: 1 - arccos(r) / pi (Sheppard 1899); any number: all at r = 1, chance at
-    r = 0.
+    """Two classes: 1 - arctan(noise) / pi (Sheppard 1899); any number: all without noise, chance
+    where all is noise.
     """
-    angles, kept = agreement._normal_agreement(classes)
-    assert kept[0] == 1.0 and kept[np.isclose(angles, np.pi / 2)][0] == pytest.approx(
-        1 / classes, abs=0.03
-    )
+    angles, kept = agreement._normal(classes)[:2]
+    assert kept[0] == 1.0 and kept[-1] == pytest.approx(1 / classes, abs=0.03)
     assert np.all(np.diff(kept) < 0.02)  # falls, but for the noise of the draws
     if classes == 2:
         np.testing.assert_allclose(kept, 1 - angles / np.pi, atol=0.01)
 
 
-def test_agreement_of_a_correlation_is_the_geometric_mean_of_normal_and_sure_logits():
-    """Logits (0, 1, 2) and (1, 0, 2) correlate to 1/2, by hand; against another simulation."""
-    reference, found = np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 0.0, 2.0]])
-    alike = agreement.logit_correlations(reference, found)
+def test_logit_correlations_by_hand():
+    """Logits (0, 1, 2) and (1, 0, 2) correlate to 1/2."""
+    alike = agreement.logit_correlations(np.array([[0.0, 1.0, 2.0]]), np.array([[1.0, 0.0, 2.0]]))
     np.testing.assert_allclose(alike, [0.5])
-    a, n = np.random.default_rng(7).standard_normal((2, 200_000, 3))
-    assert agreement.agreement_of_correlation(alike, classes=3)[0] ** 2 == pytest.approx(
-        np.mean(a.argmax(1) == (a + 3**0.5 * n).argmax(1)), abs=0.02
-    )
 
 
 def noisy(noise, *, of=64, classes=10, seed=0):
@@ -116,7 +109,7 @@ def test_levels_follow_the_noise_of_the_logits(noise, level):
     result = judge({"unstretched": noisy(noise)})
     assert result["level"] == level and result["sentence"].lower().startswith(level)
     assert result["band"][0] <= result["predicted_agreement"] <= result["band"][1]
-    assert result["kinds"]["unstretched"]["noise"] == pytest.approx(noise, rel=0.2)
+    assert result["kinds"]["unstretched"]["noise"] == pytest.approx(max(noise, 0.01), rel=0.2)
 
 
 @pytest.mark.parametrize(

@@ -5,53 +5,124 @@ import math
 import numpy as np
 import pytest
 
-from tflite_export.quality import agreement
 from tflite_export.quality.agreement import (
+    BOTH,
     PLAIN,
+    REAL,
     RULES,
     STRETCHED,
     SURE,
     Features,
     Rule,
-    agreement_of_correlation,
     capped,
+    common_logits,
+    expected,
     features_of,
+    logit_correlations,
     lost_beyond_noise,
+    normal_agreement,
+    of_kinds,
     predict,
 )
 
-RULE = Rule(1.0, 2.0, 0.5, -0.25, 0.1, 0.2, 0.05)
+RULE = Rule(1.0, 2.0, 0.1, 0.2, 0.05)
 
 
-def shown(expected=0.9, *, margin=1.6, spread=3.0, lost=0):
-    return Features(expected, 0.1, margin, spread, lost, 32)
+def shown(noise=0.1, *, margin=0.5, spread=3.0, lost=0, classes=10):
+    return Features(noise, margin, spread, classes, lost, 32)
 
 
 def test_features_by_hand():
-    """Logits (0, 0, 3) with the errors (4, -4, 0), (0.5, -0.5, 0) and (1, -1, 0): standard
-    deviations 0.816 of 1.414 for the median one. The first loses its class to noise. One more is
-    flat, and has no part in what is expected.
+    """Logits (0, 0, 3) with the errors (4, -4, 0), (0.5, -0.5, 0) and (1, -1, 0): across the
+    logits' own direction they are 4, 0.5 and 1 times sqrt(2), along it the file keeps sqrt(6). The
+    first loses its class to noise. One more is flat, and has no part in anything.
     """
     logits = np.tile([0.0, 0.0, 3.0], (3, 1))
     error = np.array([[4.0, -4.0, 0.0], [0.5, -0.5, 0.0], [1.0, -1.0, 0.0]])
-    found = features_of(logits, logits + error)
-    assert found.noise == pytest.approx((2 / 3) ** 0.5 / 2**0.5)
-    assert (found.lost, found.images) == (0, 3)
-    assert (found.spread, found.margin) == pytest.approx((2**0.5, 3 / 2**0.5))
-    alike = [np.corrcoef(a, b)[0, 1] for a, b in zip(logits, logits + error, strict=True)]
-    wanted = agreement_of_correlation(np.array(alike), classes=3).mean()
-    assert found.expected == pytest.approx(wanted)
-    flat = np.concatenate([logits, 1e-3 * logits[:1]])
-    noisy = features_of(flat, flat + np.concatenate([error, error[:1]]))
-    assert noisy.expected == pytest.approx(wanted) and noisy.images == 3
-    assert features_of(logits, logits).expected == 1.0
+    for flat in (logits[:0], 1e-3 * logits[:1]):
+        found = features_of(
+            np.concatenate([logits, flat]),
+            np.concatenate([logits + error, flat + error[: len(flat)]]),
+        )
+        angles = np.arctan(np.array([4, 0.5, 1]) / 3**0.5)
+        assert found.noise == pytest.approx(np.tan(np.mean(angles)))
+        assert (found.spread, found.margin) == pytest.approx((2**0.5, 3 / 2**0.5))
+        assert (found.lost, found.images, found.classes) == (0, 3, 3)
+    assert features_of(logits, logits).noise == pytest.approx(0.01)  # the least that is told apart
+
+
+def test_the_noise_of_two_classes_is_seen_across_the_images():
+    """Over two classes any two rows correlate to 1 or -1. By theory (Sheppard 1899) normal values
+    with half their noise keep their sign with 1 - arctan(1 / 2) / pi.
+    """
+    rng = np.random.default_rng(0)
+    logits, error = rng.normal(size=(2, 4000, 2))
+    found = features_of(logits, logits + 0.5 * error)
+    assert found.noise == pytest.approx(0.5, abs=0.03)
+    assert found.width == pytest.approx(1.0, abs=0.05)
+    assert expected({REAL: found}) == pytest.approx(1 - math.atan(0.5) / math.pi, abs=0.01)
+    assert predict({PLAIN: found}).agreement < SURE
+
+
+def test_few_ruined_images_are_no_small_noise():
+    """Three of ten images give another class, all others are exact. The mean of the logarithms of
+    such noise would be that of a fine file.
+    """
+    logits = np.eye(4)[np.arange(10) % 4]
+    found = np.concatenate([logits[:7], np.roll(logits[7:], 1, axis=1)])
+    for kind in (PLAIN, STRETCHED):
+        assert predict({kind: features_of(logits, found)}).agreement < 0.93
+
+
+@pytest.mark.parametrize("classes", [3, 10, 300])
+def test_normal_logits_keep_their_class_as_often_as_is_expected(classes):
+    """Against drawing them: margins as they come, and all of them twice as wide."""
+    rng = np.random.default_rng(1)
+    logits, error = rng.normal(size=(2, 3000, classes))
+    found = features_of(logits, logits + 0.3 * error)
+    kept = np.mean(logits.argmax(axis=1) == (logits + 0.3 * error).argmax(axis=1))
+    assert found.width == pytest.approx(1.0, abs=0.1)
+    assert expected({REAL: found}) == pytest.approx(kept, abs=0.03)
+    wide = normal_agreement(0.3, width=2.0, classes=classes)
+    assert wide == normal_agreement(0.15, width=1.0, classes=classes) > kept
+
+
+def test_real_inputs_lie_between_plain_and_stretched_images():
+    """By hand: noises of 0.2 and 0.05 are 0.1, margins of 1 and 4 times the usual are 2. Where a
+    kind is missing, the usual margin stands for it; real images have their own.
+    """
+    usual = shown(classes=1000).margin / shown(classes=1000).width
+    plain = shown(0.2, margin=usual, classes=1000)
+    wide = shown(0.05, margin=4 * usual, classes=1000)
+
+    def told(noise, width):  # of so many classes, the noise that is found is the noise
+        return pytest.approx(normal_agreement(noise, width=width, classes=1000), abs=1e-3)
+
+    assert expected({PLAIN: plain, STRETCHED: wide}) == told(0.1, 2.0)
+    assert expected({STRETCHED: wide}) == told(0.05, 2.0)
+    assert expected({PLAIN: plain}) == told(0.2, 1.0)
+    assert expected({REAL: wide}) == told(0.05, 4.0)
+
+
+def test_seeds_are_pooled_and_other_images_are_taken_for_stretched_ones():
+    found = of_kinds(
+        {
+            "unstretched, seed 1": shown(0.1, margin=0.2, lost=1),
+            "given, DIR": shown(0.3),
+            "unstretched, seed 2": shown(0.4, margin=0.8, lost=2),
+        }
+    )
+    assert found[STRETCHED].noise == pytest.approx(0.3) and set(found) == {PLAIN, STRETCHED}
+    pooled = found[PLAIN]
+    assert (pooled.noise, pooled.margin) == pytest.approx((0.2, 0.4))
+    assert (pooled.lost, pooled.images) == (3, 64)
+    assert set(of_kinds({"calibration": shown()})) == {STRETCHED}
+    assert set(of_kinds({"real": shown()})) == {REAL}
 
 
 def test_rule_by_hand():
-    line = shown(0.9)
-    for statistics, without in ((True, 0.0), (False, 0.25)):
-        odds = RULE.odds(line, margin=2.0, statistics=statistics)
-        assert odds == pytest.approx(1.0 + 2.0 * np.log(9.0) + 0.5 * np.log(2.0) - without)
+    assert RULE.odds(0.9) == pytest.approx(1.0 + 2.0 * np.log(9.0))
+    assert RULE.odds(1.0) == RULE.odds(0.99)  # more is told by no 32 images
     low, high = RULE.band(0.5)  # arcsin of the root of 1/2 is 45 degrees
     assert (low, high) == pytest.approx(
         (np.sin(np.pi / 4 - 0.1) ** 2, np.sin(np.pi / 4 + 0.2) ** 2)
@@ -61,39 +132,34 @@ def test_rule_by_hand():
     assert RULE.band(0.0)[0] == 0.0 and RULE.band(0.001)[0] == 0.0
 
 
-def test_plain_images_give_the_line_stretched_ones_the_margin_and_seeds_are_pooled(monkeypatch):
-    monkeypatch.setitem(agreement.RULES, PLAIN, RULE)
-    told = predict(
-        {
-            "stretched": shown(0.99, margin=2.0, spread=9.0),
-            "unstretched, seed 1": shown(0.7, margin=0.1),
-            "unstretched, seed 2": shown(0.8, margin=0.1),
-        },
-        statistics=True,
-    )
-    wanted = RULE.odds(shown(0.75), margin=2.0, statistics=True)
-    assert told.agreement == pytest.approx(1 / (1 + math.exp(-wanted)))
-    assert told.low < told.agreement < told.high
+def test_nothing_bounds_models_without_statistics_above():
+    kinds = {PLAIN: shown(0.5), STRETCHED: shown(0.5)}
+    with_them, without = (predict(kinds, statistics=known) for known in (True, False))
+    assert with_them.agreement == without.agreement < SURE and with_them.low == without.low
+    assert with_them.high < without.high == 1.0
 
 
-@pytest.mark.parametrize("kind", ["stretched", "calibration"])
-def test_images_that_flatter_have_a_rule_of_their_own(monkeypatch, kind):
-    monkeypatch.setitem(agreement.RULES, STRETCHED, RULE)
-    told = predict({kind: shown(0.7, margin=2.0)}, statistics=True).agreement
-    wanted = RULE.odds(shown(0.7), margin=2.0, statistics=True)
-    assert told == pytest.approx(1 / (1 + math.exp(-wanted)))
-    assert predict({"given": shown(0.7)}, statistics=True).agreement != pytest.approx(told)
-
-
-@pytest.mark.parametrize("kind", RULES)
-def test_fitted_rules_are_of_the_right_sign(kind):
-    rule = RULES[kind]
-    assert rule.expected > 0 and rule.margin > 0 and rule.without <= 0
-    assert 0 < rule.below_sure < rule.below  # little is lost: little is missed
-    told = [predict({kind: shown(expected)}, statistics=True) for expected in (0.99, 0.9, 0.6)]
-    assert told[0].agreement > told[1].agreement > told[2].agreement
+@pytest.mark.parametrize(
+    ("kinds", "rule"),
+    [
+        ({PLAIN, STRETCHED}, BOTH),
+        ({PLAIN}, PLAIN),
+        ({STRETCHED}, STRETCHED),
+        ({"calibration"}, STRETCHED),
+        ({REAL}, REAL),
+    ],
+)
+def test_every_set_of_kinds_has_a_fitted_rule_of_its_own(kinds, rule):
+    rows = [{kind: shown(noise) for kind in kinds} for noise in (0.01, 0.1, 0.5)]
+    told = [predict(row) for row in rows]
+    for row, each in zip(rows, told, strict=True):
+        odds = RULES[rule].odds(expected(of_kinds(row)))
+        assert each.agreement == pytest.approx(1 / (1 + math.exp(-odds)))
+        assert each.low < each.agreement < each.high
     assert told[0].agreement > SURE and told[0].high - told[0].low < 0.1
-    assert predict({kind: shown(1.0)}, statistics=True).low > 0.95
+    assert told[0].agreement > told[1].agreement > told[2].agreement
+    assert RULES[rule].slope > 0
+    assert 0 < RULES[rule].below_sure < RULES[rule].below  # little is lost: little is missed
 
 
 def test_a_class_is_lost_beyond_noise_where_its_margin_is_wider_than_the_others_noise():
@@ -119,16 +185,22 @@ def test_noise_alone_loses_next_to_no_class_beyond_it():
         assert turned > 0.4 and lost_beyond_noise(logits, logits + error).mean() < 0.03
 
 
-@pytest.mark.parametrize(
-    ("kept", "told"), [(30, 0.97), (29, 0.97), (28, 28.5 / 33), (10, 10.5 / 33)]
-)
-def test_only_a_significant_count_lowers_the_prediction(kept, told):
-    """Two flips of 32 where 0.97 is expected are chance, four are not: against scipy's binomial."""
-    from scipy.stats import binom
+def test_counts_of_many_images_are_no_trouble():
+    """A binomial coefficient of 4000 is more than a float holds."""
+    assert capped(3.0, Features(0.1, 0.5, 3.0, 10, 1000, 4000)) == pytest.approx(
+        math.log(3.0), abs=0.1
+    )
 
-    odds = capped(np.log(0.97 / 0.03), shown(lost=32 - kept))
-    assert 1 / (1 + np.exp(-odds)) == pytest.approx(told)
-    assert (binom.cdf(kept, 32, 0.97) >= 0.05) == (told == 0.97)
+
+@pytest.mark.parametrize("kept", [32, 31, 30, 28, 10, 0])
+def test_a_prediction_is_no_more_than_a_count_allows(kept):
+    """Against the bound of Clopper and Pearson: the share that leaves so few once in ten times."""
+    from scipy.stats import beta
+
+    bound = beta.ppf(1 - 0.1, kept + 1, 32 - kept) if kept < 32 else 1.0
+    for told in (0.97, 0.2):
+        odds = capped(np.log(told / (1 - told)), shown(lost=32 - kept))
+        assert 1 / (1 + np.exp(-odds)) == pytest.approx(min(told, bound), abs=1e-4)
 
 
 def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
@@ -139,9 +211,9 @@ def test_logits_cut_off_at_the_top_are_told_by_counting_where_they_are_widest():
     row[-3:] = [3.0, 4.0, 5.0]
     rows = np.stack([np.roll(row, 3 * place) for place in range(32)])
     wide, plain = features_of(rows, np.minimum(rows, 3.0)), features_of(rows / 4, rows / 4)
-    assert wide.expected > 0.75 and wide.lost == 32
-    assert predict({PLAIN: plain}, statistics=True).agreement > 0.9
-    assert predict({"stretched": wide, PLAIN: plain}, statistics=True).agreement < 0.05
+    assert wide.noise < 0.5 and wide.lost == 32
+    assert predict({PLAIN: plain}).agreement > 0.9
+    assert predict({STRETCHED: wide, PLAIN: plain}).agreement < 0.1
 
 
 def test_images_in_doubt_that_noise_turns_cap_nothing():
@@ -155,7 +227,7 @@ def test_images_in_doubt_that_noise_turns_cap_nothing():
     wide = features_of(logits, noisy)
     assert (logits.argmax(axis=1) != noisy.argmax(axis=1)).sum() >= 3 and wide.lost == 0
     kinds = {PLAIN: features_of(logits / 4, noisy / 4), STRETCHED: wide}
-    assert predict(kinds, statistics=True).agreement > SURE
+    assert predict(kinds).agreement > SURE
 
 
 def test_logits_that_all_images_share_tell_nothing_of_what_differs():
@@ -165,10 +237,10 @@ def test_logits_that_all_images_share_tell_nothing_of_what_differs():
     rng = np.random.default_rng(2)
     logits = np.array([5.0, 5.0, 0.0, -2.0, -7.0]) + 0.4 * rng.normal(size=(64, 5))
     found = logits + 0.4 * rng.normal(size=logits.shape)
-    assert np.mean(agreement.logit_correlations(logits, found)) > 0.98
+    assert np.mean(logit_correlations(logits, found)) > 0.98
     kept = np.mean(logits.argmax(axis=1) == found.argmax(axis=1))
-    told = predict({PLAIN: features_of(logits, found)}, statistics=True)
+    told = predict({PLAIN: features_of(logits, found)})
     assert kept < 0.85 and told.agreement < 0.85
     # of logits that differ, or of too few to know, nothing is taken off
     for each in (rng.normal(size=(64, 5)), logits[:3]):
-        assert not agreement.common_logits(each).any()
+        assert not common_logits(each).any()

@@ -229,7 +229,8 @@ def judge(
         kind is what stands before the comma); the first tells the ranges' stability.
       held_out: whether no image calibrated the file; if not, the figures flatter it and the
         sentence says so.
-      statistics: whether the model has running statistics that generated images match.
+      statistics: whether the model has running statistics that generated images match. Without
+        them nothing bounds the agreement above.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
       "range_change", "layers" (worst first)}; agreement and band are None for models without
       classes; "mask" is the worst {"agreement", "iou"} of models that mark places, else None.
@@ -249,7 +250,7 @@ def judge(
                 "agreement": float(found.mean()),
                 "interval": list(interval(found)),
                 "noise": features[name].noise,
-                "expected": features[name].expected,
+                "margin": features[name].margin,
             }
         elif marked := mask_scores(each.reference, each.outputs, logits=each.float_logits):
             kinds[name]["mask"] = marked

@@ -2,12 +2,11 @@
 does to the logits of generated ones.
 
 Generated images do not show how sure a model is of real inputs, so counting classes on them is off
-in either direction. They do show how much of the logits the file keeps: the correlation r of an
-image's float and integer logits over the classes. Were real logits independent normal values, the
-highest would stay so with a probability that follows from r and the number of classes. And they
-show how far a class can stand out from the next: a model that is rarely in doubt has learned wide
-margins. The log odds of agreement are a line in both, fitted over many models and files
-(docs/experiments/verdict.md).
+in either direction. They do show the noise that the file adds to the logits, and how far the
+highest of them stands above the next. Plain images leave a model less sure than real ones do,
+stretched ones surer, so the geometric mean of both is taken. How often normal logits of that noise
+and that margin keep their highest is known. The log odds of agreement are a line in the log odds of
+that, fitted over many models and files (docs/experiments/verdict.md).
 """
 
 from __future__ import annotations
@@ -16,80 +15,78 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-PLAIN, STRETCHED = "unstretched", "stretched"  # plain logits lie most like those of real images
-_FLATTERING = {STRETCHED, "calibration"}  # of images that calibrated, and of such as them
+PLAIN, STRETCHED, REAL, BOTH = "unstretched", "stretched", "real", "both"
 SURE = 0.9  # told, from which on predictions were found to miss by less
-_CHANCE = 0.05  # a count that chance gives less often than this says more than the line
+_CHANCE = 0.1  # a count that chance gives less often than this says more than the line
 _FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
 _COMMON = 0.25  # of what logits vary over the classes; less of it than that differs between images
 _FEW = 4  # images, of fewer nothing tells what they have in common
-_NOISE = 3.0  # standard deviations: by more than that noise turns one image of a thousand
+_BEYOND = 3.0  # standard deviations: by more than that noise turns one image of a thousand
 _MOST = 0.99  # of what is expected: beyond it few images tell nothing more
-_NARROWEST = 0.05  # of a margin, in units of the spread
-_USUAL = 1.6  # the margin of the models that were fitted, where no stretched images tell it
+_LEAST_NOISE = 0.01  # of the logits: below it every file keeps all
+_LEAST_ALIKE = 0.1  # correlation; less of it is none, and must not outweigh all other images
+_SMALL = 0.1  # noise of normal logits, by which the noise that is found is told
+_LEAST_MARGIN = 0.02  # of the spread: a near tie must not outweigh all other images
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What one kind of images shows of a file.
+    """What one kind of images shows of a file. Flat images have no part in it.
 
     Attributes:
-      expected: mean of `agreement_of_correlation` over the images that are not flat. noise:
-        standard deviation of the logits' error over that of the logits, of the median image.
-      margin: of the highest float logit over the next, of the median image, in units of the mean
-        spread. spread: standard deviation of the float logits over the classes, the mean image's.
-      lost: images that lose their class by more than noise, see `lost_beyond_noise`. images: their
-        number. Flat images count for neither.
+      noise: of the logits, as a share of the signal that the integer file keeps; see `_noise`.
+      margin: of the highest float logit over the next, in units of the spread; geometric mean.
+      spread: standard deviation of the float logits over the classes, root mean square.
+      classes: their number.
+      lost: images that lose their class by more than noise, see `lost_beyond_noise`.
+      images: their number.
     """
 
-    expected: float
     noise: float
     margin: float
     spread: float
+    classes: int
     lost: int
     images: int
 
-
-def columns(line: Features, *, margin: float, statistics: bool) -> tuple[float, ...]:
-    """What the coefficients of a `Rule` multiply, in their order."""
-    expected = min(max(line.expected, 1.0 - _MOST), _MOST)
-    odds = math.log(expected / (1.0 - expected))
-    return 1.0, odds, math.log(max(margin, _NARROWEST)), 0.0 if statistics else 1.0
+    @property
+    def width(self) -> float:
+        """The margin over that of independent normal logits."""
+        return self.margin / _normal(self.classes).margin
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """log odds of agreement = offset + expected * log odds of what is expected + margin * log(the
-    margin of stretched images) + without * (1 for a model without running statistics, else 0).
+    """log odds of agreement = offset + slope * log odds of what is expected.
 
     Attributes:
-      below, above: how far the truth was lower and higher than told for all but 2.5 % of the files
-        each, as a difference of angles (see `angle`). below_sure: the same of files of which SURE
-        or more is told; these may well keep all, so nothing bounds them above.
+      below, above: how far the truth was lower and higher than told for nearly all files, as a
+        difference of angles (see `angle`). below_sure: the same of files of which SURE or more is
+        told; these may well keep all, so nothing bounds them above.
     """
 
     offset: float
-    expected: float
-    margin: float
-    without: float
+    slope: float
     below: float
     above: float
     below_sure: float
 
-    def odds(self, line: Features, *, margin: float, statistics: bool) -> float:
+    def odds(self, expected: float) -> float:
         """Log odds of the agreement to expect."""
-        coefficients = (self.offset, self.expected, self.margin, self.without)
-        values = columns(line, margin=margin, statistics=statistics)
-        return sum(a * b for a, b in zip(coefficients, values, strict=True))
+        return self.offset + self.slope * log_odds(expected)
 
-    def band(self, agreement: float) -> tuple[float, float]:
-        """Lowest and highest agreement to expect where this one is told."""
+    def band(self, agreement: float, *, statistics: bool = True) -> tuple[float, float]:
+        """Lowest and highest agreement to expect where this one is told. Nothing shows how sure a
+        model without running statistics is of real inputs: it may keep all.
+        """
         middle, sure = angle(agreement), agreement >= SURE
         low = max(0.0, middle - (self.below_sure if sure else self.below))
-        high = math.pi / 2 if sure else min(math.pi / 2, middle + self.above)
+        open_end = sure or not statistics
+        high = math.pi / 2 if open_end else min(math.pi / 2, middle + self.above)
         return math.sin(low) ** 2, math.sin(high) ** 2
 
 
@@ -100,11 +97,19 @@ def angle(agreement: float) -> float:
     return math.asin(math.sqrt(agreement))
 
 
+def log_odds(expected: float) -> float:
+    """Log odds of a share, which is taken for no more than _MOST and no less than the rest."""
+    bounded = min(max(expected, 1.0 - _MOST), _MOST)
+    return math.log(bounded / (1.0 - bounded))
+
+
 # fitted over all rows of python -m benchmarks.estimate (docs/experiments/verdict.md), which prints
-# these lines
+# these lines; by the kinds of images that there are
 RULES = {
-    PLAIN: Rule(-0.577, 1.16, 0.717, -0.269, 0.212, 0.222, 0.0906),
-    STRETCHED: Rule(-1.03, 1.11, 1.01, 0.0, 0.178, 0.265, 0.106),
+    BOTH: Rule(-0.769, 1.2, 0.22, 0.188, 0.0761),
+    PLAIN: Rule(0.783, 0.9, 0.26, 0.309, 0.11),
+    STRETCHED: Rule(-0.565, 1.1, 0.274, 0.304, 0.111),
+    REAL: Rule(-0.746, 1.15, 0.264, 0.206, 0.132),
 }
 
 
@@ -117,11 +122,20 @@ class Prediction:
     high: float
 
 
-@functools.lru_cache(maxsize=4)
-def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Angles arccos(r), 0..pi, and how often the highest of `classes` normal values stays the
-    highest at that correlation r.
+class _Normal(NamedTuple):
+    """Independent normal logits with normal noise. angles: arctan of the noise, 0..pi / 2. kept:
+    how often the highest stays the highest. margin: as `features_of` finds it. found: noise that it
+    finds, as a share of what there is; less than 1, since few classes happen to show little.
     """
+
+    angles: np.ndarray
+    kept: np.ndarray
+    margin: float
+    found: float
+
+
+@functools.lru_cache(maxsize=16)
+def _normal(classes: int) -> _Normal:
     rng, most = np.random.default_rng(0), min(classes, 1000)
     draws = max(1000, 100_000 // most)
     a, b = (rng.standard_normal((draws, most), dtype=np.float32) for _ in range(2))
@@ -130,29 +144,84 @@ def _normal_agreement(classes: int) -> tuple[np.ndarray, np.ndarray]:
         np.mean((np.float32(np.cos(t)) * a + np.float32(np.sin(t)) * b).argmax(axis=1) == first)
         for t in angles
     ]
-    return np.append(angles, np.pi), np.append(kept, 0.0)
+    told = a[_not_flat(a)]
+    margin = _geometric(margins(told) / _root_mean_square(np.std(told, axis=1)))
+    found = _noise(told, told + _SMALL * b[_not_flat(a)]) / _SMALL
+    return _Normal(angles, np.array(kept), margin, found)
+
+
+def normal_agreement(noise: float, *, width: float, classes: int) -> float:
+    """How often the highest of normal logits stays the highest, 0..1.
+
+    Args:
+      noise: of the logits, as a share of what the file keeps of them.
+      width: of the margins over those of independent normal logits. A margin twice as wide halves
+        the noise.
+      classes: number of logits.
+    """
+    normal = _normal(classes)
+    return float(np.interp(math.atan(noise / width), normal.angles, normal.kept))
+
+
+def expected(found: Mapping[str, Features]) -> float:
+    """How often normal logits like those of real inputs would keep their class, 0..1.
+
+    Args:
+      found: by kind, as `of_kinds` gives them. Real images have the margins of real inputs. Those
+        of real inputs lie between the margins of plain and of stretched images; where one kind is
+        missing, independent normal logits stand for it.
+    """
+    classes = next(iter(found.values())).classes
+    noise = _geometric(np.array([each.noise for each in found.values()])) / _normal(classes).found
+    width = math.prod(each.width for each in found.values())
+    return normal_agreement(
+        noise, width=width if REAL in found else math.sqrt(width), classes=classes
+    )
+
+
+def _geometric(values: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.log(np.maximum(values, 1e-12)))))
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _not_flat(logits: np.ndarray) -> np.ndarray:
+    """Images that are not flat, bool [images]. Of two classes, flat images are those in doubt."""
+    spread = np.std(logits, axis=1)
+    return np.asarray(spread >= (_FLAT * np.median(spread) if logits.shape[1] > 2 else 0.0))
+
+
+def margins(logits: np.ndarray) -> np.ndarray:
+    """The highest logit less the next of each image. logits: [images, classes]."""
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    return np.asarray(first - second)
 
 
 def logit_correlations(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each row of two arrays [images, classes]; float64 [images]."""
+    """Pearson correlation of each row of two arrays [images, classes]; float64 [images].
+
+    That of two classes is 1 or -1 whatever the noise; there it is over all images at once, [1].
+    """
     a, b = (
         side - side.mean(axis=1, keepdims=True)
         for side in (np.asarray(reference, np.float64), np.asarray(logits, np.float64))
     )
+    if a.shape[1] == 2:
+        a, b = a.reshape(1, -1), b.reshape(1, -1)
     return np.sum(a * b, axis=1) / np.maximum(
         np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12
     )
 
 
-def agreement_of_correlation(correlation: np.ndarray, *, classes: int) -> np.ndarray:
-    """The agreement, 0..1, where logits keep this correlation.
-
-    Were real logits independent normal values, the highest would stay so with a probability that
-    follows from the correlation and the number of classes; a model that never doubts keeps it
-    always. This is the geometric mean of both.
+def _noise(reference: np.ndarray, logits: np.ndarray) -> float:
+    """What logits hold across the float ones, as a share of what they hold along them: the tangent
+    of the angle between the rows of two arrays [images, classes], the mean over the images. How
+    often classes are lost goes about with the angle, so few ruined images count for what they are.
     """
-    angles = np.arccos(np.clip(correlation, -1.0, 1.0))
-    return np.sqrt(np.interp(angles, *_normal_agreement(classes)))
+    alike = np.clip(logit_correlations(reference, logits), _LEAST_ALIKE, 1.0)
+    return max(math.tan(float(np.mean(np.arccos(alike)))), _LEAST_NOISE)
 
 
 def common_logits(logits: np.ndarray) -> np.ndarray:
@@ -172,70 +241,69 @@ def common_logits(logits: np.ndarray) -> np.ndarray:
 def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
     """The features of one kind of images. Args: logits of both files, [images, classes].
 
-    Flat images, whose float logits spread less than half as far as the median image's, are left out
-    of what is expected: generation leaves a few on which the model sees next to nothing, and any
-    noise turns those. What all images have in common is, too, where it is nearly all there is.
+    Flat images, whose float logits spread less than half as far as the median image's, are left
+    out: generation leaves a few on which the model sees next to nothing, and any noise turns those.
+    What all images have in common is, too, where it is nearly all there is.
     """
     reference, found = (np.asarray(side, np.float64) for side in (float_logits, logits))
-    spread = np.std(reference, axis=1)
-    told = spread >= _FLAT * np.median(spread)
-    common = common_logits(reference[told])
-    alike = logit_correlations(reference[told] - common, found[told] - common)
-    error = np.std(found - reference, axis=1)
-    second, first = np.sort(reference, axis=1)[:, -2:].T
+    told = _not_flat(reference)
+    reference, found = reference[told], found[told]
+    common = common_logits(reference)
+    varied = max(_root_mean_square(np.std(reference - common, axis=1)), 1e-12)
     return Features(
-        expected=float(agreement_of_correlation(alike, classes=reference.shape[1]).mean()),
-        noise=float(np.median(error / np.maximum(spread, 1e-12))),
-        margin=float(np.median(first - second) / max(float(spread.mean()), 1e-12)),
-        spread=float(spread.mean()),
-        lost=int(lost_beyond_noise(reference[told], found[told]).sum()),
+        noise=_noise(reference - common, found - common),
+        margin=_geometric(np.maximum(margins(reference) / varied, _LEAST_MARGIN)),
+        spread=_root_mean_square(np.std(reference, axis=1)),
+        classes=reference.shape[1],
+        lost=int(lost_beyond_noise(reference, found).sum()),
         images=int(told.sum()),
     )
 
 
 def pooled(parts: Sequence[Features]) -> Features:
-    """Several seeds of one kind as one: means, and all counts together."""
+    """Several seeds of one kind as one: geometric means, and all counts together."""
 
     def mean(field: str) -> float:
-        return float(np.mean([getattr(part, field) for part in parts]))
+        return _geometric(np.array([getattr(part, field) for part in parts]))
 
     return Features(
-        expected=mean("expected"),
         noise=mean("noise"),
         margin=mean("margin"),
         spread=mean("spread"),
+        classes=parts[0].classes,
         lost=sum(part.lost for part in parts),
         images=sum(part.images for part in parts),
     )
 
 
-def odds_of(kinds: Mapping[str, Features], rule: Rule, *, statistics: bool) -> float:
-    """Log odds told by a rule of one file, of which each kind of images shows the features."""
-    line = next((kinds[kind] for kind in kinds if kind not in _FLATTERING), None)
-    margin = kinds[STRETCHED].margin if STRETCHED in kinds else _USUAL
-    if line is None:
-        line = next(iter(kinds.values()))
-        margin = line.margin
-    odds = rule.odds(line, margin=margin, statistics=statistics)
-    return capped(odds, max(kinds.values(), key=lambda each: each.spread))
-
-
-def predict(kinds: Mapping[str, Features], *, statistics: bool) -> Prediction:
-    """The agreement to expect of real inputs.
-
-    Args:
-      kinds: by kind of images and seed ("unstretched", "stretched, seed 1"). Plain images give the
-        line where there are any: stretched ones make a model surer than real ones do.
-      statistics: whether the model has running statistics, so that images match them.
+def of_kinds(kinds: Mapping[str, Features]) -> dict[str, Features]:
+    """All seeds of a kind as one, by PLAIN, REAL and STRETCHED. Other images may be stretched ones
+    (such as those that calibrated the file), and are taken for them.
     """
     groups: dict[str, list[Features]] = {}
     for name, each in kinds.items():
-        groups.setdefault(name.split(",")[0], []).append(each)
-    found = {kind: pooled(parts) for kind, parts in groups.items()}
-    rule = RULES[STRETCHED if set(found) <= _FLATTERING else PLAIN]
-    odds = odds_of(found, rule, statistics=statistics)
-    agreement = share(odds)
-    return Prediction(agreement, *rule.band(agreement))
+        kind = name.split(",")[0]
+        groups.setdefault(kind if kind in (PLAIN, REAL) else STRETCHED, []).append(each)
+    return {kind: pooled(parts) for kind, parts in groups.items()}
+
+
+def odds_of(found: Mapping[str, Features], rule: Rule) -> float:
+    """Log odds told by a rule of one file, from what `of_kinds` gives."""
+    widest = max(found.values(), key=lambda each: each.spread)
+    return capped(rule.odds(expected(found)), widest)
+
+
+def predict(kinds: Mapping[str, Features], *, statistics: bool = True) -> Prediction:
+    """The agreement to expect of real inputs.
+
+    Args:
+      kinds: by kind of images and seed ("unstretched", "stretched, seed 1"), or "real" alone.
+      statistics: whether the model has running statistics, so that generated images match them.
+    """
+    found = of_kinds(kinds)
+    rule = RULES[BOTH if len(found) > 1 else next(iter(found))]
+    agreement = share(odds_of(found, rule))
+    return Prediction(agreement, *rule.band(agreement, statistics=statistics))
 
 
 def lost_beyond_noise(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -255,26 +323,35 @@ def lost_beyond_noise(reference: np.ndarray, found: np.ndarray) -> np.ndarray:
     error = (found - reference)[others].reshape(len(images), -1)
     noise = np.sqrt(2.0) * error.std(axis=1)  # of the difference of two logits
     margin = reference[images, first] - reference[images, chosen]
-    return np.asarray((chosen != first) & (margin >= _NOISE * noise))
+    return np.asarray((chosen != first) & (margin >= _BEYOND * noise))
 
 
 def capped(odds: float, widest: Features) -> float:
-    """No more than the log odds of the count on the images with the widest logits, where it is
-    significantly lower. A model is surer there than of real inputs, and where a file cuts the
-    highest logits off, the noise of all of them hardly shows it.
+    """No more than what the count on the images with the widest logits allows: the log odds of the
+    share that would leave so few with a probability of _CHANCE. A model is surer there than of real
+    inputs, and where a file cuts the highest logits off, the noise of all of them hardly shows it.
     """
     kept = widest.images - widest.lost
     if _chance_of_so_few(kept, of=widest.images, expected=share(odds)) >= _CHANCE:
         return odds
-    return min(odds, math.log((kept + 0.5) / (widest.lost + 0.5)))
+    low, high = -10.0, odds
+    for _ in range(40):
+        middle = (low + high) / 2
+        rare = _chance_of_so_few(kept, of=widest.images, expected=share(middle)) < _CHANCE
+        low, high = (low, middle) if rare else (middle, high)
+    return low
 
 
 def _chance_of_so_few(count: int, *, of: int, expected: float) -> float:
     """How often a binomial count of `of` draws, each kept with probability `expected`, is `count`
     or fewer.
     """
-    lost = 1.0 - expected
-    return sum(math.comb(of, k) * expected**k * lost ** (of - k) for k in range(count + 1))
+    kept, lost = (math.log(max(each, 1e-300)) for each in (expected, 1.0 - expected))
+    ways = math.lgamma(of + 1)
+    return sum(
+        math.exp(ways - math.lgamma(k + 1) - math.lgamma(of - k + 1) + k * kept + (of - k) * lost)
+        for k in range(count + 1)
+    )
 
 
 def share(odds: float) -> float:

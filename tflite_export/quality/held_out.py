@@ -110,8 +110,8 @@ def estimate(
       same_inside: whether tensors between the layers hold what the float model's hold; see
         `calibration_verdict`.
       layers: the Keras model's layer names, which the verdict then speaks of.
-      statistics: whether the model has running statistics, which the images then match: of a model
-        without less is expected.
+      statistics: whether the model has running statistics, which the images then match; see
+        `accuracy_estimate.judge`.
       convergence: of the images that calibrate, where they were generated. Where it is poor the
         level is "unknown": such images judge no better than noise.
     Raises: ValueError: the two files are not of one model, or their tensors cannot be followed.
