@@ -205,6 +205,7 @@ def quantize(
     float_tflite: bytes | None = None,
     max_kib: float | None = None,
     min_agreement: float | None = None,
+    generated: bool = True,
     **options: Any,
 ) -> Quantized:
     """Makes a full-integer .tflite file from a float model and calibration images.
@@ -227,6 +228,8 @@ def quantize(
       max_kib: of scheme "mixed": the most KiB (1024 bytes) the file may take, or None.
       min_agreement: of scheme "mixed", instead of max_kib: the agreement with the float model,
         0..1, that the file should keep; see `bit_allocation.Limit`.
+      generated: whether the images are, as they well may be. Scheme "mixed" predicts the agreement
+        from them, and a model is surer of generated images than of real ones.
       **options: of one algorithm alone, such as `steps`.
     Raises:
       ValueError: unknown or unfit names, bad images, or a model with operators that the algorithm
@@ -238,7 +241,7 @@ def quantize(
     limit = Limit(max_kib=max_kib, min_agreement=min_agreement)
     check_limit(limit, scheme=scheme)
     check_options(options, algorithm=chosen)
-    given, model = model, float_file(model) or model
+    model = float_file(model) or model
     arrays = _arrays(model, images)
     if isinstance(model, bytes):
         _require_file_start(chosen, scheme)
@@ -255,14 +258,12 @@ def quantize(
         _chosen, algorithm, chosen, model, arrays, float_tflite=float_tflite, options=options
     )
     if scheme == "mixed":
-        from dgh_tf.models.batchnorm import has_statistics
-
         used, tflite, notes = quantize_mixed(
             model,
             arrays,
             limit,
             rule="mse" if chosen in ("mse", "reconstruction") else "minmax",  # the algorithm's
-            statistics=has_statistics(given),
+            generated=generated,
             make=make,
             say=say,
             timeout=timeout,

@@ -158,6 +158,7 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
                 scheme=file.scheme,
                 algorithm=file.algorithm,
                 float_tflite=float_tflite,
+                generated=file.source != "real",
                 **_OPTIONS.get(file.algorithm, {}),
             )
         except ValueError as error:

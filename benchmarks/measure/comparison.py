@@ -213,6 +213,7 @@ def measure(
             head=_head(task, combination.head),
             seed=config.seed,
             max_kib=combination.max_kib,
+            generated=combination.source != "real",
         )
     except (ConversionError, IntegerError) as error:
         float_tflite = to_float_tflite(task.model, images=images[:1])

@@ -145,7 +145,7 @@ def test_the_file_runs_and_keeps_what_is_told(float_tflite, images):
     """Against numpy in float64 on LiteRT's own outputs."""
     made = quantize(float_tflite, images, scheme="mixed", algorithm="bias_correction")
     kept = made.notes["mixed"]["file"]
-    told = measured(float_tflite, made.tflite, {"image": images}, statistics=False)  # of a file
+    told = measured(float_tflite, made.tflite, {"image": images})  # of a file
     assert kept == told
     _, held = hold_back({"image": images}, smallest=8)
     x = held["image"]
@@ -169,9 +169,9 @@ def test_the_agreement_is_told_by_the_rule_of_the_verdict(float_tflite, images):
         next(iter(outputs_of(Runner(before_softmax(each)), held).values()))
         for each in (float_tflite, made.tflite)
     )
-    for statistics in (True, False):
-        wanted = predict({"calibration": features_of(want, got)}, statistics=statistics).agreement
-        kept = measured(float_tflite, made.tflite, {"image": images}, statistics=statistics)
+    for kind, generated in (("calibration", True), ("real", False)):
+        wanted = predict({kind: features_of(want, got)}).agreement
+        kept = measured(float_tflite, made.tflite, {"image": images}, generated=generated)
         assert kept["agreement"] == pytest.approx(wanted)
 
 

@@ -238,7 +238,7 @@ def allocate(
     *,
     limit: Limit,
     rule: str = "mse",
-    statistics: bool = True,
+    generated: bool = True,
     say: Callable[[str], None] | None = None,
     timeout: float | None = None,
 ) -> Allocation:
@@ -250,7 +250,7 @@ def allocate(
         calibrates nothing here, where there are enough.
       limit: what the file must meet.
       rule: of the activations' ranges.
-      statistics: whether the model has running statistics: of one without less is expected.
+      generated: whether the images are; real ones have narrower margins.
       say: takes lines of progress and the choice.
       timeout: seconds of the conversion.
     Raises:
@@ -265,7 +265,7 @@ def allocate(
             f"{', '.join(FOUR_BIT_VERSION)} with constant weights. Use --scheme=int8."
         )
     rest, held = set_apart(images)
-    simulation = Simulation(model, rest, held, rule=rule, statistics=statistics)
+    simulation = Simulation(model, rest, held, rule=rule, generated=generated)
     sizes = Sizes(float_tflite, simulation, timeout)
     top = limit_bytes(limit, eight=sizes.of([]), four=sizes.of(each.index for each in layers))
     if say is not None:
@@ -365,7 +365,7 @@ def quantize_mixed(
     limit: Limit,
     *,
     rule: str,
-    statistics: bool,
+    generated: bool,
     make: Callable[..., tuple[str, bytes, dict[str, Any]]],
     say: Callable[[str], None] | None,
     timeout: float | None,
@@ -385,7 +385,7 @@ def quantize_mixed(
             arrays,
             limit=limit,
             rule=rule,
-            statistics=statistics,
+            generated=generated,
             say=say,
             timeout=timeout,
         )
@@ -396,7 +396,7 @@ def quantize_mixed(
         ) from error
     while True:
         name, tflite, notes = make(weight_bits=found.bits)
-        kept = measured(model, tflite, arrays, statistics=statistics)
+        kept = measured(model, tflite, arrays, generated=generated)
         notes = {**notes, "mixed": {**limits, **found.as_json(), "file": kept}}
         if limit.max_kib is not None and len(tflite) > limit.max_kib * 1024:
             raise ValueError(

@@ -18,7 +18,7 @@ from tflite_export.algorithms.equalization import correct_biases, own_bias
 from tflite_export.calibration.check import few_images
 from tflite_export.conversion.converter import to_tflite_with_ranges, with_chosen_weights
 from tflite_export.quality.accuracy_estimate import decibels
-from tflite_export.quality.agreement import features_of, predict
+from tflite_export.quality.agreement import REAL, STRETCHED, features_of, predict
 from tflite_export.quality.candidates import (
     before_softmax,
     hold_back,
@@ -59,12 +59,12 @@ class Simulation:
         held: Mapping[str, np.ndarray],
         *,
         rule: str,
-        statistics: bool = True,
+        generated: bool = True,
     ) -> None:
         self.graph = proven(read_graph(model), images)
         self.ranges = collect_ranges(self.graph, images, rule=rule)
         self._observe = fake_quantizer(self.graph, ranges=self.ranges)
-        self._statistics = statistics
+        self._generated = generated
         self._logits = tuple(dict.fromkeys(logits_of(self.graph.model)))
         few = few_images(images)
         eight = quantized_constants(self.graph, weight_bits=8, rule="mse")
@@ -143,7 +143,7 @@ class Simulation:
 
     def agreement(self, outputs: list[np.ndarray]) -> float | None:
         """Expected agreement with the float model; None without classes."""
-        return _agreement(self._wanted, outputs, statistics=self._statistics)
+        return _agreement(self._wanted, outputs, generated=self._generated)
 
 
 def _noise(wanted: list[np.ndarray], outputs: list[np.ndarray]) -> float:
@@ -152,17 +152,18 @@ def _noise(wanted: list[np.ndarray], outputs: list[np.ndarray]) -> float:
 
 
 def _agreement(
-    wanted: list[np.ndarray], outputs: list[np.ndarray], *, statistics: bool
+    wanted: list[np.ndarray], outputs: list[np.ndarray], *, generated: bool
 ) -> float | None:
     """By the rule of the verdict, on the images as they are: the first half, the others are the
-    same at half contrast. They are like those that calibrate, which flatters.
+    same at half contrast. They are like those that calibrate: generated ones make a model surer
+    than real ones do.
     """
     want = wanted[0].reshape(len(wanted[0]), -1)
     if len(outputs) > 1 or want.shape[1] < 2 or want.shape[1] != wanted[0].shape[-1]:
         return None
     whole = len(want) // 2
     shown = features_of(want[:whole], outputs[0].reshape(want.shape)[:whole])
-    return predict({"calibration": shown}, statistics=statistics).agreement
+    return predict({STRETCHED if generated else REAL: shown}).agreement
 
 
 def set_apart(
@@ -173,7 +174,7 @@ def set_apart(
 
 
 def measured(
-    float_tflite: bytes, tflite: bytes, images: Mapping[str, np.ndarray], *, statistics: bool = True
+    float_tflite: bytes, tflite: bytes, images: Mapping[str, np.ndarray], *, generated: bool = True
 ) -> dict[str, float | None]:
     """What a finished file keeps on the images that `allocate` measured on, run by LiteRT: "bytes",
     "sqnr_db" of its logits, "agreement" to expect (None without classes).
@@ -189,7 +190,7 @@ def measured(
     return {
         "bytes": len(tflite),
         "sqnr_db": round(sqnr_db, 2),
-        "agreement": _agreement(want, got, statistics=statistics),
+        "agreement": _agreement(want, got, generated=generated),
     }
 
 
