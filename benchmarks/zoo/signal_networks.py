@@ -73,7 +73,7 @@ def current_late(shape: Shape, classes: int) -> Any:
     return _current(shape, classes, late=True, name="current_late")
 
 
-def pulse_unet(shape: Shape, classes: int) -> Any:
+def _unet(shape: Shape, classes: int, *, name: str) -> Any:
     """A U-Net of one dimension that marks beats: a sigmoid for every sample."""
     import keras
     from keras import layers
@@ -82,14 +82,24 @@ def pulse_unet(shape: Shape, classes: int) -> Any:
         x = layers.Conv1D(width, 7, padding="same", use_bias=False)(x)
         return layers.ReLU()(layers.BatchNormalization(momentum=_MOMENTUM)(x))
 
-    inputs = keras.Input(shape, name="pulse")
+    inputs = keras.Input(shape, name="wave")
     first = block(inputs, 8)
     second = block(layers.MaxPooling1D(4)(first), 16)
     x = block(layers.MaxPooling1D(4)(second), 24)
     x = block(layers.Concatenate()([layers.UpSampling1D(4)(x), second]), 16)
     x = block(layers.Concatenate()([layers.UpSampling1D(4)(x), first]), 8)
     outputs = layers.Conv1D(classes, 1, activation="sigmoid", name="beats")(x)
-    return keras.Model(inputs, outputs, name="pulse_unet")
+    return keras.Model(inputs, outputs, name=name)
+
+
+def pulse_unet(shape: Shape, classes: int) -> Any:
+    """A U-Net over pulse waves."""
+    return _unet(shape, classes, name="pulse_unet")
+
+
+def peak_unet(shape: Shape, classes: int) -> Any:
+    """The same U-Net over an electrocardiogram."""
+    return _unet(shape, classes, name="peak_unet")
 
 
 def beat_cnn(shape: Shape, classes: int) -> Any:
@@ -137,6 +147,7 @@ NETWORKS: dict[str, tuple[str, Callable[[Shape, int], Any]]] = {
     "current_cnn": ("current", current_cnn),
     "current_late": ("current", current_late),
     "pulse_unet": ("pulse", pulse_unet),
+    "peak_unet": ("peaks", peak_unet),
     "beat_cnn": ("beats", beat_cnn),
     "rhythm_heads": ("rhythm", rhythm_heads),
 }

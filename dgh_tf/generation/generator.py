@@ -146,14 +146,15 @@ class Generator:
             ],
         )
         alike = _without_course(config)
-        signals = all(each.signal for each in self.known)
+        reach = largest_reach(self.known)
         problem = Problem(
             config=alike,
             layers=layers,
             targets=self.targets,
             heads=self.head_names,
-            ranged=ranged_layers(self.network.layers) if signals else {},
-            reach=largest_reach(self.known),
+            ranged={} if reach is None else ranged_layers(self.network.layers),
+            reach=reach or 0.0,
+            signals=all(each.signal for each in self.known),
         )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process

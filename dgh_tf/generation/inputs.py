@@ -22,10 +22,13 @@ from dgh_tf.ops.signals import CANVAS_STD, CanvasUnits, draw_signal, drawn
 # resolution. DS-CNN keyword spotting: 27 dB with 3, 22 with 4.
 BAND_TAILS, FITTED_TAILS = 6.0, 3.0
 # Of a layer's largest output over a set, in units of the mean of the signals' own, for each
-# deviation that the range holds on its wider side. Ranges such as 0..1 hold 2 to 3: signals that
-# fill them in every window cannot be much larger than others. Chosen on even-numbered evaluation
-# signals of two networks on pulse waves and two on spectrograms.
-REACH_PER_DEVIATION, LEAST_REACH = 0.8, 1.25
+# deviation that the range holds on its wider side. Signals that were scaled to fill 0..1 or -1..1
+# in every window hold 2 to 5 and cannot be much larger than others; loud and quiet ones need 8 and
+# more. Sequences that fill their range come to the layers' largest outputs without being led
+# there. Chosen on even-numbered evaluation signals of three networks of the heart and two of
+# spectrograms.
+REACH_PER_DEVIATION, LEAST_REACH = 0.32, 1.6
+FILLED_DEVIATIONS = 6.0
 PLAIN_EVERY = 2
 _LEAST_CONTRAST = 0.03  # of a plain image, as a share of what others have
 _LEAST_STD = 1e-3  # of a column in units of the range: a canvas must be able to move it
@@ -150,21 +153,28 @@ class Inputs:
         return [canvas.to_canvas(x, low=r.low, high=r.high) for x, r in pairs]
 
 
-def largest_reach(known: Sequence[KnownInput]) -> float:
+def largest_reach(known: Sequence[KnownInput]) -> float | None:
     """`Problem.reach` of signals: how far the largest value of a set can lie above those that
-    single signals have. Of several inputs the one that leaves most room.
+    single signals have. Of several inputs the one that leaves most room. None for pictures, and for
+    sequences that fill their range in every window.
 
-    Example: a range of 0..1 around values of mean 0.4 and deviation 0.25 holds 2.4 deviations and
-      gives 1.92; a range of 8 deviations gives LARGEST_REACH.
+    Example: a spectrogram in a range of -1..1 around values of mean 0 and deviation 0.15 holds 6.7
+      deviations, which gives 2.1; one of 8 deviations gives LARGEST_REACH, and so does a guessed
+      range, since nobody knows how far its signals go.
     """
-    reaches = []
-    for units in map(_canvas_units, known):
+    deviations = []
+    for each in known:
+        units = _canvas_units(each)
         if units is None:
-            return LARGEST_REACH
+            return None
         mean = float(units.offset.mean())
         power = np.square(units.scale * CANVAS_STD).mean() + units.offset.var()
-        reaches.append(REACH_PER_DEVIATION * (1.0 + abs(mean)) / float(np.sqrt(power)))
-    return float(np.clip(max(reaches), LEAST_REACH, LARGEST_REACH))
+        held = (1.0 + abs(mean)) / float(np.sqrt(power))
+        deviations.append(np.inf if each.valid.fitted else held)
+    most = max(deviations)
+    if most < FILLED_DEVIATIONS and all(each.kind == "sequence" for each in known):
+        return None
+    return float(np.clip(REACH_PER_DEVIATION * most, LEAST_REACH, LARGEST_REACH))
 
 
 def natural_statistics(known: KnownInput, shape: tuple[int, ...]) -> PseudoStatistics:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # output over a set of real signals is 1.2 to 3.6 times the mean of the signals' own largest (seven
 # networks, 35 layers), which the statistics do tell. Generated sets are brought to the middle: a
 # range of 0.7 of the true one costs a spectrogram network 8 dB, one of 1.5 a single dB.
-# Where values cannot differ as much from the usual, the factor is less, see `inputs.largest_reach`.
+# Where values cannot differ as much from the usual, the factor is less or none, see
+# `inputs.largest_reach`.
 LARGEST_REACH = 2.5
 REACH_WEIGHT = 10.0  # of all layers together, in units of the weight of outputs
 _LEAST_REACH = 1e-3
@@ -86,6 +87,7 @@ class Problem:
       heads: names of the model's heads.
       ranged: scale and offset of those BN layers whose largest output is aimed at, by their number.
       reach: that largest output over the set, in units of the mean of the images' own largest.
+      signals: whether no input is a picture.
     """
 
     config: GenerationConfig
@@ -94,6 +96,7 @@ class Problem:
     heads: list[str]
     ranged: Mapping[int, tuple[np.ndarray, np.ndarray]]
     reach: float = LARGEST_REACH
+    signals: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +266,8 @@ def objective(
     spreads, reaches = seen.spreads[: len(heads)], seen.spreads[len(heads) :]
     for i, (head, spread) in enumerate(zip(heads, spreads, strict=True)):
         metrics[f"spread/{head.name}"] = tf.reduce_mean(spread)
+        if problem.signals and _is_dense(head.logits):
+            continue
         hinge = _hinge(head, seen.tapped, problem.layers)
         stretch = losses.stretching(spread, limit=limits[i]) + hinge
         value += size * tf.where(limits[i] > 0.0, stretch_weight * stretch, 0.0)
@@ -272,6 +277,13 @@ def objective(
         value += tf.where(limits[i] > 0.0, weight * reaching, 0.0)
     metrics["loss"] = value / images
     return value, metrics
+
+
+def _is_dense(logits: tf.Tensor) -> bool:
+    """Whether a head has outputs for places of the input, such as a mask. Each signal then shows
+    most of what such a head can say: under matched statistics the spread is that of real signals.
+    """
+    return any(side != 1 for side in logits.shape[1:-1])
 
 
 def _hinge(head: Head, tapped: Tapped, layers: Layers) -> tf.Tensor:

@@ -11,7 +11,11 @@ from dgh_tf.ops.kinds import kind_of_shape
 from tflite_export.quality import masks
 
 SHAPES = {"motion": (64, 6), "speech": (25, 12), "current": (29, 16, 1), "pulse": (256, 1)}
-SHAPES |= {"beats": (signal_data.BEAT, 1), "rhythm": (signal_data.RHYTHM, 1)}
+SHAPES |= {
+    "peaks": (signal_data.PEAKS, 1),
+    "beats": (signal_data.BEAT, 1),
+    "rhythm": (signal_data.RHYTHM, 1),
+}
 
 
 def test_recordings_are_read_with_time_first_and_sensors_last(tmp_path):
