@@ -15,10 +15,12 @@ import numpy as np
 from dgh_tf.models.tflite.batch import proven
 from dgh_tf.models.tflite.run import Graph, feeds_of, run
 from dgh_tf.models.tflite.spec import fixed_range, spec_of
+from tflite_export.simulation.variances import Losses, variances_of
 
 Ranges = dict[int, tuple[float, float]]  # (low, high) by tensor index
 RULES = ("minmax", "mse", "percentile")
 _BINS = 2048
+_FEW = 32  # images that tell the variances of normalizations
 _PARTS = np.linspace(
     0.025, 1.0, 40
 )  # candidates of the clipping search, as parts of the observed minimum and maximum
@@ -189,4 +191,30 @@ def collect_ranges(
                     if rule == "mse"
                     else percentile_range(counts[i], low, high, percentile=percentile)
                 )
+    if activation_bits == 8:
+        seen |= _of_variances(graph, feeds, seen, constants)
     return share_scales(graph, seen, activation_bits=activation_bits)
+
+
+def _of_variances(
+    graph: Graph,
+    feeds: Mapping[int, np.ndarray],
+    seen: Ranges,
+    constants: Mapping[int, Any] | None,
+) -> Ranges:
+    """Shorter ranges where a normalization needs its small variances, see `variances`."""
+    found = {variance.squares: variance for variance in variances_of(graph)}
+    if not found:
+        return {}
+    losses = {index: Losses(variance, seen) for index, variance in found.items()}
+
+    def note(index: int, value: Any) -> None:
+        if index in losses:
+            losses[index].add(value.numpy())
+
+    count = len(next(iter(feeds.values())))
+    # at random: every other generated image may be of another kind
+    chosen = np.sort(np.random.default_rng(0).permutation(count)[:_FEW])
+    few = {i: values[chosen] for i, values in feeds.items()}
+    _observe_all(graph, few, note, constants, _FEW // 4)
+    return {i: limits for each in losses.values() for i, limits in each.best().items()}
