@@ -154,7 +154,7 @@ class Generator:
             heads=self.head_names,
             ranged={} if reach is None else ranged_layers(self.network.layers),
             reach=reach or 0.0,
-            signals=all(each.signal for each in self.known),
+            stretch_masks=alone or not (config.bn_weight and all(k.signal for k in self.known)),
         )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process

@@ -87,7 +87,8 @@ class Problem:
       heads: names of the model's heads.
       ranged: scale and offset of those BN layers whose largest output is aimed at, by their number.
       reach: that largest output over the set, in units of the mean of the images' own largest.
-      signals: whether no input is a picture.
+      stretch_masks: whether heads over places of the input are stretched, too; not where matched
+        statistics of signals bring them to the spread of real ones.
     """
 
     config: GenerationConfig
@@ -96,7 +97,7 @@ class Problem:
     heads: list[str]
     ranged: Mapping[int, tuple[np.ndarray, np.ndarray]]
     reach: float = LARGEST_REACH
-    signals: bool = False
+    stretch_masks: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +267,7 @@ def objective(
     spreads, reaches = seen.spreads[: len(heads)], seen.spreads[len(heads) :]
     for i, (head, spread) in enumerate(zip(heads, spreads, strict=True)):
         metrics[f"spread/{head.name}"] = tf.reduce_mean(spread)
-        if problem.signals and _is_dense(head.logits):
+        if not problem.stretch_masks and _is_dense(head.logits):
             continue
         hinge = _hinge(head, seen.tapped, problem.layers)
         stretch = losses.stretching(spread, limit=limits[i]) + hinge
@@ -280,8 +281,8 @@ def objective(
 
 
 def _is_dense(logits: tf.Tensor) -> bool:
-    """Whether a head has outputs for places of the input, such as a mask. Each signal then shows
-    most of what such a head can say: under matched statistics the spread is that of real signals.
+    """Whether a head has outputs for places of the input, such as a mask. Each input then shows
+    most of what such a head can say.
     """
     return any(side != 1 for side in logits.shape[1:-1])
 
