@@ -62,6 +62,9 @@ FILES = {
     "no signature": lambda: sources.without_signature(sources.converted(tiny.softmax_head())),
     "channels first": channels_first,
     "biases behind a reshape": lambda: sources.converted(on_sequences()),
+    "every sum of a channel and a constant": lambda: sources.of_function(
+        lambda x: tf.reshape(tf.matmul(x, KERNEL), (1, 3, 1)) + KERNEL[0], (1, 6)
+    ),
     "square and negation": lambda: sources.of_function(
         lambda x: tf.matmul(-tf.square(x), KERNEL), (1, 6)
     ),

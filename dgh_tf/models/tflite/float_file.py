@@ -408,10 +408,13 @@ def _whole_bias(operator: Operator, addition: Operator, *, channels: int) -> np.
     """The operator's own bias and the constant that is added, float32 [channels]; None where what
     is added is no bias: computed, or another value at another place.
     """
+    summed = addition.output_tensors[0].shape
     added = [t.value for t in addition.input_tensors if t is not None and t.constant]
     if len(added) != 1 or added[0] is None or added[0].size != channels:
         return None
-    axes, summed = added[0].shape, addition.output_tensors[0].shape
+    if all(t is None or t.constant or t.shape != summed for t in addition.input_tensors):
+        return None  # the sum has more values than the operator gives, or more axes
+    axes = added[0].shape
     while axes and axes[0] == 1:
         axes = axes[1:]
     if summed[len(summed) - len(axes) :] != axes:  # one channel after the other, as in the operator
