@@ -5,7 +5,7 @@ as exact, in proportion, as a large one. A range from the smallest to the larges
 serve that: one position of high contrast makes the steps so wide that the variances of all plain
 ones become zero or one step. Here the ranges of the squares and of their means are shortened where
 the normalized values lose less by it. (This rule is our own; it is measured in
-docs/experiments/algorithms.md.)
+docs/experiments/calibration_sources.md.)
 """
 
 from __future__ import annotations
