@@ -80,3 +80,34 @@ def test_other_reciprocal_roots_are_left_alone():
     inputs = keras.Input((6, 16))
     made = keras.ops.rsqrt(keras.ops.abs(inputs) + 1.0)
     assert variances_of(read_graph(to_float_tflite(keras.Model(inputs, made)))) == []
+
+
+def signed(x):
+    """Values below zero in what the mean runs over."""
+    return x * keras.ops.rsqrt(keras.ops.mean(x, -1, keepdims=True) + 3.0)
+
+
+def with_its_variance(x):
+    variance = keras.ops.mean(x * x, -1, keepdims=True)
+    return x * keras.ops.rsqrt(variance + 1e-5), keras.ops.tanh(variance)
+
+
+def with_its_squares(x):
+    squares = x * x
+    mean = keras.ops.mean(squares, -1, keepdims=True)
+    return x * keras.ops.rsqrt(mean + 1e-5), squares
+
+
+@pytest.mark.parametrize(
+    "function, loud", [(signed, 1.0), (with_its_variance, LOUD), (with_its_squares, LOUD)]
+)
+def test_ranges_that_hold_more_than_a_variance_are_those_seen(function, loud):
+    """A shorter one would cut off the rest."""
+    inputs, images = keras.Input((6, 16)), signals(64, loud=loud)
+    graph = read_graph(to_float_tflite(keras.Model(inputs, function(inputs))))
+    (mean,) = (o for o in graph.operators if o.kind == "MEAN")
+    squares = images if function is signed else images.astype(np.float64) ** 2
+    ranges = collect_ranges(graph, images)
+    for index, values in ((mean.inputs[0], squares), (mean.outputs[0], squares.mean(-1))):
+        seen = (min(0.0, values.min()), max(0.0, values.max()))
+        assert ranges[index] == pytest.approx(seen, rel=1e-5)

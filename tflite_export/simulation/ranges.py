@@ -203,7 +203,8 @@ def _of_variances(
     constants: Mapping[int, Any] | None,
 ) -> Ranges:
     """Shorter ranges where a normalization needs its small variances, see `variances`."""
-    found = {variance.squares: variance for variance in variances_of(graph)}
+    squares = {variance.squares: variance for variance in variances_of(graph)}
+    found = {index: each for index, each in squares.items() if seen[index][0] >= 0.0}
     if not found:
         return {}
     losses = {index: Losses(variance, seen) for index, variance in found.items()}

@@ -10,6 +10,7 @@ docs/experiments/calibration_sources.md.)
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 
@@ -39,10 +40,19 @@ class Variance:
     axes: tuple[int, ...]
     epsilon: float
 
+    @property
+    def tensors(self) -> tuple[int, int, int]:
+        """Whose ranges depend on each other."""
+        return self.squares, self.mean, self.shifted
+
 
 def variances_of(graph: Graph) -> list[Variance]:
-    """Every RSQRT of a mean plus a constant. Others, such as those of constants, are left out."""
+    """Every RSQRT of a mean plus a constant. Others, such as those of constants, are left out, and
+    those whose squares, mean or sum serve anything else, which would lose by shorter ranges.
+    """
     makers = {i: operator for operator in graph.operators for i in operator.outputs}
+    uses = collections.Counter(i for o in graph.operators for i in o.inputs)
+    uses.update(graph.outputs)
     found = []
     for root in graph.operators:
         addition = makers.get(root.inputs[0]) if root.kind == "RSQRT" else None
@@ -53,7 +63,7 @@ def variances_of(graph: Graph) -> list[Variance]:
         if len(epsilons) != 1 or len(means) != 1 or means[0].kind != "MEAN":
             continue
         variance = _variance(means[0], addition, epsilons[0])
-        if variance is not None:
+        if variance is not None and all(uses[i] == 1 for i in variance.tensors):
             found.append(variance)
     return found
 
@@ -79,8 +89,7 @@ class Losses:
 
     def __init__(self, variance: Variance, ranges: Mapping[int, tuple[float, float]]) -> None:
         self._variance = variance
-        self._tensors = (variance.squares, variance.mean, variance.shifted)
-        self._ends = [ranges[i][1] for i in self._tensors]
+        self._ends = [ranges[i][1] for i in variance.tensors]
         self._losses, self._count = np.zeros((len(_PARTS), len(_PARTS))), 0
 
     def add(self, squares: np.ndarray) -> None:
@@ -106,7 +115,7 @@ class Losses:
         kept = (_PARTS[row], _PARTS[column], _PARTS[column])
         return {
             i: (0.0, float(part * end))
-            for i, part, end in zip(self._tensors, kept, self._ends, strict=True)
+            for i, part, end in zip(self._variance.tensors, kept, self._ends, strict=True)
         }
 
 
