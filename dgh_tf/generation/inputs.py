@@ -24,11 +24,10 @@ BAND_TAILS, FITTED_TAILS = 6.0, 3.0
 # Of a layer's largest output over a set, in units of the mean of the signals' own, for each
 # deviation that the range holds on its wider side. Signals that were scaled to fill 0..1 or -1..1
 # in every window hold 2 to 5 and cannot be much larger than others; loud and quiet ones need 8 and
-# more. Sequences that fill their range come to the layers' largest outputs without being led
-# there. Chosen on even-numbered evaluation signals of three networks of the heart and two of
-# spectrograms.
+# more. Sequences of fewer than FILLED_DEVIATIONS (standardized ones have 8 to 8.6) come to the
+# layers' largest outputs without being led there. Chosen on even-numbered evaluation signals.
 REACH_PER_DEVIATION, LEAST_REACH = 0.32, 1.6
-FILLED_DEVIATIONS = 6.0
+FILLED_DEVIATIONS = 9.0
 PLAIN_EVERY = 2
 _LEAST_CONTRAST = 0.03  # of a plain image, as a share of what others have
 _LEAST_STD = 1e-3  # of a column in units of the range: a canvas must be able to move it
@@ -156,7 +155,7 @@ class Inputs:
 def largest_reach(known: Sequence[KnownInput]) -> float | None:
     """`Problem.reach` of signals: how far the largest value of a set can lie above those that
     single signals have. Of several inputs the one that leaves most room. None for pictures, and for
-    sequences that fill their range in every window.
+    sequences whose range holds few deviations.
 
     Example: a spectrogram in a range of -1..1 around values of mean 0 and deviation 0.15 holds 6.7
       deviations, which gives 2.1; one of 8 deviations gives LARGEST_REACH, and so does a guessed

@@ -104,8 +104,8 @@ def test_a_range_that_holds_few_deviations_leaves_little_room_for_larger_signals
     assert largest_reach([KnownInput(guessed, signal, spectrum)]) == LARGEST_REACH
 
 
-@pytest.mark.parametrize(("std", "wanted"), [(0.2, None), (1 / 7, 0.32 * 7)])
-def test_sequences_that_fill_their_range_are_not_led_to_larger_outputs(std, wanted):
+@pytest.mark.parametrize(("std", "wanted"), [(0.2, None), (1 / 8, None), (1 / 10, LARGEST_REACH)])
+def test_sequences_whose_range_holds_few_deviations_are_not_led_to_larger_outputs(std, wanted):
     signal = as_signal((64, 1), "sequence")
     spectrum = natural_spectrum(signal, mean=0.0, std=std)
     known = KnownInput(InputRange((-1.0,), (1.0,), "given"), signal, spectrum)
