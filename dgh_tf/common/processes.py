@@ -93,10 +93,13 @@ def fork(
       stderr: a file for its standard error.
       environment: variables beside this process's own.
     """
+    import fcntl
+
     to_read, to_write = os.pipe()
     answers, to_answer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as in a process that started without
+            stream.flush()
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -104,18 +107,21 @@ def fork(
             os.setsid()  # as in `start`
             for name in ("SIGINT", "SIGTERM", "SIGHUP"):
                 signal.signal(getattr(signal, name), signal.SIG_DFL)
-            for old, new in ((to_read, 0), (to_answer, 1), (stderr.fileno(), 2)):
+            # the files of a process without standard input or output may have their numbers
+            files = [to_read, to_answer, stderr.fileno()]
+            above = [fcntl.fcntl(each, fcntl.F_DUPFD, 3) for each in files]
+            for new, old in enumerate(above):
                 os.dup2(old, new)
-            for each in (to_read, to_write, answers, to_answer):
-                if each > 2:  # where this process had no standard input or output
+            for each in (*above, to_read, to_write, answers, to_answer):
+                if each > 2:
                     os.close(each)
             os.environ.update(environment or {})
+            sys.stderr = open(2, "w", buffering=1, errors="replace", closefd=False)  # noqa: SIM115
             serve()
             code = 0
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
             os._exit(code)  # the parent's `atexit` and open files are not this process's
     os.close(to_read)
     os.close(to_answer)

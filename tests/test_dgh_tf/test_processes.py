@@ -127,3 +127,25 @@ def test_a_module_in_the_current_folder_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("print('taken over')")
     assert processes.run("json.tool", "--help").stdout.startswith("usage")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.parametrize("closed", ["", "<&-", ">&-", "2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_fork_has_its_own_files_whichever_its_parent_has_closed(closed, tmp_path):
+    """The pipes and the file for its errors may then have the numbers of those closed."""
+    code = """import os, pathlib, sys, tempfile
+from dgh_tf.common import processes
+def serve():
+    os.write(1, os.read(0, 5).upper())
+    raise ValueError("told")
+with tempfile.TemporaryFile() as errors:
+    child = processes.fork(serve, stderr=errors)
+    child.stdin.write(b"hello")
+    answer, code = child.stdout.read(9), child.wait()
+    told = os.pread(errors.fileno(), 4096, 0)
+    pathlib.Path(sys.argv[1]).write_bytes(b"%s %d %s" % (answer, code, told))"""
+    found = tmp_path / "found"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, str(found)]
+    subprocess.run(command, check=True)
+    assert found.read_text().startswith("HELLO 1 Traceback")
+    assert found.read_text().endswith("ValueError: told\n")

@@ -193,16 +193,18 @@ def running(pid):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="conversions start cold processes")
 def test_a_command_forks_the_warm_process_off_its_own_import(small, tmp_path):
-    """Also with its standard input closed and something in its buffers; the bytes stay those of a
-    process of its own.
+    """Also with its standard input closed, something in its buffers, and a parent that ignores the
+    end of its children, as `trap '' CHLD` makes it; the bytes stay those of a process of its own.
     """
     small[0].save(tmp_path / "m.keras")
     np.save(tmp_path / "images.npy", small[1])
-    code = """import sys, numpy as np
+    code = """import signal, sys, numpy as np
 from dgh_tf.common import processes
 from tflite_export.conversion import server
 print("said once", end="")
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 server.start_worker()
+signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 from dgh_tf import load_model
 from tflite_export import to_tflite
 made = to_tflite(load_model(sys.argv[1] + "/m.keras"), np.load(sys.argv[1] + "/images.npy"))

@@ -92,8 +92,9 @@ def _in_fork(folder: str, answers: int) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as in a fork of a process that had none
+                stream.flush()
         os._exit(code)
 
 
@@ -101,6 +102,7 @@ def serve() -> None:
     """Converts folder after folder until stdin ends. Nothing here may run a TensorFlow operation:
     its threads would not be in a fork.
     """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, nobody can wait for a fork
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever an import prints is no answer
     # TensorFlow imports Keras where it can
