@@ -119,3 +119,17 @@ def test_real_networks_give_the_same_integers(
     )
     options = {"algorithm": algorithm, "folder": tmp_path}
     assert largest_difference(model, images, others, **options) <= 1
+
+
+def test_chosen_weights_reach_an_operator_that_the_quantizer_names_anew():
+    """A transposed convolution without a bias, whose output it gives another number."""
+    from tflite_export import Runner
+
+    inputs = keras.Input((6, 6, 4))
+    x = keras.layers.Conv2DTranspose(4, 3, 2, padding="same", use_bias=False)(inputs)
+    model = tiny_models.settle(keras.Model(inputs, keras.layers.Conv2D(2, 1)(x)))
+    images = np.random.default_rng(0).normal(size=(24, 6, 6, 4)).astype(np.float32)
+    made = quantize(model, images, algorithm="mse", scheme="w4a8").tflite
+    wanted = model.predict(images, verbose=0)
+    error = Runner(made).predict(images) - wanted
+    assert np.mean(wanted**2) > 10.0 * np.mean(error**2)

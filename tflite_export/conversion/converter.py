@@ -36,6 +36,7 @@ from tflite_export.tflite.edit import (
     float_weights,
     in_order,
     integer_weights,
+    same_operators,
     with_constants,
     with_integers,
     with_own_biases,
@@ -263,12 +264,14 @@ def with_chosen_weights(
     """The int8 file with other integers; `weights` and `weight_bits` by tensor index of the float
     file, as `to_tflite_with_ranges` takes them.
     """
-    made = read_model(tflite)
+    made, source = read_model(tflite), read_model(float_tflite)
+    names = same_operators(source, made)
     split: dict[int, dict[str, Any]] = {}
-    for o in read_model(float_tflite).operators:
+    for o in source.operators:
         if o.kind in CHANNEL_AXIS and o.inputs[1] in weights:
             bits = bits_at(weight_bits, o.inputs[1]) if o.kind in FOUR_BIT_VERSION else 8
-            split.setdefault(bits, {})[o.output_tensors[0].name] = weights[o.inputs[1]]
+            name = o.output_tensors[0].name
+            split.setdefault(bits, {})[names.get(name, name)] = weights[o.inputs[1]]
     for bits, named in sorted(split.items()):
         made = with_integers(made, weights=named, weight_bits=bits)
     return made

@@ -247,6 +247,23 @@ def weighted_operators(model: TFLiteModel) -> dict[str, Operator]:
     }
 
 
+def same_operators(source: TFLiteModel, made: TFLiteModel) -> dict[str, str]:
+    """Operators with weights of a float file and of the integer one made from it, as names of their
+    outputs: other ones where the quantizer numbers them anew, such as x1 and x11. It keeps the
+    order. Empty where the two do not fit each other.
+    """
+    ours, theirs = weighted_operators(source), weighted_operators(made)
+    if ours.keys() == theirs.keys():
+        return {name: name for name in ours}
+    if len(ours) != len(theirs):
+        return {}
+    for (name, one), (other, two) in zip(ours.items(), theirs.items(), strict=True):
+        fits = one.kind == two.kind and weights_of(one).shape == weights_of(two).shape
+        if not fits or name.rstrip("0123456789") != other.rstrip("0123456789"):
+            return {}
+    return dict(zip(ours, theirs, strict=True))
+
+
 def weights_of(operator: Operator) -> Tensor:
     """The weights of an operator in CHANNEL_AXIS. Raises ValueError where it has none."""
     tensor = operator.input_tensors[1] if len(operator.input_tensors) > 1 else None
