@@ -92,3 +92,16 @@ def test_an_unknown_rule_and_values_that_are_not_finite_are_refused():
         collect_ranges(graph, tiny_models.images(2), rule="best")
     with pytest.raises(ValueError, match="not finite"):
         collect_ranges(graph, tiny_models.images(2) * np.float32("inf"))
+
+
+def test_values_that_are_not_finite_are_named_where_the_converter_crashes():
+    """It ends in a signal on the logarithm of zero, without a word of why."""
+    import keras
+
+    from tflite_export.quantization import quantize
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, keras.ops.log(keras.ops.relu(inputs)))
+    images = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"is not finite on the calibration images"):
+        quantize(model, images, algorithm="minmax")

@@ -11,6 +11,7 @@ import numpy as np
 from dgh_tf.common.text import in_one_line
 from tflite_export.calibration.check import Images, few_images
 from tflite_export.conversion.converter import (
+    ConversionError,
     convert_checked,
     to_float_tflite,
     to_tflite_with_ranges,
@@ -86,7 +87,14 @@ def _minmax(
             why = what_failed(error)
         else:
             return made
-    made = convert_checked(model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite)
+    try:
+        made = convert_checked(
+            model, arrays, scheme=scheme, timeout=timeout, float_tflite=float_tflite
+        )
+    except ConversionError as error:
+        if why is None:
+            raise
+        raise ConversionError(f"{error}\nOutside the converter: {why}") from error
     return made if why is None else (made, {"fallback": _FALLBACK.format(why=why)})
 
 
