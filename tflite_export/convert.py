@@ -23,6 +23,7 @@ from dgh_tf.common.files import require_writable
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.choices import without_choices
+from dgh_tf.models.loading import require_model
 from dgh_tf.models.tflite_model import weight_bytes
 from tflite_export import convert_flags
 from tflite_export.algorithms.by_name import check_algorithm
@@ -238,6 +239,7 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
             raise ValueError("--fail_below needs the verdict; leave --noverdict out.")
     else:
         _check_given()
+    require_model(FLAGS.model)
     return path, proof_path, algorithm, targets
 
 

@@ -20,27 +20,40 @@ def arguments(command, folder):
     np.save(images, np.zeros((4, 8, 8, 3), np.float32))
     sets = [f"--real={images}", f"--evaluation={images}", f"--output_dir={folder / 'new'}"]
     return {
-        "verdict": [f"--tflite={folder / 'm.tflite'}"],
-        "speed": [f"--output={folder / 'new.json'}"],
-        "layers": [f"--calibrations={images}"],
-        "privacy": [f"--training={images}", f"--unseen={images}", f"--output_dir={folder / 'new'}"],
-        "calibration": sets,
-        "lowbit": sets,
-        "convergence": sets[1:],
-        "tools": [*sets, f"--environments={folder / 'environments'}"],
+        "dgh_tf.generate": [f"--output_dir={folder / 'new'}"],
+        "tflite_export.convert": [f"--output={folder / 'new.tflite'}"],
+        "benchmarks.verdict": [f"--tflite={folder / 'm.tflite'}"],
+        "benchmarks.speed": [f"--output={folder / 'new.json'}"],
+        "benchmarks.layers": [f"--calibrations={images}"],
+        "benchmarks.privacy": [f"--training={images}", f"--unseen={images}", sets[2]],
+        "benchmarks.calibration": sets,
+        "benchmarks.lowbit": sets,
+        "benchmarks.convergence": sets[1:],
+        "benchmarks.tools": [*sets, f"--environments={folder / 'environments'}"],
     }[command]
 
 
 @pytest.mark.parametrize(
     "command",
-    ["verdict", "speed", "layers", "privacy", "calibration", "lowbit", "convergence", "tools"],
+    [
+        "dgh_tf.generate",
+        "tflite_export.convert",
+        "benchmarks.verdict",
+        "benchmarks.speed",
+        "benchmarks.layers",
+        "benchmarks.privacy",
+        "benchmarks.calibration",
+        "benchmarks.lowbit",
+        "benchmarks.convergence",
+        "benchmarks.tools",
+    ],
 )
 def test_an_absent_model_is_one_line_before_tensorflow(command, tmp_path):
     (tmp_path / "m.tflite").write_bytes(b"")
     given = arguments(command, tmp_path)
     before = set(tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", _LAUNCH, f"benchmarks.{command}", "--model=absent.keras", *given],
+        [sys.executable, "-c", _LAUNCH, command, "--model=absent.keras", *given],
         capture_output=True,
         text=True,
     )
