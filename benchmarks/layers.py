@@ -9,13 +9,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, require_writable
 from dgh_tf.common.help import MODELS
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.loading import require_model
 
 
@@ -197,7 +197,7 @@ def main(argv: list[str]) -> int:
     data = {name: loaded(path, "calibrations") for name, path in sources.items()}
     images = loaded(values.images, "images") if values.images else next(iter(data.values()))
     count = len(next(iter(images.values())))
-    chosen = np.linspace(0, count - 1, min(count, values.num_images)).astype(int)
+    chosen = spread(values.num_images, total=count)
     rows = compare(
         model,
         data,

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.common.quiet import without_retracing_warnings
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.batchnorm import batchnorm_layers, read_batchnorm
 from dgh_tf.models.hooks import record_calls
 from dgh_tf.models.network import call_model
@@ -53,7 +54,7 @@ def first_gap(model: Any, inputs: Sequence[np.ndarray]) -> float | None:
 
     step = tf.function(trace, autograph=False, reduce_retracing=True)
     count = len(inputs[0])
-    chosen = np.linspace(0, count - 1, min(count, _MOST_IMAGES)).astype(int)
+    chosen = spread(_MOST_IMAGES, total=count)
     with without_retracing_warnings():
         parts = [
             step(*(tf.constant(x[chosen[start : start + _AT_ONCE]], tf.float32) for x in inputs))

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.subsets import spread
+
 _INK = "#010203"  # stands for the page's text colour until the SVG is done
 _LINES = {"a": "#010204", "b": "#010205", "c": "#010206"}  # the same for its --a, --b and --c
 
@@ -131,7 +133,7 @@ def histogram(images: np.ndarray, *, low: np.ndarray, high: np.ndarray, title: s
       high: upper end, in the same form.
       title: of the chart.
     """
-    chosen = np.linspace(0, len(images) - 1, min(len(images), 256)).astype(int)
+    chosen = spread(256, total=len(images))
     unit = (np.asarray(images[chosen], np.float64) - low) / np.maximum(high - low, 1e-30)
     single = low.size == 1 and high.size == 1
     bottom, top = (float(low.ravel()[0]), float(high.ravel()[0])) if single else (0.0, 1.0)

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from dgh_tf.common import run_folder
 from dgh_tf.common.files import atomic_write, read_json
+from dgh_tf.common.subsets import halves
 from dgh_tf.config import SizeSetting, parse_image_size
 from dgh_tf.models.network import Network
 from dgh_tf.report import page as report
@@ -105,14 +106,14 @@ def activation_ranges(
 def attempt(
     network: Network, images: Sequence[np.ndarray], *, steps: int, seconds: float
 ) -> Attempt:
-    """What a finished run shows: the ranges of its images, and how they differ between its even and
-    odd images.
+    """What a finished run shows: the ranges of its images, and how they differ between two halves
+    of them.
     """
     low, high = activation_ranges(network, images)
-    halves = (
+    apart = (
         range_change(
             *(
-                np.stack([end(side[half::2], axis=0) for half in (0, 1)])
+                np.stack([end(side[half], axis=0) for half in halves(len(low))])
                 for end, side in ((np.min, low), (np.max, high))
             )
         )
@@ -125,7 +126,7 @@ def attempt(
         round(seconds, 2),
         low.min(axis=0).tolist(),
         high.max(axis=0).tolist(),
-        float(np.median(halves)),
+        float(np.median(apart)),
     )
 
 

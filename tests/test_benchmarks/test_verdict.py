@@ -152,7 +152,7 @@ def test_images_that_the_model_takes_for_one_are_named():
 
 def test_unstable_ranges_are_named():
     high = np.ones((10, 2))
-    high[::2] = 2.0
+    high[0] = 2.0  # of one half alone
     (reason,) = judge({"stretched": evidence(same=7, high=high)})["reasons"]
     assert "too few images" in reason
     assert judge({"stretched": evidence(same=7)})["reasons"] == []

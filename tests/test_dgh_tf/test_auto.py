@@ -108,6 +108,9 @@ def test_ranges_are_those_of_keras_and_halves_of_equal_images_agree():
     assert low.shape == (6, len(network.layers) + 1)
     twice = autosize.attempt(network, [np.repeat(images, 2, axis=0)], steps=5, seconds=1.0)
     assert twice.halves == pytest.approx(0.0, abs=1e-6) and twice.num_images == 12
+    # two kinds in turn, as generated images are where there are no statistics
+    kinds = autosize.attempt(network, [np.tile(images[:2], (4, 1, 1, 1))], steps=5, seconds=1.0)
+    assert kinds.halves == pytest.approx(0.0, abs=1e-6)
     assert autosize.attempt(network, [images], steps=5, seconds=1.0).halves > 0.0
     np.testing.assert_allclose(twice.high, high.max(0))
 

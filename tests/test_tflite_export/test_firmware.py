@@ -15,6 +15,7 @@ import pytest
 import test_targets
 import tiny_models
 
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import read_model
 from tflite_export import to_float_tflite, to_tflite
 from tflite_export.firmware import companions, sources, vectors
@@ -79,7 +80,7 @@ def test_test_vectors_are_the_codes_of_images_and_of_their_outputs(made):
     found = vectors.make_vectors(model, {"image": images}, cases=4)
     entry = model.tensors[model.inputs[0]]
     scale, zero = entry.scales[0], entry.zero_points[0]
-    picked = images[np.linspace(0, len(images) - 1, 4).astype(int)].astype(np.float64)
+    picked = images[spread(4, total=len(images))].astype(np.float64)
     wanted = np.clip(np.round(picked / scale) + zero, -128, 127)
     codes = found.inputs["image"]
     assert codes.dtype == np.int8 and codes.shape == (4, 1, 8, 8, 3) and found.cases == 4

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from dgh_tf.common.subsets import spread
 from dgh_tf.common.value_range import Placement, place
 
 Images = np.ndarray | Mapping[str, np.ndarray]
@@ -202,9 +203,8 @@ def few_images(images: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Some of the images, evenly spread: at most _MOST_IMAGES, fewer where they are large."""
     count = len(next(iter(images.values())))
     values = sum(array[0].size for array in images.values())
-    chosen = np.linspace(
-        0, count - 1, min(count, _MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))
-    ).astype(int)
+    most = min(_MOST_IMAGES, max(_LEAST_IMAGES, _MOST_VALUES // values))
+    chosen = spread(most, total=count)
     return {name: np.asarray(array[chosen]) for name, array in images.items()}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
 from tflite_export.tflite.interpreter import LiteRTInterpreter, quantize
 
@@ -72,7 +73,7 @@ def make_vectors(
     count = len(next(iter(images.values())))
     each = sum(int(np.prod(row["shape"])) for row in interpreter.inputs.values())
     cases = min(cases, count, max(1, _MOST_BYTES // each))
-    places = np.linspace(0, count - 1, cases).astype(int)
+    places = spread(cases, total=count)
     inputs = {
         name: np.stack(
             [quantize(images[name][place], row).reshape(row["shape"]) for place in places]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.common.subsets import halves
 from tflite_export.quality.agreement import (
     Features,
     Prediction,
@@ -75,8 +76,7 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """How much the range of each tensor differs between two halves of the images.
 
     Args:
-      low: lowest value per image, [images, tensors], in any unit. Even and odd images are the
-        halves.
+      low: lowest value per image, [images, tensors], in any unit.
       high: highest value per image, in the same form.
     Returns:
       [tensors]: the larger difference of the two ends over the width of the whole range, 0..1;
@@ -85,7 +85,7 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     if len(low) < 2:
         return np.zeros(low.shape[1])
     lows, highs = (
-        np.stack([f(v[half::2], axis=0) for half in (0, 1)])
+        np.stack([f(v[half], axis=0) for half in halves(len(low))])
         for f, v in ((np.min, low), (np.max, high))
     )
     lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)  # TFLite's ranges hold zero

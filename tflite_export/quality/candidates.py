@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.subsets import spread
 from tflite_export.quality.accuracy_estimate import decibels, interval
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.interpreter import Runner
@@ -67,7 +68,7 @@ def hold_back(
     count = len(next(iter(images.values())))
     if count < smallest:
         return dict(images), dict(images)
-    held = np.linspace(0, count - 1, min(_MOST, max(_LEAST, count // _SHARE))).astype(int)
+    held = spread(min(_MOST, max(_LEAST, count // _SHARE)), total=count)
     rest = np.setdiff1d(np.arange(count), held)
     return (
         {name: np.asarray(array[rest]) for name, array in images.items()},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import Convergence
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import judge
@@ -34,7 +35,7 @@ def hold_out(images: Images, count: int) -> tuple[Images, Images]:
     Example:
       >>> rest, held = hold_out(np.arange(5.0), 2)
       >>> rest.tolist(), held.tolist()
-      ([1.0, 2.0, 3.0], [0.0, 4.0])
+      ([1.0, 2.0, 4.0], [0.0, 3.0])
     """
     arrays = images if isinstance(images, Mapping) else {"": images}
     total = min(map(len, arrays.values()))
@@ -43,7 +44,7 @@ def hold_out(images: Images, count: int) -> tuple[Images, Images]:
             f"held_out={count}: expected at least 1 and fewer than the {total} images, since the "
             "others calibrate the file."
         )
-    held = np.linspace(0, total - 1, count).round().astype(int)
+    held = spread(count, total=total)
     rest = np.setdiff1d(np.arange(total), held)
     if not isinstance(images, Mapping):
         return np.asarray(images[rest]), np.asarray(images[held])

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.common.convergence import Convergence
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import Tensor, TFLiteModel, plain, read_model
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import Evidence, judge
@@ -249,16 +250,13 @@ def calibration_verdict(
     Returns: as `accuracy_estimate.judge`, from at most 64 images spread over the set.
     """
 
-    def spread(array: np.ndarray) -> np.ndarray:
-        return np.asarray(
-            array[np.linspace(0, len(array) - 1, min(len(array), _MOST_IMAGES)).astype(int)],
-            np.float32,
-        )
+    def some(array: np.ndarray) -> np.ndarray:
+        return np.asarray(array[spread(_MOST_IMAGES, total=len(array))], np.float32)
 
     chosen = (
-        {name: spread(a) for name, a in images.items()}
+        {name: some(a) for name, a in images.items()}
         if isinstance(images, Mapping)
-        else spread(images)
+        else some(images)
     )
     try:
         evidence = gather(float_tflite, tflite, chosen)

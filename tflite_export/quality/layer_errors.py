@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.batch import proven
 from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, read_model
 from dgh_tf.models.tflite.run import Graph, feeds_of, read_graph, run
@@ -355,7 +356,7 @@ def _few(graph: Graph, images: Images, *, runs: int) -> dict[int, np.ndarray]:
     each = sum(map(_multiplications, graph.operators)) * max(1, runs)
     most = int(np.clip(_WORK // max(each, 1), _LEAST_IMAGES, _IMAGES))
     count = min(map(len, feeds.values()))
-    chosen = np.linspace(0, count - 1, min(count, most)).round().astype(int)
+    chosen = spread(most, total=count)
     return {index: np.asarray(array[chosen], np.float32) for index, array in feeds.items()}
 
 
