@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 
 from tflite_export.proof import calibrated_on
-from tflite_export.quality import accuracy_estimate, agreement
+from tflite_export.quality import accuracy_estimate, agreement, layer_errors
 from tflite_export.quality.accuracy_estimate import Evidence, judge
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -150,6 +150,43 @@ def test_images_that_the_model_takes_for_one_are_named():
     assert judge({"unstretched": found})["reasons"] == []
 
 
+@pytest.mark.parametrize("height", [5.0, 0.0])
+def test_images_that_all_have_the_same_logits_judge_nothing(height):
+    """One class by 5 on every image, or none, and differences of a thousandth, which the integer
+    file keeps: no noise, and a margin of thousands of them. Nothing of that holds for other inputs,
+    so nothing is predicted, whatever a second kind of images says.
+    """
+    rng = np.random.default_rng(3)
+    logits = np.tile([height, 0.0, 0.0], (10, 1)) + (1e-3 if height else 0.0) * rng.normal(
+        size=(10, 3)
+    )
+    sides = {"reference": logits, "outputs": logits + 1e-6 * rng.normal(size=(10, 3))}
+    sides |= {"float_logits": sides["reference"], "logits": sides["outputs"]}
+    same = evidence(classes=3)._replace(**{name: {"y": side} for name, side in sides.items()})
+    for kinds in ({"unstretched": same}, {"stretched": noisy(0.001), "unstretched": same}):
+        result = judge(kinds)
+        assert (result["level"], result["predicted_agreement"]) == ("unknown", None)
+        assert result["band"] is None and result["reasons"] == []
+        told = layer_errors.look_first(result, b"", b"", np.zeros(0))  # no layer is looked at
+        assert told["sentence"].startswith("Not judged: ") and told["look_first"] == []
+    one = same._replace(**{name: {"y": side[:1]} for name, side in sides.items()})
+    assert judge({"unstretched": one})["level"] != "unknown"  # it may be like others or not
+
+
+def test_outputs_that_are_the_same_on_all_images_judge_nothing():
+    """A regression that gives 300 on every image keeps 50 dB of nothing; one of 300 and 302 has
+    something to tell.
+    """
+    files = [np.full((10, 1), 300.0) for _ in range(2)]
+    files[1] += 1.0
+    for height, level in ((0.0, "unknown"), (2.0, "fine")):
+        files[0][::2] = 300.0 + height
+        heads = {"reference": {"y": files[0]}, "outputs": {"y": files[1]}}
+        heads |= {"float_logits": heads["reference"], "logits": heads["outputs"]}
+        result = judge({"stretched": evidence()._replace(**heads)})
+        assert result["level"] == level and result["worst_head_sqnr_db"] > 45
+
+
 def test_unstable_ranges_are_named():
     high = np.ones((10, 2))
     high[0] = 2.0  # of one half alone
@@ -160,7 +197,8 @@ def test_unstable_ranges_are_named():
 
 def test_models_without_classes_are_judged_by_their_worst_head():
     quiet = evidence()
-    heads = {"boxes": np.ones((10, 5, 4)), "scores": np.ones((10, 5, 2))}
+    signs = np.array([1.0, -1.0] * 5)[:, None, None]
+    heads = {"boxes": signs * np.ones((10, 5, 4)), "scores": signs * np.ones((10, 5, 2))}
     noisy = {"boxes": heads["boxes"] + 0.01, "scores": heads["scores"] + 0.5}
     result = judge({"stretched": quiet._replace(reference=heads, outputs=noisy)})
     assert result["predicted_agreement"] is None and result["band"] is None
@@ -182,6 +220,10 @@ def test_masks_are_judged_by_what_they_mark(lost, level):
     outputs = marked.copy()
     outputs[:, 10:] += 0.2
     outputs[:, :lost] = 0.4
+    logits, marked, outputs = (
+        np.stack([np.roll(row, 10 * place, axis=0) for place, row in enumerate(side)])
+        for side in (logits, marked, outputs)
+    )
     one = evidence()._replace(
         reference={"y": marked}, outputs={"y": outputs}, float_logits={"y": logits}
     )

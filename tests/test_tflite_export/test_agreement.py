@@ -16,6 +16,7 @@ from tflite_export.quality.agreement import (
     Rule,
     capped,
     common_logits,
+    differ,
     expected,
     features_of,
     logit_correlations,
@@ -118,6 +119,17 @@ def test_seeds_are_pooled_and_other_images_are_taken_for_stretched_ones():
     assert (pooled.lost, pooled.images) == (3, 64)
     assert set(of_kinds({"calibration": shown()})) == {STRETCHED}
     assert set(of_kinds({"real": shown()})) == {REAL}
+
+
+def test_images_differ_by_what_is_left_of_the_mean_image():
+    """By hand: logits (1, -1) and (1 + d, -1 - d) vary by d / 2 around the mean image and by about
+    1 over the classes: 1.2 % of it is something, 0.8 % is not. A shift of all logits is no
+    difference.
+    """
+    for step, known in ((0.024, True), (0.016, False), (0.0, False)):
+        logits = np.array([[1.0, -1.0], [1.0 + step, -1.0 - step]])
+        assert differ(logits) == differ(logits + [[0.0], [7.0]]) == known
+    assert differ(np.array([[1.0, -1.0]])) and not differ(np.zeros((4, 3)))
 
 
 def test_rule_by_hand():
@@ -241,6 +253,12 @@ def test_logits_that_all_images_share_tell_nothing_of_what_differs():
     kept = np.mean(logits.argmax(axis=1) == found.argmax(axis=1))
     told = predict({PLAIN: features_of(logits, found)})
     assert kept < 0.85 and told.agreement < 0.85
+    # one class high on every image: no more is told of it, for no real input need be like these
+    logits[:, 0] += 20.0
+    found[:, 0] += 20.0
+    shared = features_of(logits, found)
+    assert shared.width == pytest.approx(1.0) and shared.spread < 1.0
+    assert predict({PLAIN: shared}).agreement < 0.85
     # of logits that differ, or of too few to know, nothing is taken off
     for each in (rng.normal(size=(64, 5)), logits[:3]):
         assert not common_logits(each).any()

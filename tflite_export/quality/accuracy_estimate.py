@@ -17,12 +17,14 @@ from tflite_export.quality.agreement import (
     Features,
     Prediction,
     common_logits,
+    differ,
     features_of,
     predict,
 )
 from tflite_export.quality.masks import is_sigmoid, mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
+UNKNOWN = "unknown"  # level of a file that the images cannot judge
 STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
 AGREEMENT = (
     0.95,
@@ -31,6 +33,10 @@ AGREEMENT = (
 _SAME = (
     "the model gives these images nearly the same logits, so they tell little: is it trained, and "
     "are the images in its range?"
+)
+_ALL_ONE = (
+    "Not judged: the model gives all images of a kind the same outputs, so they tell nothing of "
+    "other inputs. Is it trained, and are the images in its range?"
 )
 _DOUBT = 0.05  # how far below the border the lower end of a fine file's band may lie
 IOU = (0.9, 0.75)  # the same for masks: of what they mark at 0.5, in the worst kind of images
@@ -222,7 +228,8 @@ def judge(
     """The verdict on one file.
 
     `agreement.predict` tells the agreement of models with classes. A file is fine where at least
-    95 % are expected and the lower end of the band is no more than five points below.
+    95 % are expected and the lower end of the band is no more than five points below. Images of a
+    kind that all have the same outputs judge nothing: the level is "unknown".
 
     Args:
       evidence: by kind of images and seed ("stretched", "stretched, seed 1", "unstretched": the
@@ -233,35 +240,24 @@ def judge(
         them nothing bounds the agreement above.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
       "range_change", "layers" (worst first)}; agreement and band are None for models without
-      classes; "mask" is the worst {"agreement", "iou"} of models that mark places, else None.
+      classes, and where nothing is judged; "mask" is the worst {"agreement", "iou"} of models that
+      mark places, else None.
     """
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
-    kinds: dict[str, dict[str, Any]] = {}
-    features: dict[str, Features] = {}
-    same = False
-    for name, each in evidence.items():
-        kinds[name] = {"images": len(each.low), "heads": heads(each)}
-        found, logits = agreements(each), logits_of_classes(each)
-        if found is not None and logits is not None:
-            features[name] = features_of(*logits)
-            same |= bool(common_logits(logits[0]).any())
-            kinds[name] |= {
-                "agreement": float(found.mean()),
-                "interval": list(interval(found)),
-                "noise": features[name].noise,
-                "margin": features[name].margin,
-            }
-        elif marked := mask_scores(each.reference, each.outputs, logits=each.float_logits):
-            kinds[name]["mask"] = marked
+    seen = _see(evidence)
+    kinds = seen.kinds
     rows = layers(_pooled(list(evidence.values())))
     first = next(iter(evidence.values()))
     change = range_change(first.low, first.high)
-    predicted = predict(features, statistics=statistics) if features else None
+    told = bool(seen.features) and not seen.all_one
+    predicted = predict(seen.features, statistics=statistics) if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
     masks = [kind["mask"] for kind in kinds.values() if "mask" in kind]
     mask = min(masks, key=lambda scores: scores["iou"], default=None)
-    if predicted is not None:
+    if seen.all_one:
+        level = UNKNOWN
+    elif predicted is not None:
         level = level_of(predicted.agreement, predicted.low)
     elif mask is not None:
         level = _by_border(mask["iou"], IOU)
@@ -277,10 +273,53 @@ def judge(
         "held_out": held_out,
         "kinds": kinds,
         "range_change": {"median": float(np.median(change)), "largest": float(change.max())},
-        "reasons": [*([_SAME] if same else []), *_reasons(change, len(first.low), predicted)],
+        "reasons": [*seen.reasons, *_reasons(change, len(first.low), predicted)],
         "layers": worst_first(rows),
     }
     return {**result, "sentence": sentence(result)}
+
+
+class _Seen(NamedTuple):
+    """What the images show: figures and features by kind; the latter of models with classes alone.
+    all_one: whether the images of a kind all have the same outputs.
+    """
+
+    kinds: dict[str, dict[str, Any]]
+    features: dict[str, Features]
+    reasons: list[str]
+    all_one: bool
+
+
+def _see(evidence: Mapping[str, Evidence]) -> _Seen:
+    kinds: dict[str, dict[str, Any]] = {}
+    features: dict[str, Features] = {}
+    same = all_one = False
+    for name, each in evidence.items():
+        kinds[name] = {"images": len(each.low), "heads": heads(each)}
+        found, logits = agreements(each), logits_of_classes(each)
+        if found is None or logits is None:
+            marked = mask_scores(each.reference, each.outputs, logits=each.float_logits)
+            kinds[name] |= {"mask": marked} if marked else {}
+            all_one |= not any(map(_varies, each.reference.values()))
+            continue
+        features[name] = features_of(*logits)
+        same |= bool(common_logits(logits[0]).any())
+        all_one |= not differ(logits[0])
+        kinds[name] |= {
+            "agreement": float(found.mean()),
+            "interval": list(interval(found)),
+            "noise": features[name].noise,
+            "margin": features[name].margin,
+        }
+    return _Seen(kinds, features, [_SAME] if same and not all_one else [], all_one)
+
+
+def _varies(output: np.ndarray) -> bool:
+    """Whether an output [images, ...] differs between images by more than a ten-thousandth of its
+    size. Nobody knows of a single image.
+    """
+    varied = np.square(output - output.mean(axis=0)).mean()
+    return len(output) < 2 or bool(varied > 1e-8 * np.square(output).mean())
 
 
 def _is_linear(evidence: Evidence) -> bool:
@@ -348,6 +387,8 @@ def _reasons(change: np.ndarray, images: int, predicted: Prediction | None) -> l
 
 def sentence(result: Mapping[str, Any]) -> str:
     """The verdict in words."""
+    if result["level"] == UNKNOWN:
+        return _ALL_ONE
     if result["predicted_agreement"] is not None:
         low, high = result["band"]
         told = (

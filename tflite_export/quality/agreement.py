@@ -25,6 +25,7 @@ _CHANCE = 0.1  # a count that chance gives less often than this says more than t
 _FLAT = 0.5  # of the median image's spread of logits, below which an image is flat
 _COMMON = 0.25  # of what logits vary over the classes; less of it than that differs between images
 _FEW = 4  # images, of fewer nothing tells what they have in common
+_DIFFER = 1e-4  # of what logits vary over the classes; of less no image differs from another
 _BEYOND = 3.0  # standard deviations: by more than that noise turns one image of a thousand
 _MOST = 0.99  # of what is expected: beyond it few images tell nothing more
 _LEAST_NOISE = 0.01  # of the logits: below it every file keeps all
@@ -40,7 +41,8 @@ class Features:
     Attributes:
       noise: of the logits, as a share of the signal that the integer file keeps; see `_noise`.
       margin: of the highest float logit over the next, in units of the spread; geometric mean.
-      spread: standard deviation of the float logits over the classes, root mean square.
+      spread: standard deviation of the float logits over the classes, root mean square, without
+        what all images have in common.
       classes: their number.
       lost: images that lose their class by more than noise, see `lost_beyond_noise`.
       images: their number.
@@ -238,6 +240,14 @@ def common_logits(logits: np.ndarray) -> np.ndarray:
     return np.asarray(mean)
 
 
+def differ(logits: np.ndarray) -> bool:
+    """Whether images differ at all. Logits that are the same on all of them, [images, classes],
+    tell nothing of a file: other inputs may have any. Nobody knows of a single image.
+    """
+    varied = np.var(logits - logits.mean(axis=0), axis=1).mean()
+    return len(logits) < 2 or bool(varied > _DIFFER * np.var(logits, axis=1).mean())
+
+
 def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
     """The features of one kind of images. Args: logits of both files, [images, classes].
 
@@ -249,11 +259,14 @@ def features_of(float_logits: np.ndarray, logits: np.ndarray) -> Features:
     told = _not_flat(reference)
     reference, found = reference[told], found[told]
     common = common_logits(reference)
-    varied = max(_root_mean_square(np.std(reference - common, axis=1)), 1e-12)
+    spread = max(_root_mean_square(np.std(reference - common, axis=1)), 1e-12)
+    margin = _geometric(np.maximum(margins(reference) / spread, _LEAST_MARGIN))
+    if common.any():  # their one class stands as high as they are alike, and no real input need be
+        margin = min(margin, _normal(reference.shape[1]).margin)
     return Features(
         noise=_noise(reference - common, found - common),
-        margin=_geometric(np.maximum(margins(reference) / varied, _LEAST_MARGIN)),
-        spread=_root_mean_square(np.std(reference, axis=1)),
+        margin=margin,
+        spread=spread,
         classes=reference.shape[1],
         lost=int(lost_beyond_noise(reference, found).sum()),
         images=int(told.sum()),

@@ -12,11 +12,10 @@ from dgh_tf.common.convergence import Convergence
 from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import judge
+from tflite_export.quality.accuracy_estimate import UNKNOWN, judge
 from tflite_export.quality.layer_comparison import gather
 from tflite_export.quality.layer_errors import look_first
 
-UNKNOWN = "unknown"  # level of a file that the images cannot judge
 _MOST = 32  # images of each of two kinds judge a file, as in benchmarks.verdict
 _SHARE = 2  # fewer for small sets: one for so many that calibrate, but two at least
 
@@ -60,7 +59,7 @@ class Estimate:
 
     Attributes:
       agreement: predicted share of inputs that get the float model's class, 0..1. low, high: its
-        band. All three are None for a model without classes.
+        band. All three are None for a model without classes, and where the images tell nothing.
       level: "fine", "doubtful", "do not ship" or "unknown".
       sqnr_db: signal over quantization noise of the worst output.
       images: how many judged. verdict: all figures (see `accuracy_estimate.judge`).

@@ -20,7 +20,7 @@ from dgh_tf.models.tflite.model import Operator, Tensor, TFLiteModel, read_model
 from dgh_tf.models.tflite.run import Graph, feeds_of, read_graph, run
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS, spec_of
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import FINE, sentence, short
+from tflite_export.quality.accuracy_estimate import FINE, UNKNOWN, sentence, short
 from tflite_export.quality.candidates import relative_noise
 from tflite_export.simulation.fake_quant import along
 from tflite_export.targets.advice import layer_of
@@ -215,7 +215,7 @@ def look_first(
     """
     named: list[LayerError] = []
     reasons = list(verdict["reasons"])
-    if verdict["level"] != FINE:
+    if verdict["level"] not in (FINE, UNKNOWN):
         try:
             errors = by_layer(layer_errors(float_tflite, tflite, images, layers=layers))
         except ValueError:  # an operator that runs in LiteRT alone
