@@ -138,13 +138,13 @@ def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files
 
 def test_mixed_has_a_row_and_a_point_for_each_size(task_files, tmp_path):
     args = ("--sources=real", "--scheme=mixed", "--algorithm=minmax", "--seeds=1")
-    code, _, err = run(task_files, tmp_path, *args, "--max_kib=9,2.76")
+    code, _, err = run(task_files, tmp_path, *args, "--max_kib=9,2.4")
     assert code == 0, err
     rows = json.loads((tmp_path / "results.json").read_text())
-    assert [row["max_kib"] for row in rows] == [9.0, 2.76]
+    assert [row["max_kib"] for row in rows] == [9.0, 2.4]
     assert all(row["kib"] <= row["max_kib"] for row in rows)
     assert rows[0]["kib"] > rows[1]["kib"] and rows[0]["sqnr_db"] > rows[1]["sqnr_db"]
-    assert "real, mixed minmax in 2.76 KiB" in (tmp_path / "results.md").read_text()
+    assert "real, mixed minmax in 2.4 KiB" in (tmp_path / "results.md").read_text()
     assert (tmp_path / "sizes.png").exists()
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.models.tflite.model import read_model
 from dgh_tf.models.tflite.run import read_graph
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import Runner, check_integer, to_float_tflite, to_tflite_with_ranges
@@ -20,6 +21,7 @@ from tflite_export.quantization import quantize
 from tflite_export.simulation.fake_quant import integer_constants, predict
 from tflite_export.simulation.ranges import collect_ranges
 from tflite_export.tflite.edit import integer_weights, without_softmax
+from tflite_export.tflite.names import names_in
 
 IN_FILE = {"int8": "INT8", "int16x8": "INT8", "w4a8": "INT4"}  # type of the weights
 ENDS = {"int8": "int8", "int16x8": "int16", "w4a8": "int8"}
@@ -78,9 +80,9 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
         tflite, ranges=ranges, constants=found.biases, weights=found.weights, weight_bits=bits
     )
     in_file, nearest = integer_weights(made), integer_constants(graph, weight_bits=bits, rule="mse")
-    moved = 0
+    moved, names = 0, names_in(read_model(made), graph.model)
     behind = {
-        o.inputs[1]: graph.tensors[o.outputs[0]].name
+        o.inputs[1]: names[graph.tensors[o.outputs[0]].name]
         for o in graph.operators
         if o.kind in CHANNEL_AXIS
     }

@@ -5,7 +5,7 @@ import pytest
 import tiny_models
 from measures import sqnr_db
 
-from dgh_tf.models.tflite.model import pack_int4, unpack_int4
+from dgh_tf.models.tflite.model import pack_int4, read_model, unpack_int4
 from dgh_tf.models.tflite.run import read_graph
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export import (
@@ -24,6 +24,7 @@ from tflite_export.tflite.edit import (
     with_integers,
     without_softmax,
 )
+from tflite_export.tflite.names import names_in, unless_taken, with_short_names
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +54,20 @@ def test_the_file_holds_the_chosen_integers_and_runs_like_the_simulator(small, w
         i: (
             np.clip(
                 w + rng.integers(-1, 2, w.shape),
-                1 - 2 ** (weight_bits - 1),
-                2 ** (weight_bits - 1) - 1,
+                *{8: (-127, 127), 4: (-8, 7)}[weight_bits],
             ).astype(np.int8),
             s,
         )
         for i, (w, s) in chosen.items()
     }
     made = to_tflite_with_ranges(tflite, ranges=ranges, weights=chosen, weight_bits=weight_bits)
-    back = integer_weights(made)
+    back, names = integer_weights(made), names_in(read_model(made), graph.model)
     assert len(back) == len(chosen)
+    assert {8: -127, 4: -8}[weight_bits] == min(w.min() for w, _ in back.values())
     for o in graph.operators:
         if o.kind in CHANNEL_AXIS:
-            for got, want in zip(
-                back[graph.tensors[o.outputs[0]].name], chosen[o.inputs[1]], strict=True
-            ):
+            name = names[graph.tensors[o.outputs[0]].name]
+            for got, want in zip(back[name], chosen[o.inputs[1]], strict=True):
                 np.testing.assert_array_equal(got, want)
     check_integer(made, io_dtype="int8")
     simulated = predict(
@@ -110,6 +110,36 @@ def test_equal_zero_points_are_stored_once_and_read_as_before(small):
     np.testing.assert_array_equal(Runner(made).predict(images), Runner(smaller).predict(images))
 
 
+def test_names_stay_unique():
+    names = ["relu;add;conv", "split;a", "split;b", "conv", "mean;conv", "mean;x"]
+    shorter = ["relu", "split", "split", "conv", "conv", "mean"]
+    assert unless_taken(names, shorter) == [
+        *("relu", "split;a", "split;b", "conv", "mean;conv", "mean")
+    ]
+
+
+def test_a_file_with_short_names_is_smaller_and_computes_the_same(small):
+    """As LiteRT sees both; every operator's output is found again in the float file."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    _, graph, images, ranges, _ = small
+    chosen = integer_constants(graph, weight_bits=8)
+    long = to_tflite_with_ranges(graph.model, ranges=ranges)
+    whole = with_integers(long, weights=integer_weights(long)).data
+    short = to_tflite_with_ranges(graph.model, ranges=ranges, weights=chosen)
+    before, after = (
+        Interpreter(model_content=each).get_tensor_details() for each in (whole, short)
+    )
+    saved = sum(len(a["name"]) - len(b["name"]) for a, b in zip(before, after, strict=True))
+    assert saved > 200 and abs(len(whole) - len(short) - saved) <= 4 * len(after)  # padding
+    assert len({each["name"] for each in after}) == len(after)
+    np.testing.assert_array_equal(Runner(long).predict(images), Runner(short).predict(images))
+    names = names_in(read_model(short), graph.model)
+    assert [names[o.output_tensors[0].name] for o in graph.operators] == [
+        o.output_tensors[0].name for o in read_model(short).operators if o.kind != "QUANTIZE"
+    ]
+
+
 def test_constants_reach_litert(small):
     tflite, graph, images, *_ = small
     weights = {
@@ -131,8 +161,10 @@ def test_w4a8_packs_weights_and_shrinks_the_file():
     kinds = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
     uses = [row["inputs"][1]["dtype"] for row in operator_table(four) if row["operator"] in kinds]
     assert uses and set(uses) == {"INT4"} and report["tensor_dtypes"]["INT4"] == len(uses)
-    size = sum(w.size for w, _ in integer_weights(eight).values())
-    assert len(eight) - len(four) == pytest.approx(size / 2, rel=0.1, abs=1024)
+    weights = integer_weights(eight)
+    same = with_short_names(with_integers(eight, weights=weights)).data
+    size = sum(w.size for w, _ in weights.values())
+    assert len(same) - len(four) == pytest.approx(size / 2, rel=0.1, abs=1024)
     assert np.isfinite(Runner(four).predict(images)).all()
 
 

@@ -43,6 +43,7 @@ from tflite_export.tflite.edit import (
     with_ranges,
 )
 from tflite_export.tflite.integer_kernels import with_integer_kernels
+from tflite_export.tflite.names import with_short_names
 from tflite_export.tflite.schemes import find_scheme
 
 _SHOWN_LINES = 8  # of the worker's stderr in an error
@@ -212,7 +213,7 @@ def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
             f"{', '.join(FOUR_BIT_VERSION)} with "
             "constant weights. Use --scheme=int8."
         )
-    return with_integers(tflite, weights=weights, weight_bits=4).data
+    return with_short_names(with_integers(tflite, weights=weights, weight_bits=4)).data
 
 
 def to_tflite_with_ranges(
@@ -261,8 +262,8 @@ def with_chosen_weights(
     weights: Mapping[int, tuple[np.ndarray, np.ndarray]],
     weight_bits: WeightBits,
 ) -> TFLiteModel:
-    """The int8 file with other integers; `weights` and `weight_bits` by tensor index of the float
-    file, as `to_tflite_with_ranges` takes them.
+    """The int8 file with other integers, and short names; `weights` and `weight_bits` by tensor
+    index of the float file, as `to_tflite_with_ranges` takes them.
     """
     made, source = read_model(tflite), read_model(float_tflite)
     names = same_operators(source, made)
@@ -274,7 +275,7 @@ def with_chosen_weights(
             split.setdefault(bits, {})[names.get(name, name)] = weights[o.inputs[1]]
     for bits, named in sorted(split.items()):
         made = with_integers(made, weights=named, weight_bits=bits)
-    return made
+    return with_short_names(made) if split else made
 
 
 def to_float_tflite(

@@ -23,6 +23,7 @@ from tflite_export.quality.accuracy_estimate import Evidence, judge
 from tflite_export.quality.layer_errors import look_first
 from tflite_export.tflite.edit import logits_of, without_softmax
 from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
+from tflite_export.tflite.names import names_in
 
 _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
 
@@ -78,11 +79,12 @@ def _activations(
             "followed. There is no verdict for it."
         )
     by_name = {t.name: t for o in integer.operators for t in o.output_tensors}
+    names = names_in(integer, reference)
     inputs = [reference.tensors[i] for i in reference.inputs]
     found = [_Compared("INPUT", tensor, ends[tensor]) for tensor in inputs]
     for operator in reference.operators:
         for tensor in operator.output_tensors:
-            other = ends.get(tensor) or by_name.get(tensor.name)
+            other = ends.get(tensor) or by_name.get(names.get(tensor.name, ""))
             if tensor.dtype == "FLOAT32" and other is not None:
                 found.append(_Compared(operator.kind, tensor, other))
     return found

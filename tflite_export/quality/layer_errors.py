@@ -25,6 +25,7 @@ from tflite_export.quality.candidates import relative_noise
 from tflite_export.simulation.fake_quant import along
 from tflite_export.targets.advice import layer_of
 from tflite_export.tflite.edit import logits_of
+from tflite_export.tflite.names import names_in
 
 _IMAGES = 8  # each is run once for every layer
 _WORK = 2e10  # multiplications in all, above which fewer images are run
@@ -293,6 +294,7 @@ def _ends(graph: Graph) -> tuple[int, ...]:
 def _parts(graph: Graph, integer: TFLiteModel) -> list[_Part]:
     """Everything that both files hold and that the integer file rounds anew."""
     theirs = {t.name: o for o in integer.operators for t in o.output_tensors}
+    names = names_in(integer, graph.model)
     inputs = zip(integer.input_names, integer.inputs, strict=True)
     by_input = {name: _codes(integer.tensors[index]) for name, index in inputs}
     found = [
@@ -301,7 +303,7 @@ def _parts(graph: Graph, integer: TFLiteModel) -> list[_Part]:
         if (made := by_input.get(name))
     ]
     for ours in graph.operators:
-        other = theirs.get(ours.output_tensors[0].name)
+        other = theirs.get(names.get(ours.output_tensors[0].name, ""))
         if other is None or other.kind != ours.kind or spec_of(ours.kind).same_scale:
             continue
         codes = {

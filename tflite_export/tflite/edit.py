@@ -19,7 +19,7 @@ from dgh_tf.models.tflite.model import (
     pack_int4,
     read_model,
 )
-from dgh_tf.models.tflite.parts import fill, pack, pack_used, unpack
+from dgh_tf.models.tflite.parts import fill, pack, pack_small, unpack
 from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
     FOUR_BIT_VERSION,
@@ -367,7 +367,7 @@ def with_integers(
         if four:
             code = parts.operatorCodes[codes[places[operator]]]
             code.version = max(code.version, FOUR_BIT_VERSION[operator.kind])
-    return pack_used(parts, share_lists=True)
+    return pack_small(parts)
 
 
 def _require_fit(
