@@ -22,15 +22,17 @@ def test_rectified_sigmoid_by_hand():
 def test_optimization_starts_at_the_float_weights():
     weights, scales = np.float32([[0.13, -0.52], [0.9, -1.3]]), np.float32([[0.1], [0.25]])
     v = adaround.initial_choice(weights, scales)
-    start = adaround.soft_weights(v, floors=np.floor(weights / scales), scales=scales, limit=7)
+    start = adaround.soft_weights(
+        v, floors=np.floor(weights / scales), scales=scales, limits=(-8, 7)
+    )
     np.testing.assert_allclose(start.numpy(), weights, atol=1e-4)
 
 
-def test_hard_integers_by_hand_and_within_the_limit():
+def test_hard_integers_by_hand_and_within_the_limits():
     integers = adaround.hard_integers(
-        np.float32([0.3, -0.3, 2.0, -2.0]), floors=np.float32([2, 2, 7, -8]), limit=7
+        np.float32([0.3, -0.3, 2.0, -2.0]), floors=np.float32([2, 2, 7, -9]), limits=(-8, 7)
     )
-    assert integers.dtype == np.int8 and integers.tolist() == [3, 2, 7, -7]
+    assert integers.dtype == np.int8 and integers.tolist() == [3, 2, 7, -8]
 
 
 def test_penalty_by_hand():
@@ -75,7 +77,7 @@ def test_learned_rounding_finds_what_nearest_misses():
     def move(progress):
         beta, on = adaround.annealed_beta(progress)
         with tf.GradientTape() as tape:
-            soft = adaround.soft_weights(v, floors=floors, scales=scale, limit=7)
+            soft = adaround.soft_weights(v, floors=floors, scales=scale, limits=(-8, 7))
             loss = tf.reduce_mean(
                 tf.linalg.matvec(x, weights - soft) ** 2
             ) + 0.1 * on * adaround.rounding_penalty(v, beta)
@@ -83,7 +85,7 @@ def test_learned_rounding_finds_what_nearest_misses():
 
     for step in range(steps):
         move(tf.constant(step / steps))
-    learned = error(adaround.hard_integers(v.numpy(), floors=floors, limit=7))
+    learned = error(adaround.hard_integers(v.numpy(), floors=floors, limits=(-8, 7)))
     assert (
         min(choices) < 0.25 and error(np.rint(weights)) > 5
     )  # 2 or 3 of 6 go up: 0.45^2 or 0.55^2; none: 2.45^2

@@ -42,26 +42,27 @@ def initial_choice(weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return np.log(share / (1 - share)).astype(np.float32)
 
 
-def soft_weights(v: Any, *, floors: Any, scales: Any, limit: int) -> Any:
-    """scale * clip(floor(w / scale) + h(v), -limit, limit) (eq. 22): weights in between,
+def soft_weights(v: Any, *, floors: Any, scales: Any, limits: tuple[int, int]) -> Any:
+    """scale * clip(floor(w / scale) + h(v), *limits) (eq. 22): weights in between,
     differentiable in v.
 
     Args:
       v: float32 [...].
       floors: floor(w / scale) of the same shape.
       scales: broadcastable to it.
-      limit: the largest integer, 2^(b-1) - 1.
+      limits: the smallest and the largest integer, such as -8 and 7.
     """
     import tensorflow as tf
 
-    return scales * tf.clip_by_value(floors + rectified_sigmoid(v), -float(limit), float(limit))
+    low, high = map(float, limits)
+    return scales * tf.clip_by_value(floors + rectified_sigmoid(v), low, high)
 
 
-def hard_integers(v: np.ndarray, *, floors: np.ndarray, limit: int) -> np.ndarray:
+def hard_integers(v: np.ndarray, *, floors: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
     """The chosen integers: floor + 1 where h(v) >= 1/2, which is v >= 0, else floor; int8 within
-    +-limit.
+    the limits.
     """
-    return np.clip(floors + (np.asarray(v) >= 0), -limit, limit).astype(np.int8)
+    return np.clip(floors + (np.asarray(v) >= 0), *limits).astype(np.int8)
 
 
 def rounding_penalty(v: Any, beta: Any) -> Any:

@@ -32,8 +32,8 @@ _VALUES, _FEWEST, _MOST = 1_000_000, 4, 32
 @dataclasses.dataclass(frozen=True)
 class Block:
     """What is optimized in one span, by tensor index: weights in float, their floors and scales
-    (shaped to broadcast to them), biases in float and the units they are learned in, largest
-    integers.
+    (shaped to broadcast to them), biases in float and the units they are learned in, smallest
+    and largest integers.
     """
 
     span: range
@@ -42,7 +42,7 @@ class Block:
     scales: Values
     biases: Values
     units: Values
-    limits: dict[int, int]
+    limits: dict[int, tuple[int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +102,15 @@ class Learning:
     """What holds for all blocks of one `block_reconstruction.reconstruct`, whose arguments these
     are.
 
-    Attributes: nearest: (integers, scales) of rounding to nearest. limits: largest integers.
+    Attributes: nearest: (integers, scales) of rounding to nearest. limits: smallest and largest
+      integers.
       floats: constants instead of the file's. observe: fake-quantizes activations. batch_size:
       images of each step; None for as many as suit the block.
     """
 
     graph: Graph
     nearest: Mapping[int, tuple[np.ndarray, np.ndarray]]
-    limits: dict[int, int]
+    limits: dict[int, tuple[int, int]]
     floats: Mapping[int, Any]
     observe: Callable
     steps: int
@@ -169,7 +170,7 @@ def _loss(
     beta, on = adaround.annealed_beta(progress, start=_BETA)
     soft = {
         i: adaround.soft_weights(
-            v, floors=block.floors[i], scales=block.scales[i], limit=block.limits[i]
+            v, floors=block.floors[i], scales=block.scales[i], limits=block.limits[i]
         )
         for i, v in variables.choices.items()
     }
@@ -265,7 +266,7 @@ def learn(
         chosen = np.sort(generator.choice(count, batch_size, replace=False))
         traced(tf.constant(number), *(tf.constant(v[chosen]) for v in tf.nest.flatten(data)))
     integers = {
-        i: adaround.hard_integers(v.numpy(), floors=block.floors[i], limit=block.limits[i])
+        i: adaround.hard_integers(v.numpy(), floors=block.floors[i], limits=block.limits[i])
         for i, v in variables.choices.items()
     }
     return Learned(

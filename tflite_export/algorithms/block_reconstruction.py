@@ -31,6 +31,7 @@ from tflite_export.simulation.fake_quant import (
     channel_axes,
     fake_quantizer,
     integer_constants,
+    integer_limits,
     quantized_constants,
 )
 from tflite_export.simulation.ranges import Ranges, collect_ranges
@@ -87,7 +88,7 @@ def _block(learning: Learning, span: range, *, done: Mapping[int, Any]) -> Block
             and operator.kind != "TRANSPOSE_CONV"
         ):
             biases[bias] = np.asarray(floats.get(bias, graph.tensors[bias].value), np.float32)
-            units[bias] = nearest[index][1] * np.float32(learning.limits[index])
+            units[bias] = nearest[index][1] * np.float32(learning.limits[index][1])
     return Block(span, weights, floors, scales, biases, units, learning.limits)
 
 
@@ -230,7 +231,7 @@ def reconstruct(
     learning = Learning(
         graph=graph,
         nearest=integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats),
-        limits={i: 2 ** (each - 1) - 1 for i, each in bits.items()},
+        limits={i: integer_limits(each) for i, each in bits.items()},
         floats=floats,
         observe=fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits),
         steps=steps,

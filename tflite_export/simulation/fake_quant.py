@@ -59,10 +59,20 @@ def bits_at(weight_bits: WeightBits, index: int) -> int:
     return weight_bits if isinstance(weight_bits, int) else weight_bits.get(index, 8)
 
 
+def integer_limits(weight_bits: int) -> tuple[int, int]:
+    """Smallest and largest integer of weights: -127 and 127 with 8 bits, which is TFLite's narrow
+    range, and all that fewer bits hold, such as -8 to 7.
+
+    Of 16 levels one more counts; of 256 it does not, and TFLite's specification rules it out.
+    """
+    largest = 2 ** (weight_bits - 1) - 1
+    return (-largest if weight_bits == 8 else -largest - 1), largest
+
+
 def quantize_weights(
     weights: np.ndarray, *, axis: int, weight_bits: int = 8, rule: str = "minmax"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Symmetric quantization per channel to nearest, within +-(2^(b-1)-1), TFLite's narrow range.
+    """Symmetric quantization per channel to nearest, within `integer_limits`.
 
     Args:
       weights: float, any shape.
@@ -74,18 +84,18 @@ def quantize_weights(
       int8 integers of the weights' shape and float32 scales [channels]; a channel of zeros has
       scale 1.
     """
-    limit = 2 ** (weight_bits - 1) - 1
+    low, limit = integer_limits(weight_bits)
     rows = np.moveaxis(np.asarray(weights, np.float32), axis, 0).reshape(weights.shape[axis], -1)
     largest = np.abs(rows).max(1)
     largest[largest == 0] = limit
     best, best_error = largest / limit, np.full(len(rows), np.inf)
     for part in _SHRINK if rule == "mse" else (1.0,):
         scale = (part * largest / limit).astype(np.float32)
-        rounded = np.clip(np.rint(rows / scale[:, None]), -limit, limit) * scale[:, None]
+        rounded = np.clip(np.rint(rows / scale[:, None]), low, limit) * scale[:, None]
         error = np.sum((rounded - rows) ** 2, 1)
         best, best_error = np.where(error < best_error, scale, best), np.minimum(error, best_error)
     integers = np.clip(
-        np.rint(weights / along(best, axis=axis, rank=weights.ndim)), -limit, limit
+        np.rint(weights / along(best, axis=axis, rank=weights.ndim)), low, limit
     ).astype(np.int8)
     return integers, best.astype(np.float32)
 
