@@ -21,6 +21,7 @@ from tflite_export.algorithms.by_name import (
     ALGORITHMS,
     OWN_OPTIONS,
     PLAIN,
+    OutsideError,
     check_algorithm,
     check_options,
     float_start,
@@ -35,7 +36,7 @@ from tflite_export.tflite.schemes import SCHEMES
 # share of minmax's noise that another algorithm must remove before it is the best: on generated
 # images bias correction shows gains that real images do not have (docs/experiments/algorithms.md)
 _LEAST_GAIN = {"bias_correction": 0.5, "reconstruction": 0.05}
-_FALLBACK = "Algorithm {algorithm} does not take this model ({why}), so minmax was used."
+_FALLBACK = "Algorithm {algorithm} does not take this model ({why}), so minmax was used{how}."
 
 
 class Quantized(NamedTuple):
@@ -100,9 +101,14 @@ def _best(
     starts = {chosen: _Start(float_tflite, options), PLAIN: _Start(model, plainly)}
     files, notes, errors = _tried(starts, rest)
     if chosen in errors:
-        why = what_failed(errors[chosen])
-        tflite, _ = _made(PLAIN, starts[PLAIN], arrays)
-        return PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why)}
+        error, how = errors[chosen], ""
+        why = what_failed(error)
+        if isinstance(error, OutsideError):
+            if isinstance(model, bytes):  # the converter cannot start from it
+                raise error
+            how, plainly = ", with the converter's own ranges", {**plainly, "outside": why}
+        tflite, _ = _made(PLAIN, _Start(model, plainly), arrays)
+        return PLAIN, tflite, {"fallback": _FALLBACK.format(algorithm=chosen, why=why, how=how)}
     in_turn = {name: files[name] for name in (PLAIN, chosen) if name in files}
     with held_stderr():  # LiteRT announces its delegate
         figures = compare(float_tflite, in_turn, held)

@@ -98,23 +98,43 @@ def test_a_difference_that_few_images_show_by_chance_decides_nothing():
 
 @pytest.fixture
 def only_the_converter_runs_it(monkeypatch):
-    """Stands for any error of TensorFlow in a graph that only the converter runs."""
+    """Stands for any error of TensorFlow in a graph that only the converter runs. Gives the rules
+    of the ranges that were tried.
+    """
     from tflite_export.simulation import ranges
 
-    def broken(*given, **options):
+    tried = []
+
+    def broken(*given, rule, **options):
         import tensorflow as tf
 
+        tried.append(rule)
         return tf.reshape(tf.zeros(3), (2,))
 
     monkeypatch.setattr(ranges, "collect_ranges", broken)
+    return tried
 
 
-def test_python_falls_back_to_minmax_as_the_command_does(only_the_converter_runs_it):
-    """Whatever TensorFlow says of a graph run outside the converter stays out of the reason."""
-    made = quantize(tiny_models.conv_bn_relu(), tiny_models.images(16))
+@pytest.mark.parametrize(("scheme", "rule"), [("int8", "minmax"), ("w4a8", "mse")])
+def test_python_falls_back_to_minmax_as_the_command_does(only_the_converter_runs_it, scheme, rule):
+    """Whatever TensorFlow says of a graph run outside the converter stays out of the reason. What
+    does not run is tried once: minmax takes the converter's ranges at once.
+    """
+    model, images = tiny_models.conv_bn_relu(), tiny_models.images(16)
+    made = quantize(model, images, scheme=scheme)
+    assert only_the_converter_runs_it == [rule]
     assert made.notes["algorithm"] == "minmax"
-    assert "minmax was used" in made.notes["fallback"]
+    assert made.tflite == to_tflite(model, images, scheme=scheme)
+    assert "minmax was used, with the converter's own ranges" in made.notes["fallback"]
     assert "reshape" not in made.notes["fallback"].lower()
+
+
+def test_a_float_file_that_does_not_run_is_tried_once(only_the_converter_runs_it):
+    """The converter starts from Keras models alone, so no other way is left."""
+    float_tflite = to_float_tflite(tiny_models.conv_bn_relu())
+    with pytest.raises(ValueError, match="TensorFlow cannot run a part of it"):
+        quantize(float_tflite, tiny_models.images(16))
+    assert only_the_converter_runs_it == ["minmax"]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "w4a8"])

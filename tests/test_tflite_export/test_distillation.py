@@ -19,6 +19,7 @@ from tflite_export.algorithms.block_reconstruction import learn_rounding
 from tflite_export.algorithms.distillation.distill import distill
 from tflite_export.algorithms.distillation.to_tf_keras import to_tf_keras
 from tflite_export.simulation.fake_quant import integer_constants
+from tflite_export.simulation.ranges import collect_ranges
 from tflite_export.tflite.edit import integer_weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -74,7 +75,9 @@ def test_four_bits_start_from_learned_roundings():
     model, images = tiny_models.conv_bn_relu(), tiny_models.images(16)
     folded = to_tf_keras(model, fold_batchnorm=True, split_heads=True)
     graph = read_graph(to_float_tflite(folded, images=images))
-    _, found = learn_rounding(graph, {graph.input_names[0]: images}, weight_bits=4)
+    feeds = {graph.input_names[0]: images}
+    ranges = collect_ranges(graph, feeds, rule="mse")
+    found = learn_rounding(graph, feeds, ranges=ranges, weight_bits=4)
     nearest, moved = integer_constants(graph, weight_bits=4, rule="mse"), 0
     in_file = [
         integers for integers, _ in integer_weights(distill(model, images, steps=0)).values()

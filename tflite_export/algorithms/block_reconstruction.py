@@ -34,7 +34,7 @@ from tflite_export.simulation.fake_quant import (
     integer_limits,
     quantized_constants,
 )
-from tflite_export.simulation.ranges import Ranges, collect_ranges
+from tflite_export.simulation.ranges import Ranges
 
 
 class Reconstruction(NamedTuple):
@@ -312,12 +312,11 @@ def _next_inputs(
 
 
 def learn_rounding(
-    graph: Graph, images: Mapping[str, np.ndarray], **options: Any
-) -> tuple[Ranges, Reconstruction]:
-    """Ranges of least squared error over all images, and `reconstruct` within them on as many as
-    memory holds, with other views of them where they are pictures.
+    graph: Graph, images: Mapping[str, np.ndarray], *, ranges: Ranges, **options: Any
+) -> Reconstruction:
+    """`reconstruct` on as many images as memory holds, with other views of them where they are
+    pictures. ranges: of least squared error over all images.
     """
-    graph = proven(graph, images)
-    ranges, few = collect_ranges(graph, images, rule="mse"), few_images(images)
+    few = few_images(images)
     views = views_of(graph, count=len(next(iter(few.values()))))
-    return ranges, reconstruct(graph, few, ranges=ranges, views=views, **options)
+    return reconstruct(graph, few, ranges=ranges, views=views, **options)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,27 @@ class Algorithm(NamedTuple):
     schemes: tuple[str, ...]
 
 
+class OutsideError(ValueError):
+    """A float file's graph does not run outside the converter, so that no algorithm that runs it
+    takes the model.
+    """
+
+
+@contextlib.contextmanager
+def _outside() -> Iterator[None]:
+    """Around what every algorithm does with a graph. Raises OutsideError for whatever goes wrong,
+    but for too little memory.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        raise OutsideError(what_failed(error)) from error
+
+
 def what_failed(error: Exception) -> str:
     """An error in one short line; TensorFlow's own texts speak of its internals."""
     import tensorflow as tf
@@ -69,17 +91,19 @@ def _minmax(
     scheme: str,
     timeout: float | None,
     float_tflite: bytes | None = None,
+    outside: str | None = None,
     **others: Any,
 ) -> bytes | tuple[bytes, dict[str, Any]]:
     """The smallest and largest value of every tensor, so that a Keras model and its float file
     give the same integers. TensorFlow's converter, which measures the branches of a sum too wide,
-    is left int16x8 and the Keras models that only it can run.
+    is left int16x8 and the Keras models that only it can run: `outside` says why, where it is known
+    that nothing else does.
     """
     options = {"scheme": scheme, "timeout": timeout, "rule": "minmax", **others}
     if isinstance(model, bytes):
         return _ranges(model, arrays, **options)
-    why = None
-    if scheme != "int16x8":
+    why = outside
+    if scheme != "int16x8" and why is None:
         try:
             made = _ranges(float_tflite or model, arrays, **options)
             check_integer(made, io_dtype=SCHEMES[scheme].io_dtype)
@@ -122,9 +146,11 @@ def _ranges(
 
     bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = float_start(model, arrays, timeout)
-    graph = proven(read_graph(tflite), arrays)
+    with _outside():
+        graph = proven(read_graph(tflite), arrays)
     constants = equalize(graph, images=few_images(arrays)) if equalized else {}
-    ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
+    with _outside():
+        ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
     weights = integer_constants(
         graph, weight_bits=bits, rule="minmax" if bits == 8 else "mse", constants=constants
     )
@@ -156,13 +182,18 @@ def _reconstruction(
     weight_bits: WeightBits | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `block_reconstruction.reconstruct`."""
+    from dgh_tf.models.tflite.batch import proven
     from dgh_tf.models.tflite.run import read_graph
     from tflite_export.algorithms.block_reconstruction import learn_rounding
+    from tflite_export.simulation.ranges import collect_ranges
 
     bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = float_start(model, arrays, timeout)
-    ranges, found = learn_rounding(
-        read_graph(tflite), arrays, weight_bits=bits, steps=steps, seed=seed, say=say
+    with _outside():
+        graph = proven(read_graph(tflite), arrays)
+        ranges = collect_ranges(graph, arrays, rule="mse")
+    found = learn_rounding(
+        graph, arrays, ranges=ranges, weight_bits=bits, steps=steps, seed=seed, say=say
     )
     made = to_tflite_with_ranges(
         tflite,

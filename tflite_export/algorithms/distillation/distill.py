@@ -129,16 +129,19 @@ def _round(
     arrays: images of every input. A kernel is known in the graph by its values. Dense kernels stay:
     TFMOT gives them one scale, learned roundings one per output.
     """
+    from dgh_tf.models.tflite.batch import proven
     from dgh_tf.models.tflite.run import read_graph
     from dgh_tf.models.tflite.spec import CHANNEL_AXIS
     from tflite_export.algorithms.block_reconstruction import learn_rounding
     from tflite_export.conversion.converter import to_float_tflite
     from tflite_export.simulation.fake_quant import along
+    from tflite_export.simulation.ranges import collect_ranges
 
     images = dict(zip(input_shapes(model), arrays, strict=True))
     try:
-        graph = read_graph(to_float_tflite(model, images=images, timeout=timeout))
-        _, found = learn_rounding(graph, images, weight_bits=4, seed=seed, say=say)
+        graph = proven(read_graph(to_float_tflite(model, images=images, timeout=timeout)), images)
+        ranges = collect_ranges(graph, images, rule="mse")
+        found = learn_rounding(graph, images, ranges=ranges, weight_bits=4, seed=seed, say=say)
     except ValueError as error:
         if say:
             say(f"distillation starts from rounding to nearest: {error}")
