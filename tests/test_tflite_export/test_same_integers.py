@@ -133,3 +133,34 @@ def test_chosen_weights_reach_an_operator_that_the_quantizer_names_anew():
     wanted = model.predict(images, verbose=0)
     error = Runner(made).predict(images) - wanted
     assert np.mean(wanted**2) > 10.0 * np.mean(error**2)
+
+
+def test_four_bits_of_the_converter_reach_an_operator_that_it_names_anew():
+    """Two convolutions of one shape, whose outputs the integer file numbers one on: by name alone
+    the first took the weights of the second, and the second stayed at 8 bits.
+    """
+    from dgh_tf.models.tflite.parts import pack_small, unpack
+    from tflite_export import to_float_tflite
+    from tflite_export.conversion.converter import _four_bit
+    from tflite_export.tflite.edit import float_weights, read_model, weighted_operators, weights_of
+
+    inputs = keras.Input((6, 6, 4))
+    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(inputs)
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 3, padding="same", use_bias=False)(x))
+    images = np.random.default_rng(0).normal(size=(8, 6, 6, 4)).astype(np.float32)
+
+    def renamed(tflite, *names):
+        """The file with other names of its convolutions' outputs."""
+        read = read_model(tflite)
+        parts = unpack(read)
+        for name, operator in zip(names, weighted_operators(read).values(), strict=True):
+            parts.subgraphs[0].tensors[operator.outputs[0]].name = name.encode()
+        return pack_small(parts).data
+
+    source = renamed(to_float_tflite(model), "x1", "x11")
+    made = read_model(_four_bit(renamed(to_tflite(model, images), "x11", "x111"), source))
+    found = [weights_of(operator) for operator in weighted_operators(made).values()]
+    assert [tensor.dtype for tensor in found] == ["INT4", "INT4"]
+    for tensor, (_, wanted) in zip(found, float_weights(source).values(), strict=True):
+        scales = np.float64(tensor.scales)[:, None, None, None]
+        assert np.abs(tensor.value * scales - wanted).max() <= 0.51 * scales.max()

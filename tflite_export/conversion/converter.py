@@ -201,19 +201,25 @@ def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
     """The int8 file with its weights rounded to 4 bits from the float file's."""
     from tflite_export.simulation.fake_quant import quantize_weights
 
-    present = integer_weights(tflite)
-    weights = {
-        name: quantize_weights(values, axis=CHANNEL_AXIS[kind], weight_bits=4, rule="mse")
-        for name, (kind, values) in float_weights(float_tflite).items()
-        if kind in FOUR_BIT_VERSION and name in present and present[name][0].shape == values.shape
-    }
+    made, source = read_model(tflite), read_model(float_tflite)
+    names, present = same_operators(source, made), integer_weights(made)
+    weights = {}
+    for name, (kind, values) in float_weights(source).items():
+        other = names.get(name, name)
+        if (
+            kind in FOUR_BIT_VERSION
+            and other in present
+            and present[other][0].shape == values.shape
+        ):
+            axis = CHANNEL_AXIS[kind]
+            weights[other] = quantize_weights(values, axis=axis, weight_bits=4, rule="mse")
     if not weights:
         raise ValueError(
             "The model has no weights that can be 4 bits; expected at least one of "
             f"{', '.join(FOUR_BIT_VERSION)} with "
             "constant weights. Use --scheme=int8."
         )
-    return with_short_names(with_integers(tflite, weights=weights, weight_bits=4)).data
+    return with_short_names(with_integers(made, weights=weights, weight_bits=4)).data
 
 
 def to_tflite_with_ranges(
