@@ -205,13 +205,9 @@ def _four_bit(tflite: bytes, float_tflite: bytes) -> bytes:
     names, present = same_operators(source, made), integer_weights(made)
     weights = {}
     for name, (kind, values) in float_weights(source).items():
-        other = names.get(name, name)
-        if (
-            kind in FOUR_BIT_VERSION
-            and other in present
-            and present[other][0].shape == values.shape
-        ):
-            axis = CHANNEL_AXIS[kind]
+        other, axis = names.get(name, name), CHANNEL_AXIS[kind]
+        fits = other in present and present[other][0].shape == values.shape
+        if kind in FOUR_BIT_VERSION and fits:
             weights[other] = quantize_weights(values, axis=axis, weight_bits=4, rule="mse")
     if not weights:
         raise ValueError(
