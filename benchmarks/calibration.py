@@ -132,7 +132,7 @@ def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main(argv: list[str]) -> int:
-    require_model(FLAGS.model)
+    require_model(FLAGS.model, signature=FLAGS.signature)
     sources, chosen = (
         check_sources(FLAGS.sources),
         combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head, max_kib=FLAGS.max_kib),

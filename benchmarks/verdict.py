@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
         raise FileNotFoundError(
             f"--tflite={path}: no such file. Make it with python -m tflite_export.convert."
         )
-    require_model(values.model)
+    require_model(values.model, signature=values.signature)
     data = _read(path)
     if values.output:
         require_writable(values.output, flag="output")

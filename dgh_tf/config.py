@@ -13,6 +13,8 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
+from dgh_tf.common.range_text import check_range_text
+
 OneRange: TypeAlias = str | Sequence[float] | Sequence[Sequence[float]]
 RangeSetting: TypeAlias = OneRange | Mapping[str, OneRange] | None
 SizeSetting: TypeAlias = str | Sequence[int] | None
@@ -237,11 +239,13 @@ def range_text(value: RangeSetting) -> str:
     """An input range as the command takes it: (0, 255) is "0,255", [(-16, 16), (-2000, 2000)], a
     pair per channel, "-16,16;-2000,2000", {"left": "byte"} "left:byte".
 
-    Raises: TypeError for what is no range, ValueError for a pair that is none.
+    Raises: TypeError for what is no range, ValueError for a pair that is none and a text that names
+      no convention.
     """
     if value is None:
         return ""
     if isinstance(value, str):
+        check_range_text(value)
         return value
     if isinstance(value, Mapping):
         return ";".join(f"{name}:{range_text(one)}" for name, one in value.items())

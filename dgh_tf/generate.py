@@ -102,8 +102,9 @@ def main(argv: list[str]) -> int:
     if FLAGS.tensorboard:
         tensorboard.require()
     job = read_job(config.strategy)
-    from dgh_tf.models.loading import model_sha256
+    from dgh_tf.models.loading import model_sha256, require_model
 
+    require_model(FLAGS.model, signature=FLAGS.signature)
     sha256 = model_sha256(FLAGS.model, weights=FLAGS.weights, signature=FLAGS.signature)
     with locked_folder(FLAGS.output_dir, flag="output_dir", worker=job.index) as folder:
         if None in numbers.values():

@@ -19,7 +19,7 @@ from absl import flags
 
 import dgh_tf
 from dgh_tf.common import console
-from dgh_tf.common.files import require_writable
+from dgh_tf.common.files import require_folder, require_writable
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.choices import without_choices
@@ -237,9 +237,10 @@ def _check_flags() -> tuple[pathlib.Path, pathlib.Path, str, list[str]]:
     if FLAGS.calibration is None:
         if FLAGS.fail_below is not None and not FLAGS.verdict:
             raise ValueError("--fail_below needs the verdict; leave --noverdict out.")
+        require_folder(_images_dir(), flag="images_dir")
     else:
         _check_given()
-    require_model(FLAGS.model)
+    require_model(FLAGS.model, signature=FLAGS.signature)
     return path, proof_path, algorithm, targets
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging as python_logging
+import math
 import os
 import pathlib
 import re
@@ -21,6 +22,7 @@ from absl import app, flags, logging
 from dgh_tf.common.files import is_full_disk
 from dgh_tf.common.help import help_text
 from dgh_tf.common.quiet import quiet_tensorflow
+from dgh_tf.common.range_text import check_range_text
 from dgh_tf.common.user_code import import_user_code
 
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
@@ -140,6 +142,7 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         if "import" in flags.FLAGS:
             import_user_code(flags.FLAGS["import"].value)
+        _check_values()
         return main(argv) or 0
     except Interrupted as stop:
         return _report("stopped", str(stop), stop.exit_code)
@@ -149,6 +152,18 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
     except Exception as error:
         return _failed(error)
+
+
+def _check_values() -> None:
+    """Refuses what several commands take and no model is needed to refuse: numbers that are none,
+    and ranges that are mistyped.
+    """
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: expected a finite number.")
+    if "input_range" in flags.FLAGS:
+        check_range_text(flags.FLAGS["input_range"].value)
 
 
 def _failed(error: Exception) -> int:

@@ -281,6 +281,15 @@ def make_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     return path
 
 
+def require_folder(path: str | os.PathLike, *, flag: str) -> None:
+    """Raises what `make_folder` would raise; a folder that is missing stays so."""
+    path = pathlib.Path(path)
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    make_folder(path, flag=flag)
+    for each in missing:
+        each.rmdir()
+
+
 def require_new_folder(path: str | os.PathLike, *, flag: str) -> pathlib.Path:
     """Raises OSError or ValueError unless a folder can be made at `path`: asked before long work.
     It may exist if it is empty.

@@ -6,28 +6,9 @@ import dataclasses
 
 import numpy as np
 
-from dgh_tf.common.value_range import KnownRange, parse_pairs
+from dgh_tf.common.range_text import CONVENTIONS, SIGNAL_CONVENTIONS, pairs_of
+from dgh_tf.common.value_range import KnownRange
 
-IMAGENET_MEAN, IMAGENET_STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-CAFFE_MEAN = np.array([103.939, 116.779, 123.68])  # blue, green, red
-CONVENTIONS = {
-    "byte": (0.0, 255.0),
-    "unit": (0.0, 1.0),
-    "symmetric": (-1.0, 1.0),
-    "half": (-0.5, 0.5),  # unit less one half, or less the training set's mean
-    "signed": (-128.0, 127.0),  # byte less 128, or less the training set's mean
-    "standard": (-2.7, 2.7),  # less the training set's mean, then divided by its standard deviation
-    "imagenet": (-IMAGENET_MEAN / IMAGENET_STD, (1.0 - IMAGENET_MEAN) / IMAGENET_STD),
-    "caffe": (-CAFFE_MEAN, 255.0 - CAFFE_MEAN),
-}
-# Of signals: sensors have rare large peaks, so a range holds far more deviations than of pictures
-SIGNAL_CONVENTIONS = {
-    "unit": (0.0, 1.0),
-    "symmetric": (-1.0, 1.0),
-    "standard": (-8.0, 8.0),  # real tails reach 6 to 8 deviations
-    "int16": (-32768.0, 32767.0),
-    "decibels": (-80.0, 0.0),  # below the loudest value
-}
 ALIKE = 0.75  # share of their union that two ranges have in common when either will do
 
 
@@ -109,13 +90,8 @@ def parse_input_range(text: str, *, channels: int, signal: bool = False) -> Inpu
         return signal_convention(text, source=source)
     if text in CONVENTIONS:
         return convention(text, channels=channels, source=source)
-    names = dict.fromkeys([*SIGNAL_CONVENTIONS, *CONVENTIONS] if signal else CONVENTIONS)
-    pairs = parse_pairs(text)
-    if pairs is None:
-        raise ValueError(
-            f"input_range={text}: expected LOW,HIGH (two finite numbers, the smaller first), such "
-            f"a pair for every channel joined by semicolons, or one of {', '.join(names)}."
-        )
+    names = [*SIGNAL_CONVENTIONS, *CONVENTIONS] if signal else [*CONVENTIONS]
+    pairs = pairs_of(text, names=names)
     if len(pairs) not in (1, channels):
         many = f", or {channels}, one for each channel" if channels > 1 else ""
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dgh_tf.common.range_text import by_input
 from dgh_tf.config import RangeSetting, SizeSetting, parse_image_size, range_text
 from dgh_tf.input_range.conventions import (
     InputRange,
@@ -195,13 +196,8 @@ def _by_input(text: str, names: list[str]) -> dict[str, str]:
     """
     if ":" not in text:
         return dict.fromkeys(names, text) if text else {}
-    parts: list[list[str]] = []  # of every name: itself and its pairs, which semicolons join, too
-    for part in filter(None, map(str.strip, text.split(";"))):
-        name, colon, valid = part.rpartition(":")
-        if colon or not parts:
-            parts.append([name.strip()])
-        parts[-1].append(valid.strip())
-    given = {name: ";".join(pairs) for name, *pairs in parts}
+    parts = by_input(text)
+    given = dict(parts)
     wrong = sorted(set(given) - set(names))
     if wrong or len(given) < len(parts):
         raise ValueError(

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from dgh_tf.input_range.conventions import CONVENTIONS, InputRange, alike, convention
+from dgh_tf.common.range_text import CONVENTIONS
+from dgh_tf.input_range.conventions import InputRange, alike, convention
 from dgh_tf.models.network import Network
 from dgh_tf.ops.canvas import start_canvas
 from dgh_tf.ops.kinds import LEAST_IMAGE_SIDE

@@ -48,12 +48,13 @@ def model_path(spec: str) -> pathlib.Path:
     return path
 
 
-def require_model(spec: str) -> None:
+def require_model(spec: str, *, signature: str = "") -> None:
     """Refuses a model spec with nothing behind it, without TensorFlow: what a command asks before
-    it starts. Raises as `model_path` does.
+    it starts. Raises as `model_path` does, and ValueError for a signature of what has none.
     """
-    if not spec.startswith("keras:"):
-        model_path(spec)
+    path = None if spec.startswith("keras:") else model_path(spec)
+    if signature and (path is None or not is_tflite(path)):
+        raise ValueError(f"--signature={signature} is for .tflite files; {path or spec} is none.")
 
 
 def model_sha256(spec: str, *, weights: str = "imagenet", signature: str = "") -> str:
@@ -90,13 +91,12 @@ def load_model(
       (None, 10)
     """
     spec = os.fspath(spec)
+    require_model(spec, signature=signature)
     if spec.startswith("keras:"):
         return _application(spec.removeprefix("keras:"), weights)
     path, unsafe = model_path(spec), allow_unsafe_deserialization
     if is_tflite(path):
         return load_tflite(path, signature=signature)
-    if signature:
-        raise ValueError(f"--signature={signature} is for .tflite files; {path} is none.")
     file = read_model_file(path)
     if unsafe:
         require_bounded(file.config, path=str(path))

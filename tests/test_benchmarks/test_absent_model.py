@@ -1,4 +1,6 @@
-"""A model that is not there is refused by every command before TensorFlow is imported."""
+"""What can be told without TensorFlow is refused before it is imported: a model that is not there,
+and numbers, ranges and folders that are none.
+"""
 
 import subprocess
 import sys
@@ -49,15 +51,42 @@ def arguments(command, folder):
     ],
 )
 def test_an_absent_model_is_one_line_before_tensorflow(command, tmp_path):
-    (tmp_path / "m.tflite").write_bytes(b"")
-    given = arguments(command, tmp_path)
-    before = set(tmp_path.iterdir())
+    told = refused(command, folder=tmp_path, model="absent.keras")
+    assert told.startswith("error: No model at 'absent.keras'.")
+
+
+def refused(command, *options, folder, model="demo"):
+    """The one line with which a command refuses options; it leaves nothing."""
+    (folder / "m.tflite").write_bytes(b"")
+    given = arguments(command, folder)
+    before = set(folder.iterdir())
     done = subprocess.run(
-        [sys.executable, "-c", _LAUNCH, command, "--model=absent.keras", *given],
+        [sys.executable, "-c", _LAUNCH, command, f"--model={model}", *given, *options],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1 and done.stdout == "False\n", done.stdout + done.stderr
-    assert done.stderr.startswith("error: No model at 'absent.keras'.")
-    assert done.stderr.count("\n") == 1
-    assert set(tmp_path.iterdir()) == before
+    assert done.stderr.count("\n") == 1 and set(folder.iterdir()) == before
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["dgh_tf.generate", "tflite_export.convert", "benchmarks.speed"]
+)
+def test_a_mistyped_range_is_one_line_before_tensorflow(command, tmp_path):
+    told = refused(command, "--input_range=simmetric", folder=tmp_path)
+    assert told.startswith("error: --input_range=simmetric: expected LOW,HIGH")
+    assert "symmetric" in told and "decibels" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("--fail_below=nan", "error: --fail_below=nan: expected a finite number."),
+        ("--timeout=inf", "error: --timeout=inf: expected a finite number."),
+        ("--images_dir=/proc/x", "error: --images_dir=/proc/x: the folder cannot be made"),
+        ("--signature=x", "error: --signature=x is for .tflite files"),
+    ],
+)
+def test_what_convert_could_find_late_is_one_line_before_tensorflow(option, told, tmp_path):
+    assert refused("tflite_export.convert", option, folder=tmp_path).startswith(told)

@@ -45,6 +45,11 @@ def test_pairs_are_read_as_text_lists_and_arrays():
     assert range_text({"left": PAIRS, "right": "unit"}) == f"left:{TEXT};right:unit"
     with pytest.raises(TypeError, match="^input_range="):
         range_text([(0, 1), 2])
+    for text in ("simmetric", "0,1;unit", "left:unit;right:1,0", "left:0,1;2", "unit;0,1"):
+        with pytest.raises(ValueError, match="^input_range=.*expected LOW,HIGH .* or one of byte"):
+            range_text(text)
+    for text in ("", "unit", "int16", "0,1", TEXT, f"left:{TEXT};right:unit", "a:b:byte; c:-1,1;"):
+        assert range_text(text) == text
 
 
 def test_each_input_takes_pairs_of_its_own(motion):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
-from dgh_tf.input_range.conventions import CONVENTIONS, alike, parse_input_range
+from dgh_tf.common.range_text import CONVENTIONS
+from dgh_tf.input_range.conventions import alike, parse_input_range
 from dgh_tf.input_range.find import network_ranges
 from dgh_tf.models.loading import load_model
 from dgh_tf.models.network import Network
