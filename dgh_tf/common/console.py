@@ -26,6 +26,7 @@ from dgh_tf.common.range_text import check_range_text
 from dgh_tf.common.user_code import import_user_code
 
 INTERRUPTED = 130  # the shell's convention for a process ended by SIGINT
+_PIPE = 13  # SIGPIPE, which Python ignores and Windows lacks
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
@@ -65,8 +66,17 @@ def _escaped(character: str) -> str:
 
 
 def say(text: str) -> None:
-    """One line for the user on standard output, at once."""
-    print(printable(text), flush=True)
+    """One line for the user on standard output, at once.
+
+    Raises Terminated, as SIGPIPE would end the process, where nobody reads on (`| head -n 1`).
+    """
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)  # what is left in the buffer goes there at the end
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+        raise Terminated(_PIPE) from None
 
 
 def _with_flags(text: str) -> str:
@@ -179,6 +189,9 @@ def _failed(error: Exception) -> int:
 
 
 def _terminated(stop: Terminated) -> int:
+    """The exit code. Nothing is told of a pipe that is closed: who closed it wants no more."""
+    if stop.number == _PIPE:
+        return 128 + _PIPE
     name = signal.Signals(stop.number).name
     return _report(
         "stopped", f"by {name}; nothing half-written was left behind.", 128 + stop.number

@@ -168,6 +168,39 @@ def test_a_signal_that_compiled_code_loses_still_ends_in_one_line():
     ]
 
 
+def test_a_closed_pipe_ends_a_command_quietly(tmp_path):
+    """As `| head -n 1` does: the code is SIGPIPE's, also where an algorithm that fails would have
+    been replaced, and what was being written is gone.
+    """
+    program = f"""
+import sys
+from dgh_tf.common import console
+from dgh_tf.common.files import atomic_path
+def main(argv):
+    console.say("one")
+    sys.stdin.read()
+    with atomic_path({str(tmp_path / "F.tflite")!r}) as path:
+        path.write_bytes(b"half")
+        try:
+            console.say("two")
+        except Exception:
+            console.say("fallback")
+console.run(main)
+"""
+    running = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert running.stdout.readline() == b"one\n"
+    running.stdout.close()
+    running.stdin.close()
+    assert (running.wait(timeout=60), running.stderr.read()) == (128 + signal.SIGPIPE, b"")
+    running.stderr.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_those_who_import_the_packages_keep_their_own_tracebacks():
     done = python(
         "-c",
