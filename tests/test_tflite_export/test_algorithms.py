@@ -86,6 +86,7 @@ def test_integers_in_the_file_are_the_chosen_ones(tflite, bits):
         for o in graph.operators
         if o.kind in CHANNEL_AXIS
     }
+    assert min(codes.min() for codes, _ in in_file.values()) == {8: -127, 4: -8}[bits]
     for i, (integers, scales) in found.weights.items():
         codes, file_scales = in_file[behind[i]]
         np.testing.assert_array_equal(codes, integers)

@@ -77,7 +77,7 @@ def test_four_bits_start_from_learned_roundings():
     graph = read_graph(to_float_tflite(folded, images=images))
     feeds = {graph.input_names[0]: images}
     ranges = collect_ranges(graph, feeds, rule="mse")
-    found = learn_rounding(graph, feeds, ranges=ranges, weight_bits=4)
+    found = learn_rounding(graph, feeds, ranges=ranges, weight_bits=4, narrow=True)
     nearest, moved = integer_constants(graph, weight_bits=4, rule="mse"), 0
     in_file = [
         integers for integers, _ in integer_weights(distill(model, images, steps=0)).values()

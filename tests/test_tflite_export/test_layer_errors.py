@@ -73,7 +73,7 @@ def test_error_of_weights_against_numpy(branched):
         for channel in range(kernel.shape[-1]):
             w = kernel[..., channel].astype(np.float64)
             steps = np.float32(np.linspace(0.3, 1.0, 71) * np.abs(w).max() / 7).astype(np.float64)
-            tried = [np.clip(np.rint(w / s), -8, 7) * s for s in steps]
+            tried = [np.clip(np.rint(w / s), -7, 7) * s for s in steps]
             best[..., channel] = min(tried, key=lambda each: np.sum((each - w) ** 2))
         return best
 

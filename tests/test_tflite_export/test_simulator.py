@@ -131,20 +131,21 @@ def test_clipping_is_the_best_that_can_be_found():
     row[..., 0] = 8.0
 
     def error(scale):
-        return np.sum((np.clip(np.rint(row / scale), -8, 7) * scale - row) ** 2)
+        return np.sum((np.clip(np.rint(row / scale), -7, 7) * scale - row) ** 2)
 
     _, (scale,) = quantize_weights(row.astype(np.float32), axis=0, weight_bits=4, rule="mse")
     best = min(error(s) for s in np.linspace(0.05, 8 / 7, 2000))
     assert error(scale) < 1.05 * best < 0.7 * error(8 / 7)
 
 
-def test_four_bits_have_sixteen_levels_and_eight_the_narrow_range():
-    """By hand: a channel whose largest weight is negative fits a scale of 1."""
+def test_sixteen_levels_on_request_and_the_narrow_range_otherwise():
+    """By hand: with -8 a channel whose largest weight is negative fits a scale of 1."""
     row = np.float32([[-8.0, 7.0, 3.0]])
-    codes, scales = quantize_weights(row, axis=0, weight_bits=4, rule="mse")
+    codes, scales = quantize_weights(row, axis=0, weight_bits=4, rule="mse", narrow=False)
     assert codes.tolist() == [[-8, 7, 3]] and scales == pytest.approx([1.0], rel=0.01)
-    codes, _ = quantize_weights(row, axis=0, weight_bits=8, rule="mse")
-    assert codes.min() == -127
+    for bits, narrow in ((4, True), (8, True), (8, False)):
+        codes, _ = quantize_weights(row, axis=0, weight_bits=bits, rule="mse", narrow=narrow)
+        assert codes.min() == 1 - 2 ** (bits - 1)
 
 
 def test_every_weight_tensor_has_an_axis():

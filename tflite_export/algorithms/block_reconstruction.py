@@ -192,6 +192,7 @@ def reconstruct(
     weight_bits: WeightBits = 8,
     activation_bits: int = 8,
     rule: str = "mse",
+    narrow: bool = False,
     constants: Mapping[int, Any] | None = None,
     steps: int = 300,
     batch_size: int | None = None,
@@ -211,6 +212,7 @@ def reconstruct(
       weight_bits: of all weights, or by tensor index; 2 to 8.
       activation_bits: 8 or 16.
       rule: of the weights' scales at the start, see `fake_quant.quantize_weights`.
+      narrow: whether the smallest integer is left out, see `fake_quant.integer_limits`.
       constants: floats instead of the file's (equalized weights, corrected biases).
       steps: of Adam, per block.
       batch_size: images of each step; None for as many as suit the block, 4 to 32.
@@ -230,8 +232,10 @@ def reconstruct(
     bits = bits_of_weights(graph, weight_bits)
     learning = Learning(
         graph=graph,
-        nearest=integer_constants(graph, weight_bits=weight_bits, rule=rule, constants=floats),
-        limits={i: integer_limits(each) for i, each in bits.items()},
+        nearest=integer_constants(
+            graph, weight_bits=weight_bits, rule=rule, narrow=narrow, constants=floats
+        ),
+        limits={i: integer_limits(each, narrow=narrow) for i, each in bits.items()},
         floats=floats,
         observe=fake_quantizer(graph, ranges=ranges, activation_bits=activation_bits),
         steps=steps,

@@ -59,18 +59,24 @@ def bits_at(weight_bits: WeightBits, index: int) -> int:
     return weight_bits if isinstance(weight_bits, int) else weight_bits.get(index, 8)
 
 
-def integer_limits(weight_bits: int) -> tuple[int, int]:
-    """Smallest and largest integer of weights: -127 and 127 with 8 bits, which is TFLite's narrow
-    range, and all that fewer bits hold, such as -8 to 7.
+def integer_limits(weight_bits: int, *, narrow: bool = True) -> tuple[int, int]:
+    """Smallest and largest integer of weights: +-(2^(b-1)-1), TFLite's narrow range. Not narrow,
+    fewer than 8 bits hold one more, such as -8 to 7.
 
-    Of 16 levels one more counts; of 256 it does not, and TFLite's specification rules it out.
+    That level serves learned roundings. Rounding to nearest lets channels clip at 7 what they keep
+    at -8, and their means move: ResNet-8 loses 2 dB.
     """
     largest = 2 ** (weight_bits - 1) - 1
-    return (-largest if weight_bits == 8 else -largest - 1), largest
+    return (-largest if narrow or weight_bits == 8 else -largest - 1), largest
 
 
 def quantize_weights(
-    weights: np.ndarray, *, axis: int, weight_bits: int = 8, rule: str = "minmax"
+    weights: np.ndarray,
+    *,
+    axis: int,
+    weight_bits: int = 8,
+    rule: str = "minmax",
+    narrow: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Symmetric quantization per channel to nearest, within `integer_limits`.
 
@@ -80,11 +86,12 @@ def quantize_weights(
       weight_bits: 2 to 8.
       rule: "minmax": the largest weight is the largest integer; "mse": the clipping of least
         squared error.
+      narrow: see `integer_limits`.
     Returns:
       int8 integers of the weights' shape and float32 scales [channels]; a channel of zeros has
       scale 1.
     """
-    low, limit = integer_limits(weight_bits)
+    low, limit = integer_limits(weight_bits, narrow=narrow)
     rows = np.moveaxis(np.asarray(weights, np.float32), axis, 0).reshape(weights.shape[axis], -1)
     largest = np.abs(rows).max(1)
     largest[largest == 0] = limit
@@ -105,6 +112,7 @@ def integer_constants(
     *,
     weight_bits: WeightBits = 8,
     rule: str = "minmax",
+    narrow: bool = True,
     constants: Mapping[int, Any] | None = None,
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """(integers, scales) by tensor index of every weight tensor; see `quantize_weights`.
@@ -113,7 +121,9 @@ def integer_constants(
     values = {**{i: graph.tensors[i].value for i in channel_axes(graph)}, **(constants or {})}
     bits = bits_of_weights(graph, weight_bits)
     return {
-        i: quantize_weights(np.asarray(values[i]), axis=axis, weight_bits=bits[i], rule=rule)
+        i: quantize_weights(
+            np.asarray(values[i]), axis=axis, weight_bits=bits[i], rule=rule, narrow=narrow
+        )
         for i, axis in channel_axes(graph).items()
     }
 

@@ -141,7 +141,9 @@ def _round(
     try:
         graph = proven(read_graph(to_float_tflite(model, images=images, timeout=timeout)), images)
         ranges = collect_ranges(graph, images, rule="mse")
-        found = learn_rounding(graph, images, ranges=ranges, weight_bits=4, seed=seed, say=say)
+        found = learn_rounding(
+            graph, images, ranges=ranges, weight_bits=4, narrow=True, seed=seed, say=say
+        )  # narrow, as TFMOT's training is
     except ValueError as error:
         if say:
             say(f"distillation starts from rounding to nearest: {error}")
