@@ -35,6 +35,12 @@ def define_flags() -> None:
         "share it.",
         required=True,
     )
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Of the rows to measure. Rows of several seeds may share a folder, and are told together.",
+        lower_bound=0,
+    )
     flags.DEFINE_bool("collect", True, "Measure the rows that the folder lacks.")
     flags.DEFINE_bool(
         "kept_back",
@@ -59,7 +65,7 @@ def main(argv: list[str]) -> int:
         if entries:
             start_worker()
         for entry in entries:
-            rows.collect(entry, folder)
+            rows.collect(entry, folder, seed=values.seed)
         report = fit.kept_back if values.kept_back else fit.report
         say(report(list(rows.read_rows(folder))))
     return 0

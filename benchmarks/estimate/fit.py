@@ -172,7 +172,7 @@ def _section(title: str, told: Sequence[Told], note: str = "") -> str:
 
     table = [
         (
-            each.row.model,
+            each.row.model + (f", seed {each.row.seed}" if each.row.seed else ""),
             each.row.file.source,
             each.row.file.scheme,
             each.row.file.algorithm,

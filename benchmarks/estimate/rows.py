@@ -62,7 +62,7 @@ class Row:
     Attributes:
       model: its name in the list. statistics: whether the model has running statistics.
       agreement: true share of real images that keep the float model's class, 0..1. images: their
-        number. features: by kind, what held-out images show of the file.
+        number. features: by kind, what held-out images show of the file. seed: of the images.
     """
 
     model: str
@@ -71,14 +71,18 @@ class Row:
     agreement: float
     images: int
     features: Mapping[str, Features]
+    seed: int = 0
 
     @property
     def name(self) -> str:
         """The row in words."""
-        return f"{self.model}, {self.file.source}, {self.file.scheme}, {self.file.algorithm}"
+        file = f"{self.file.source}, {self.file.scheme}, {self.file.algorithm}"
+        return f"{self.model}, {file}, seed {self.seed}"
 
 
-def _images(entry: Entry, task: Any, folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+def _images(
+    entry: Entry, task: Any, folder: pathlib.Path, *, seed: int
+) -> tuple[Any, dict[str, Any]]:
     """(images that calibrate, those that judge by kind), made once as tflite_export.convert makes
     them. The real ones calibrated the files of real images, as where scheme mixed reads them.
     """
@@ -91,7 +95,11 @@ def _images(entry: Entry, task: Any, folder: pathlib.Path) -> tuple[Any, dict[st
 
     def config(count: int) -> GenerationConfig:
         return GenerationConfig(
-            num_images=count, steps=entry.steps, input_range=entry.input_range, batch_size=32
+            num_images=count,
+            steps=entry.steps,
+            input_range=entry.input_range,
+            batch_size=32,
+            seed=seed,
         )
 
     def stretched() -> tuple[Any, None]:
@@ -99,21 +107,32 @@ def _images(entry: Entry, task: Any, folder: pathlib.Path) -> tuple[Any, dict[st
 
     def unstretched() -> tuple[Any, None]:
         settings = config(judge)
-        return held_out_images(task.model, settings, kind=PLAIN, seed=HELD_OUT_SEED), None
+        return held_out_images(task.model, settings, kind=PLAIN, seed=HELD_OUT_SEED + seed), None
 
-    whole, _ = kept(folder / "images" / f"{entry.name}-{STRETCHED}.npz", stretched)
-    plain, _ = kept(folder / "images" / f"{entry.name}-{PLAIN}.npz", unstretched)
+    name = f"{entry.name}{_seed_of(seed)}"
+    whole, _ = kept(folder / "images" / f"{name}-{STRETCHED}.npz", stretched)
+    plain, _ = kept(folder / "images" / f"{name}-{PLAIN}.npz", unstretched)
     rest, held = hold_out(whole, judge)
     return rest, {STRETCHED: held, PLAIN: plain, REAL: task.real[:judge]}
 
 
-def _row_path(folder: pathlib.Path, entry: Entry, file: File) -> pathlib.Path:
-    return folder / "rows" / f"{entry.name}-{file.name}.json"
+def _seed_of(seed: int) -> str:
+    """For names of files, which tell the first seed from others alone."""
+    return f"-seed{seed}" if seed else ""
 
 
-def collect(entry: Entry, folder: pathlib.Path) -> None:
+def _row_path(folder: pathlib.Path, entry: Entry, file: File, *, seed: int) -> pathlib.Path:
+    return folder / "rows" / f"{entry.name}-{file.name}{_seed_of(seed)}.json"
+
+
+def collect(entry: Entry, folder: pathlib.Path, *, seed: int = 0) -> None:
     """Measures the rows of one model that the folder lacks. A file that the model cannot have is
     said and left out.
+
+    Args:
+      entry: the model.
+      folder: of the rows.
+      seed: of the images that calibrate and of those that judge.
     """
     from benchmarks.data.sources import calibration_images
     from benchmarks.measure.comparison import load_task
@@ -127,7 +146,7 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
         file
         for file in FILES
         if (not entry.schemes or file.scheme in entry.schemes)
-        and not _row_path(folder, entry, file).exists()
+        and not _row_path(folder, entry, file, seed=seed).exists()
     ]
     if not missing:
         return
@@ -142,10 +161,10 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
         evaluation_limit=entry.num_evaluation or None,
     )
     float_tflite = to_float_tflite(task.model, images=task.x[:1])
-    synthetic, probes = _images(entry, task, folder)
-    config = GenerationConfig(num_images=len(synthetic))
+    synthetic, probes = _images(entry, task, folder, seed=seed)
+    config = GenerationConfig(num_images=len(synthetic), seed=seed)
     for file in missing:
-        began, path = time.monotonic(), _row_path(folder, entry, file)
+        began, path = time.monotonic(), _row_path(folder, entry, file, seed=seed)
         images = synthetic
         if file.source != "synthetic":
             images, _ = calibration_images(
@@ -174,6 +193,7 @@ def collect(entry: Entry, folder: pathlib.Path) -> None:
             "file": dataclasses.asdict(file),
             "agreement": _agreement(task, made.tflite),
             "images": len(task.x),
+            "seed": seed,
         }
         atomic_write(path, json.dumps(row, indent=1) + "\n")
         say(f"{path.stem}: {row['agreement']:.3f}, {time.monotonic() - began:.0f} s")

@@ -25,7 +25,7 @@ TRUE = Rule(-0.5, 1.2, 0.0, 0.0, 0.0)
 
 
 def row(model, noise, *, statistics=True, miss=0.0, scheme="int8"):
-    features = {kind: Features(noise, 0.4, 3.0, 10, 0, 32) for kind in KINDS}
+    features = {kind: Features(noise, 0.4, 3.0, 10, 0, 32, 0.3) for kind in KINDS}
     odds = TRUE.odds(expected({kind: features[kind] for kind in (PLAIN, STRETCHED)}))
     file = File("synthetic", scheme, str(noise))
     return Row(model, statistics, file, share(odds + miss), 100_000, features)
@@ -97,6 +97,15 @@ def test_the_report_has_bars_constants_and_a_row_for_every_file(rows):
     text = fit.report(rows)
     assert text.count("\n| a ") == 16 and "Rule(" in text and "- rank correlation: " in text
     assert "three at least" in fit.report(rows[:4])
+
+
+def test_rows_of_two_seeds_are_told_apart(rows):
+    """A second seed of every file: twice the rows, and the same line."""
+    both = [*rows, *(dataclasses.replace(each, seed=1) for each in rows)]
+    assert fit.fitted(both, BOTH) == pytest.approx(fit.fitted(rows, BOTH))
+    told = fit.told_of(both, BOTH)
+    assert len({each.row.name for each in told}) == 40
+    assert fit.report(both).count("\n| a, seed 1 ") == 16
 
 
 def test_models_that_are_kept_back_are_told_by_the_code(rows):

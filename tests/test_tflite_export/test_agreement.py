@@ -29,8 +29,8 @@ from tflite_export.quality.agreement import (
 RULE = Rule(1.0, 2.0, 0.1, 0.2, 0.05)
 
 
-def shown(noise=0.1, *, margin=0.5, spread=3.0, lost=0, classes=10):
-    return Features(noise, margin, spread, classes, lost, 32)
+def shown(noise=0.1, *, margin=0.5, spread=3.0, lost=0, classes=10, across=0.3):
+    return Features(noise, margin, spread, classes, lost, 32, across)
 
 
 def test_features_by_hand():
@@ -49,6 +49,8 @@ def test_features_by_hand():
         assert found.noise == pytest.approx(np.tan(np.mean(angles)))
         assert (found.spread, found.margin) == pytest.approx((2**0.5, 3 / 2**0.5))
         assert (found.lost, found.images, found.classes) == (0, 3, 3)
+        # the squares 2 * (16 + 0.25 + 1) over three images and classes
+        assert found.across == pytest.approx((34.5 / 9) ** 0.5)
     assert features_of(logits, logits).noise == pytest.approx(0.01)  # the least that is told apart
 
 
@@ -60,6 +62,8 @@ def test_the_noise_of_two_classes_is_seen_across_the_images():
     logits, error = rng.normal(size=(2, 4000, 2))
     found = features_of(logits, logits + 0.5 * error)
     assert found.noise == pytest.approx(0.5, abs=0.03)
+    # each of the two classes has half of the difference's error
+    assert found.across == pytest.approx(0.5 / 2**0.5, abs=0.02)
     assert found.width == pytest.approx(1.0, abs=0.05)
     assert expected({REAL: found}) == pytest.approx(1 - math.atan(0.5) / math.pi, abs=0.01)
     assert predict({PLAIN: found}).agreement < SURE
@@ -103,6 +107,42 @@ def test_real_inputs_lie_between_plain_and_stretched_images():
     assert expected({STRETCHED: wide}) == told(0.05, 2.0)
     assert expected({PLAIN: plain}) == told(0.2, 1.0)
     assert expected({REAL: wide}) == told(0.05, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("across", "counted"),
+    [
+        (0.2, 0.08),  # less than plain images have: as it is
+        (0.3, 0.08),  # the same steps of rounding
+        (1.2, 0.02),  # four times as much: values are cut off that plain images do not have
+    ],
+)
+def test_stretched_images_count_with_no_more_noise_across_than_plain_ones_have(across, counted):
+    usual = shown(classes=1000).margin / shown(classes=1000).width
+    found = {
+        PLAIN: shown(0.1, margin=usual, classes=1000, across=0.3),
+        STRETCHED: shown(0.08, margin=usual, classes=1000, across=across),
+    }
+    want = normal_agreement((0.1 * counted) ** 0.5, width=1.0, classes=1000)
+    assert expected(found) == pytest.approx(want, abs=1e-3)
+    alone = normal_agreement(0.08, width=1.0, classes=1000)  # without plain images, as it is
+    assert expected({STRETCHED: found[STRETCHED]}) == pytest.approx(alone, abs=1e-3)
+
+
+def test_a_range_that_stretched_images_alone_exceed_counts_for_little():
+    """The same noise on plain logits and on such that are four times as wide, whose highest are cut
+    at 5: about as good a file for real inputs as one that cuts nothing.
+    """
+    rng = np.random.default_rng(4)
+    logits, error = rng.normal(size=(2, 64, 10))
+    error *= 0.05
+    plain = features_of(logits, logits + error)
+    whole = features_of(4 * logits, 4 * logits + error)
+    cut = features_of(4 * logits, np.clip(4 * logits, -5.0, 5.0) + error)
+    assert cut.noise > 5 * whole.noise
+    told = [expected({PLAIN: plain, STRETCHED: each}) for each in (whole, cut)]
+    assert told[0] - told[1] < 0.005
+    assert expected({STRETCHED: whole}) - expected({STRETCHED: cut}) > 0.04
 
 
 def test_seeds_are_pooled_and_other_images_are_taken_for_stretched_ones():
@@ -199,7 +239,7 @@ def test_noise_alone_loses_next_to_no_class_beyond_it():
 
 def test_counts_of_many_images_are_no_trouble():
     """A binomial coefficient of 4000 is more than a float holds."""
-    assert capped(3.0, Features(0.1, 0.5, 3.0, 10, 1000, 4000)) == pytest.approx(
+    assert capped(3.0, Features(0.1, 0.5, 3.0, 10, 1000, 4000, 0.3)) == pytest.approx(
         math.log(3.0), abs=0.1
     )
 
