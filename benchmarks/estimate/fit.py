@@ -30,9 +30,6 @@ from tflite_export.quality.agreement import (
 )
 
 _SPREAD = 0.5  # log odds: how far rows lie from any line, beside their own error of sampling
-# per cent of the rows beyond either end of the band. Ten rows of one model miss alike, so that of a
-# model that no row is of more will lie outside.
-_TAIL = 1.0
 _FEWEST = 8  # rows of which a width is told
 _BELOW = 0.02  # a file that is so much below the border must not be called fine
 
@@ -109,18 +106,15 @@ def left_out(rows: Sequence[Row], kind: str) -> list[float]:
 
 
 def widths(rows: Sequence[Row], odds: Sequence[float]) -> tuple[float, float, float]:
-    """Angles by which the truth lies below and above what was told, all but _TAIL per cent of the
-    rows each; and below of those of which SURE or more was told.
+    """The largest angles by which the truth lies below and above what was told; and below of those
+    rows of which SURE or more was told. Rows of one model miss alike, so that these are the largest
+    of a few models only: of another one, some will lie outside.
     """
     pairs = zip(rows, odds, strict=True)
     misses = np.array([angle(share(told)) - angle(row.agreement) for row, told in pairs])
     sure = misses[[share(told) >= SURE for told in odds]]
-
-    def ends(values: np.ndarray) -> tuple[float, float]:
-        low, high = np.percentile(values, (_TAIL, 100 - _TAIL))
-        return max(0.0, float(high)), max(0.0, float(-low))
-
-    return *ends(misses), ends(sure if len(sure) >= _FEWEST else misses)[0]
+    below, above = max(0.0, float(misses.max())), max(0.0, float(-misses.min()))
+    return below, above, max(0.0, float(sure.max())) if len(sure) >= _FEWEST else below
 
 
 def told_of(rows: Sequence[Row], kind: str) -> list[Told]:

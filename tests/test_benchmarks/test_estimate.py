@@ -64,9 +64,11 @@ def test_a_model_has_no_part_in_what_is_told_of_it(rows):
         assert same == (old.row.model == "a")
 
 
-def test_widths_hold_all_but_the_tails_and_sure_files_have_one_of_their_own():
-    """By hand: angles of 0.5 are missed by -0.2 .. 0.2, those of files told 0.98 by half of it."""
-    half, sure = np.linspace(-0.2, 0.2, 201), np.linspace(-0.1, 0.1, 201)
+def test_widths_hold_all_rows_and_sure_files_have_one_of_their_own():
+    """By hand: angles of 0.5 are missed by -0.15 .. 0.2, those of files told 0.98 by -0.1 .. 0.08.
+    Seven such files are too few for a width.
+    """
+    half, sure = np.linspace(-0.15, 0.2, 8), np.linspace(-0.1, 0.08, 8)
     rows, odds = [], []
     base = row("a", 0.1)
     for middle, misses in ((0.5, half), (0.98, sure)):
@@ -74,9 +76,8 @@ def test_widths_hold_all_but_the_tails_and_sure_files_have_one_of_their_own():
             truth = np.sin(np.arcsin(middle**0.5) - miss) ** 2
             rows.append(dataclasses.replace(base, agreement=float(truth)))
             odds.append(np.log(middle / (1 - middle)))
-    below, above, below_sure = fit.widths(rows, odds)
-    assert below_sure == pytest.approx(0.098, abs=1e-6)
-    assert 0.098 < below < 0.2 and below == pytest.approx(above, abs=0.01)
+    assert fit.widths(rows, odds) == pytest.approx((0.2, 0.15, 0.08))
+    assert fit.widths(rows[:-1], odds[:-1]) == pytest.approx((0.2, 0.15, 0.2))
 
 
 def test_levels_are_wrong_where_the_estimates_own_rule_says_so(rows):
