@@ -208,7 +208,7 @@ def test_every_set_of_kinds_has_a_fitted_rule_of_its_own(kinds, rule):
         odds = RULES[rule].odds(expected(of_kinds(row)))
         assert each.agreement == pytest.approx(1 / (1 + math.exp(-odds)))
         assert each.low < each.agreement < each.high
-    assert told[0].agreement > SURE and told[0].high - told[0].low < 0.1
+    assert told[0].agreement > SURE and told[0].high - told[0].low < 0.11
     assert told[0].agreement > told[1].agreement > told[2].agreement
     assert RULES[rule].slope > 0
     assert 0 < RULES[rule].below_sure < RULES[rule].below  # little is lost: little is missed

@@ -115,10 +115,10 @@ def log_odds(expected: float) -> float:
 # fitted over all rows of python -m benchmarks.estimate (docs/experiments/verdict.md), which prints
 # these lines; by the kinds of images that there are
 RULES = {
-    BOTH: Rule(-0.799, 1.18, 0.207, 0.2, 0.0804),
-    PLAIN: Rule(0.817, 0.89, 0.256, 0.338, 0.111),
-    STRETCHED: Rule(-0.52, 1.09, 0.283, 0.296, 0.104),
-    REAL: Rule(-0.902, 1.21, 0.344, 0.227, 0.128),
+    BOTH: Rule(-0.743, 1.16, 0.221, 0.217, 0.0895),
+    PLAIN: Rule(0.796, 0.899, 0.691, 0.315, 0.134),
+    STRETCHED: Rule(-0.559, 1.1, 0.281, 0.347, 0.11),
+    REAL: Rule(-0.932, 1.22, 0.344, 0.271, 0.229),
 }
 
 
