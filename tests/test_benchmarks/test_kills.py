@@ -1,5 +1,6 @@
 """benchmarks.kills counts what survives: here a few of each kind."""
 
+import json
 import re
 import subprocess
 import sys
@@ -23,6 +24,17 @@ def test_a_few_kills_and_damages_change_nothing():
     assert (done.returncode, done.stderr) == (0, "")
     assert "kills: 4 of 4 the same images and files" in done.stdout
     assert re.search(r"^damages: 20 of 20 fine", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_trials_are_small_and_try_statistics_and_several_attempts(tmp_path):
+    """They once grew to 512 images, with a checkpoint at every step, and matched no statistics."""
+    kills.write_model(tmp_path / kills.MODEL)
+    (kind,) = [kind for kind in kills.KINDS if kind.name == "auto"]
+    kills.undisturbed(tmp_path / "auto", kind)
+    manifest = json.loads((tmp_path / "auto" / "manifest.json").read_text())
+    assert manifest["auto"]["attempts"] == ["8-25", "8-50"]
+    assert manifest["convergence"]["level"] == "good", manifest["convergence"]
 
 
 @pytest.mark.slow
