@@ -115,10 +115,10 @@ def log_odds(expected: float) -> float:
 # fitted over all rows of python -m benchmarks.estimate (docs/experiments/verdict.md), which prints
 # these lines; by the kinds of images that there are
 RULES = {
-    BOTH: Rule(-0.743, 1.16, 0.221, 0.217, 0.0895),
-    PLAIN: Rule(0.796, 0.899, 0.691, 0.315, 0.134),
-    STRETCHED: Rule(-0.559, 1.1, 0.281, 0.347, 0.11),
-    REAL: Rule(-0.932, 1.22, 0.344, 0.271, 0.229),
+    BOTH: Rule(-0.79, 1.18, 0.222, 0.221, 0.0818),
+    PLAIN: Rule(0.824, 0.889, 0.701, 0.349, 0.115),
+    STRETCHED: Rule(-0.516, 1.09, 0.296, 0.337, 0.106),
+    REAL: Rule(-0.876, 1.2, 0.364, 0.249, 0.228),
 }
 
 
