@@ -205,7 +205,7 @@ def range_ratios(
             axis.plot(layers, ratios, "o", color=f"C{place}", markersize=4)
         axis.axhline(1.0, color="gray", linewidth=1)
         axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axis.set_title(f"{name_of(source)}", fontsize=9, loc="left")
     axes[-1].set_xlabel("layer, in order of execution")
     figure.supylabel("range width / that of real images", fontsize=9)

@@ -73,17 +73,19 @@ def curves(
     """Figures of metrics.jsonl over the steps. names: key in a row -> name in the legend, up to
     three of which are drawn.
     """
-    drawn = list(zip(_LINES, names.items(), strict=False))
+    drawn = []
+    for line, (key, name) in zip(_LINES, names.items(), strict=False):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        points = [(x, y) for x, y in points if y > 0 or not logarithmic]
+        if points:  # none of a loss that is off, such as the prior of signals
+            drawn.append((line, name, points))
 
     def draw(axes: Any) -> None:
-        for line, (key, _) in drawn:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            points = [(x, y) for x, y in points if y > 0 or not logarithmic]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=_LINES[line], marker=".", markersize=5)
+        for line, _, points in drawn:
+            axes.plot(*zip(*points, strict=True), color=_LINES[line], marker=".", markersize=5)
         axes.set(xlabel="step", ylabel=ylabel, yscale="log" if logarithmic else "linear")
 
-    return Chart(_svg(draw), title, caption, tuple((line, name) for line, (_, name) in drawn))
+    return Chart(_svg(draw), title, caption, tuple((line, name) for line, name, _ in drawn))
 
 
 def gaps(start: dict[str, float], end: dict[str, float], *, caption: str) -> Chart:

@@ -125,7 +125,8 @@ class Compared:
 @dataclasses.dataclass(frozen=True)
 class IntegerFile:
     """One .json of the folder. is_proof: it stands beside a .tflite file of the same name.
-    calibrated: images that calibrated the file; 0 where it does not say.
+    calibrated: images that calibrated the file; 0 where it does not say. above: whether it lies
+    beside the folder, not in it.
     """
 
     name: str
@@ -140,6 +141,7 @@ class IntegerFile:
     curve: Chart | None = None
     command: str = ""
     calibrated: int = 0
+    above: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +188,8 @@ def _made_beside(folder: pathlib.Path, *, model: str) -> list[IntegerFile]:
                 data = read_json(path)
                 if data.get("images_folder") == folder.resolve().name:
                     require_checksum(data, path.name)
-                    files.append(_read(path, data, model=model))
+                    made = _read(path, data, model=model)
+                    files.append(dataclasses.replace(made, above=True))
     return files
 
 

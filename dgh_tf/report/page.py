@@ -382,8 +382,8 @@ def _facts(manifest: dict[str, Any]) -> tuple[Fact, ...]:
 def _limits(manifest: dict[str, Any], files: tuple[IntegerFile, ...]) -> tuple[str, ...]:
     aim = "match statistics" if _has_statistics(manifest) else "stretch the model's outputs"
     limits = [
-        f"The images {aim}. They need not look like photographs, and accuracy cannot be measured "
-        "on them: they have no labels.",
+        f"The images {aim}. They need not look like real data, and accuracy cannot be measured on "
+        "them: they have no labels.",
     ]
     if any(file.estimate for file in files):
         limits.append(
@@ -406,17 +406,19 @@ def _limits(manifest: dict[str, Any], files: tuple[IntegerFile, ...]) -> tuple[s
 def _links(
     folder: pathlib.Path, manifest: dict[str, Any], proofs: list[IntegerFile]
 ) -> tuple[Link, ...]:
-    known = {
+    beside = {
         **{str(file): "calibration images, float32" for file in manifest["files"].values()},
         "manifest.json": "how they were made",
         "metrics.jsonl": "losses by step",
         "preview.png": "the images as one picture",
     }
+    above = {}
     for file in proofs:
-        known[file.name] = "integer file"
-        known[str(pathlib.PurePath(file.name).with_suffix(".json"))] = "its proof"
+        proof = str(pathlib.PurePath(file.name).with_suffix(".json"))
+        (above if file.above else beside).update({file.name: "integer file", proof: "its proof"})
     return tuple(
-        Link(name, urllib.parse.quote(f"./{name}"), what)
+        Link(name, urllib.parse.quote(f"{place}/{name}"), what)
+        for place, known in ((".", beside), ("..", above))
         for name, what in known.items()
-        if (folder / name).is_file() or name == "manifest.json"
+        if (folder.resolve() / place / name).is_file() or name == "manifest.json"
     )

@@ -242,6 +242,14 @@ def test_long_sequences_are_averaged_not_sampled():
     np.testing.assert_allclose(found, np.arange(1024.0).reshape(256, 4).mean(axis=1) / 1023)
 
 
+def test_a_loss_that_is_off_has_no_name_without_a_line():
+    """The prior of signals is 0, which a logarithmic axis cannot show."""
+    rows = [{"step": step, "bn": 1.0 / step, "prior": 0.0} for step in (1, 2)]
+    names = {"bn": "BN statistics loss", "prior": "image prior"}
+    chart = charts.curves(rows, names, title="t", caption="", ylabel="loss", logarithmic=True)
+    assert chart.legend == (("a", "BN statistics loss"),)
+
+
 def test_histogram_counts_the_values_at_the_ends():
     values = np.concatenate([np.zeros(10), np.full(30, 0.5), np.ones(60)]).reshape(100, 1)
     chart = charts.histogram(values, low=np.float64(0), high=np.float64(1), title="t")

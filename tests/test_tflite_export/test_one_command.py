@@ -141,6 +141,8 @@ def test_the_estimate_counts_what_both_files_choose(made, model_path):
 def test_the_report_shows_the_whole_job(made):
     folder, _ = made
     page = (folder / "m_images" / "report.html").read_text()
+    for beside in ("../m.tflite", "../m.json", "./images.npy"):
+        assert f'href="{beside}"' in page
     assert not (folder / "m_images" / "unstretched" / "report.html").exists()  # one page for all
     assert "m.tflite" in page and "--num_images=8" in page
     assert dgh_tf.write_report(folder / "m_images").files[0].name == "m.tflite"
