@@ -412,7 +412,7 @@ def _links(
         "metrics.jsonl": "losses by step",
         "preview.png": "the images as one picture",
     }
-    above = {}
+    above: dict[str, str] = {}
     for file in proofs:
         proof = str(pathlib.PurePath(file.name).with_suffix(".json"))
         (above if file.above else beside).update({file.name: "integer file", proof: "its proof"})
