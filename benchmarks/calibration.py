@@ -11,6 +11,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
+from benchmarks.data.datasets import require_sets
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import (
     KEY,
@@ -108,6 +109,17 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 
+def noise_pairs(text: str) -> list[tuple[float, float]]:
+    """The pairs that --noise_range gives, none for "real". Raises ValueError for any other text."""
+    pairs = [] if text == "real" else parse_pairs(text)
+    if pairs is None:
+        raise ValueError(
+            f"--noise_range={text}: expected LOW,HIGH (two finite numbers, the smaller first), "
+            "such a pair for every channel joined by semicolons, or real."
+        )
+    return pairs
+
+
 def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Low and high of uniform noise as --noise_range gives them, [1] or [channels] each.
 
@@ -116,12 +128,7 @@ def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
       real: the real images, [number, ..., channels].
     Raises: ValueError for what is no range.
     """
-    pairs = [(float(real.min()), float(real.max()))] if text == "real" else parse_pairs(text)
-    if pairs is None:
-        raise ValueError(
-            f"--noise_range={text}: expected LOW,HIGH (two finite numbers, the smaller first), "
-            "such a pair for every channel joined by semicolons, or real."
-        )
+    pairs = noise_pairs(text) or [(float(real.min()), float(real.max()))]
     if len(pairs) not in (1, real.shape[-1]):
         raise ValueError(
             f"--noise_range={text} holds {len(pairs)} pairs; the images have {real.shape[-1]} "
@@ -133,6 +140,9 @@ def noise_bounds(text: str, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def main(argv: list[str]) -> int:
     require_model(FLAGS.model, signature=FLAGS.signature)
+    require_sets(preprocess=FLAGS.preprocess, real=FLAGS.real, evaluation=FLAGS.evaluation)
+    if FLAGS.noise_range:
+        noise_pairs(FLAGS.noise_range)
     sources, chosen = (
         check_sources(FLAGS.sources),
         combinations(FLAGS.scheme, FLAGS.algorithm, head=FLAGS.head, max_kib=FLAGS.max_kib),

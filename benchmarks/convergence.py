@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.data.datasets import require_sets
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_path, atomic_write, locked_folder
@@ -221,6 +222,7 @@ def main(argv: list[str]) -> int:
     """Measures what is missing, one run of a recipe after the other, then writes table and plot."""
     values = flags.FLAGS
     require_model(values.model)
+    require_sets(preprocess=values.preprocess, evaluation=values.evaluation)
     recipes, steps, reference_steps = (
         check_recipes(values.recipes),
         counts("steps"),

@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
+from benchmarks.data.datasets import require_sets
 from benchmarks.data.sources import SOURCES, check_sources
 from benchmarks.measure.comparison import (
     Task,
@@ -343,6 +344,7 @@ def write_report(results: Results, *, command: str) -> str:
 
 def main(argv: list[str]) -> int:
     require_model(FLAGS.model)
+    require_sets(preprocess=FLAGS.preprocess, real=FLAGS.real, evaluation=FLAGS.evaluation)
     sources, settings = (
         check_sources(FLAGS.sources),
         settings_of(FLAGS.settings, FLAGS.rules, FLAGS.reconstruction),

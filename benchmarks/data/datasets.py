@@ -29,6 +29,25 @@ Labeled = tuple[np.ndarray, np.ndarray]
 Truth = np.ndarray | dict[str, np.ndarray] | None
 
 
+def require_sets(*, preprocess: str, **sets: str) -> None:
+    """Refuses what can be refused without a model: a mapping that none understands, and sets, by
+    role, with nothing behind them. Raises as `load` does.
+    """
+    preprocessing(preprocess)
+    for role, spec in sets.items():
+        _require_set(spec, role=role)
+
+
+def _require_set(spec: str, *, role: str) -> None:
+    if spec != "demo" and not spec.startswith("tfds:") and not pathlib.Path(spec).exists():
+        raise FileNotFoundError(
+            f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a "
+            "folder with one folder of images "
+            "per class, a COCO set (a folder with annotations.json, or the .json "
+            "file), tfds:NAME[/split], or demo."
+        )
+
+
 def load(
     spec: str,
     *,
@@ -67,17 +86,11 @@ def load(
       ValueError: something is there, but not a set that fits the model.
     """
     to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
+    _require_set(spec, role=role)
     if spec == "demo":
         x, y = _demo(role, demo, limit)
     elif spec.startswith("tfds:"):
         x, y = _from_tfds(spec, role, input_shape, limit, data_dir)
-    elif not path.exists():
-        raise FileNotFoundError(
-            f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a "
-            "folder with one folder of images "
-            "per class, a COCO set (a folder with annotations.json, or the .json "
-            "file), tfds:NAME[/split], or demo."
-        )
     elif coco.is_coco(path):
         x, y = coco.load(path, input_shape=input_shape, limit=limit)
     elif path.is_dir():

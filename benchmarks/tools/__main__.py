@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks.data.choice import KIND_HELP
+from benchmarks.data.datasets import require_sets
 from benchmarks.data.sources import check_sources
 from benchmarks.measure.comparison import (
     COLUMNS,
@@ -128,6 +129,7 @@ def main(argv: list[str]) -> int:
     """Refuses what can be refused, makes the environments, then measures row by row."""
     del argv
     require_model(FLAGS.model)
+    require_sets(preprocess=FLAGS.preprocess, real=FLAGS.real, evaluation=FLAGS.evaluation)
 
     check_sources(FLAGS.sources)
     tools = check_tools(FLAGS.tools)

@@ -80,6 +80,20 @@ def test_a_mistyped_range_is_one_line_before_tensorflow(command, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("command", "option", "told"),
+    [
+        ("benchmarks.calibration", "--noise_range=foo", "error: --noise_range=foo: expected LOW"),
+        ("benchmarks.lowbit", "--preprocess=foo", "error: --preprocess=foo is not understood"),
+        ("benchmarks.convergence", "--evaluation=no.npz", "error: --evaluation=no.npz: no such"),
+    ],
+)
+def test_what_a_benchmark_could_find_late_is_one_line_before_tensorflow(
+    command, option, told, tmp_path
+):
+    assert refused(command, option, folder=tmp_path).startswith(told)
+
+
+@pytest.mark.parametrize(
     ("option", "told"),
     [
         ("--fail_below=nan", "error: --fail_below=nan: expected a finite number."),
