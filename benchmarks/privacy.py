@@ -5,6 +5,7 @@ python -m benchmarks.privacy.
 from __future__ import annotations
 
 import json
+import pathlib
 import shlex
 import sys
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.data.datasets import require_sets
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, make_folder
 from dgh_tf.models.loading import require_model
+from tflite_export.calibration.load import load_calibration
 
 SPACES = {"pixels": "pixels, as they are", "shifted": "pixels, the best of 50 shifts and mirrors"}
 
@@ -119,12 +122,14 @@ def main(argv: list[str]) -> int:
     del argv
     values = flags.FLAGS
     require_model(values.model)
+    require_sets(preprocess=values.preprocess, training=values.training, unseen=values.unseen)
+    if values.generated and not pathlib.Path(values.generated).exists():
+        load_calibration(values.generated)  # raises
     folder = make_folder(values.output_dir, flag="output_dir")
     say(f"loading {values.model}")
     from benchmarks.data import datasets
     from benchmarks.measure.comparison import environment
     from dgh_tf import GenerationConfig, generate_images, load_model
-    from tflite_export.calibration.load import load_calibration
 
     model = load_model(values.model)
     shared: dict[str, Any] = {

@@ -31,17 +31,17 @@ Truth = np.ndarray | dict[str, np.ndarray] | None
 
 def require_sets(*, preprocess: str, **sets: str) -> None:
     """Refuses what can be refused without a model: a mapping that none understands, and sets, by
-    role, with nothing behind them. Raises as `load` does.
+    the flag that gives them, with nothing behind them. Raises as `load` does.
     """
     preprocessing(preprocess)
-    for role, spec in sets.items():
-        _require_set(spec, role=role)
+    for flag, spec in sets.items():
+        _require_set(spec, flag=flag)
 
 
-def _require_set(spec: str, *, role: str) -> None:
+def _require_set(spec: str, *, flag: str) -> None:
     if spec != "demo" and not spec.startswith("tfds:") and not pathlib.Path(spec).exists():
         raise FileNotFoundError(
-            f"--{role}={spec}: no such file or folder. Give an .npz with x and y, a "
+            f"--{flag}={spec}: no such file or folder. Give an .npz with x and y, a "
             "folder with one folder of images "
             "per class, a COCO set (a folder with annotations.json, or the .json "
             "file), tfds:NAME[/split], or demo."
@@ -86,7 +86,7 @@ def load(
       ValueError: something is there, but not a set that fits the model.
     """
     to_input_units, path = preprocessing(preprocess), pathlib.Path(spec)
-    _require_set(spec, role=role)
+    _require_set(spec, flag=role)
     if spec == "demo":
         x, y = _demo(role, demo, limit)
     elif spec.startswith("tfds:"):

@@ -85,6 +85,8 @@ def test_a_mistyped_range_is_one_line_before_tensorflow(command, tmp_path):
         ("benchmarks.calibration", "--noise_range=foo", "error: --noise_range=foo: expected LOW"),
         ("benchmarks.lowbit", "--preprocess=foo", "error: --preprocess=foo is not understood"),
         ("benchmarks.convergence", "--evaluation=no.npz", "error: --evaluation=no.npz: no such"),
+        ("benchmarks.privacy", "--unseen=no.npz", "error: --unseen=no.npz: no such"),
+        ("benchmarks.privacy", "--generated=no.npz", "error: There is no calibration data at no"),
     ],
 )
 def test_what_a_benchmark_could_find_late_is_one_line_before_tensorflow(
