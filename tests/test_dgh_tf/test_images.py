@@ -13,6 +13,7 @@ from dgh_tf.ops.canvas import (
     augment,
     choose_layout,
     finish,
+    first_discs,
     smooth,
     start_canvas,
     to_model,
@@ -312,6 +313,22 @@ def test_natural_starts_have_most_power_in_low_frequencies_and_in_grey_and_white
         assert low_to_high(canvases) > 30 and correlation > 0.6
     else:
         assert 0.5 < low_to_high(canvases) < 2.0 and abs(correlation) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(24, 31), (9, 60)])
+def test_the_first_disc_of_a_pixel_is_that_of_a_painter_who_goes_from_the_last_to_the_first(shape):
+    """Discs painted one over the other, by distances in float64."""
+    generator = np.random.default_rng(3)
+    ys, xs = generator.uniform(0, shape[0], 40), generator.uniform(0, shape[1], 40)
+    radii = np.concatenate([generator.uniform(0.2, 3.0, 36), generator.uniform(6.0, 14.0, 4)])
+    painted = np.full(shape, 40)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    for disc in reversed(range(40)):
+        distances = np.hypot(rows - ys[disc], columns - xs[disc])
+        assert np.abs(distances - radii[disc]).min() > 1e-5  # none lies on an edge
+        painted[distances <= radii[disc]] = disc
+    assert len(np.unique(painted)) > 10
+    np.testing.assert_array_equal(first_discs(shape, ys=ys, xs=xs, radii=radii), painted)
 
 
 def test_leaves_are_flat_with_sharp_edges():
