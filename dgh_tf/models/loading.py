@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +152,11 @@ def _load_keras3(file: ModelFile, *, unsafe: bool) -> keras.Model:
 def _registered(name: str) -> bool:
     """Whether the program itself registered a class or function of this name with Keras 2 or 3."""
     import keras
-    import tf_keras
 
     libraries = ("keras", "tf_keras", "keras_cv")
-    found = [generation.utils.get_registered_object(name) for generation in (keras, tf_keras)]
+    # a program that registers something has imported the library: its import takes a while
+    generations = [keras, *filter(None, [sys.modules.get("tf_keras")])]
+    found = [generation.utils.get_registered_object(name) for generation in generations]
     return any(
         item is not None and str(getattr(item, "__module__", "")).split(".")[0] not in libraries
         for item in found

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import sys
 import zipfile
 
 import keras
@@ -447,3 +448,9 @@ def test_every_form_of_a_keras2_model_gives_the_same_outputs(kind, form, tmp_pat
     np.testing.assert_allclose(
         np.asarray(load_model(str(path))(x)), expected, atol=1e-5 * max(1.0, np.abs(expected).max())
     )
+
+
+def test_a_keras_3_file_loads_without_importing_keras_2(monkeypatch):
+    """Its import takes a quarter of a second, and who registers a class with it has imported it."""
+    monkeypatch.setitem(sys.modules, "tf_keras", None)  # an import would raise ImportError
+    assert load_model("demo").name == "demo"
