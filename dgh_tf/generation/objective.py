@@ -21,7 +21,7 @@ from dgh_tf.config import GenerationConfig
 from dgh_tf.models.batchnorm import inference_affine
 from dgh_tf.ops import losses
 from dgh_tf.ops.layer_moments import layer_sums
-from dgh_tf.ops.moments import image_moments, safe_shift
+from dgh_tf.ops.moments import Move, image_moments, moved_sums, safe_shift
 
 if TYPE_CHECKING:
     from dgh_tf.input_range.conventions import InputRange
@@ -181,11 +181,18 @@ def batch_moments(tapped: Tapped, units: Sequence[tf.Tensor], problem: Problem) 
     sums, squares, counts = zip(*layer_sums(calls, layers, shifts, known), strict=True)
     # all layers side by side from here on: few operations, whatever the depth
     counts = tf.gather(tf.stack(counts), targets.layer)
-    away = (targets.shift - targets.mean) / targets.scale
-    u = tf.concat(sums, 0) / counts / targets.scale
-    return tf.stack(
-        [u + away, tf.concat(squares, 0) / counts / targets.scale**2 + 2.0 * away * u + away**2]
+    total, square = moved_sums(
+        tf.concat(sums, 0), tf.concat(squares, 0), counts, move=_moves(tapped.moves, shifts)
     )
+    away = (targets.shift - targets.mean) / targets.scale
+    u = total / counts / targets.scale
+    return tf.stack([u + away, square / counts / targets.scale**2 + 2.0 * away * u + away**2])
+
+
+def _moves(moves: Mapping[int, Move], shifts: Sequence[np.ndarray]) -> Move:
+    """Those of all layers side by side; layers without one stay as they are."""
+    each = [moves.get(i, Move(np.ones_like(s), np.zeros_like(s))) for i, s in enumerate(shifts)]
+    return Move(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
 
 
 def ranged_layers(layers: Sequence[BatchNorm]) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -23,7 +23,7 @@ from dgh_tf.generation.objective import (
     reach,
 )
 from dgh_tf.generation.store import Slots
-from dgh_tf.models.network import Network
+from dgh_tf.models.network import Network, Tapped
 from dgh_tf.ops import losses
 from dgh_tf.ops.radam import apply_radam, cosine
 
@@ -212,7 +212,10 @@ class Step:
     def _fill(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
         """A batch's row of the table without gradient, for its finished images."""
         share = _size(canvases[0]) / course.set_images
-        return share * self._observe(self.inputs.finish(canvases)).moments
+        units = self.inputs.finish(canvases)
+        calls = self.network.normalized(self.inputs.to_model(units))
+        seen = Tapped(calls, sums=[None] * len(calls), moves={}, heads=[])
+        return share * batch_moments(seen, units, self.problem)
 
     def _spread(self, canvases: list[tf.Tensor], turn: Turn, course: Course) -> tf.Tensor:
         """A batch's share of every head's mean spread over the finished images that will be

@@ -68,8 +68,11 @@ def range_from_statistics(network: Network) -> InputRange:
     best, second = ranked[0], next(name for name in ranked if not alike(name, ranked[0]))
     listed = ", ".join(f"{name} {gaps[name]:.3g}" for name in ranked)
     margin = gaps[second] / max(gaps[best], 1e-9)
-    mean, std, free = free_fit(gap, noise)
-    if image and gaps[best] <= min(LARGEST_GAP, max(CONVENTION_GAP, CONVENTION_FIT * free)):
+    fits = image and gaps[best] <= CONVENTION_GAP  # in itself: the free fit can say nothing more
+    if not fits:
+        mean, std, free = free_fit(gap, noise)
+        fits = image and gaps[best] <= min(LARGEST_GAP, CONVENTION_FIT * free)
+    if fits:
         if margin < (MARGIN if gaps[best] <= CONVENTION_GAP else POOR_MARGIN):
             raise ValueError(
                 "The input range is ambiguous: the first BatchNorm statistics fit "
@@ -152,11 +155,10 @@ def _gap_function(network: Network, *, layers: int, gradient: bool = False) -> C
     gradient) as tensors.
     """
     targets = network.layers[:layers]
+    calls = (lambda x: network.forward(x).calls) if gradient else network.normalized
 
     def gap(images: tf.Tensor) -> tf.Tensor:
-        rows = layer_moments(
-            [(i, x) for i, x in network.forward([images]).calls if i < layers], targets
-        )
+        rows = layer_moments([(i, x) for i, x in calls([images]) if i < layers], targets)
         return tf.reduce_mean(
             [
                 moment_gap(row, mean=bn.mean, variance=bn.variance, epsilon=bn.epsilon)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 
-import tensorflow as tf
-
-from dgh_tf.models.hooks import record_calls
-from dgh_tf.models.network import Network, kernel_layers
+from dgh_tf.models.network import Network
 from dgh_tf.ops.kinds import Signal, as_signal, kind_of_shape
 
 
@@ -41,19 +38,10 @@ def _views(network: Network) -> list[tuple[int, ...] | None]:
     """The shape in which the first layer with a kernel sees each input, where only the order of
     values in a row stands between them; None where it sees the input as it is or cannot be told.
     """
-    shapes, kernels = network.input_shapes, kernel_layers(network.model)
-    if len(shapes) != 1 or not kernels or network.channels_first[0]:
+    shapes, seen = network.input_shapes, network.kernel_shape
+    if len(shapes) != 1 or seen is None or network.channels_first[0]:
         return [None] * len(shapes)
-    seen: list[tuple[int | None, ...]] = []
-
-    def trace(x: tf.Tensor) -> None:
-        with record_calls(kernels) as recorded:
-            network.outputs([x])
-        seen.extend(tuple(each.shape[1:]) for _, each, _ in recorded[:1])
-
-    spec = tf.TensorSpec((None, *shapes[0]), tf.float32)
-    tf.function(trace, autograph=False).get_concrete_function(spec)
-    if not seen or seen[0] == tuple(shapes[0]) or len(seen[0]) < len(shapes[0]):
+    if seen == tuple(shapes[0]) or len(seen) < len(shapes[0]):
         return [None]
-    sides = tuple(side or 0 for side in seen[0])
+    sides = tuple(side or 0 for side in seen)
     return [sides if math.prod(sides) == math.prod(shapes[0]) else None]

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.models.batchnorm import BatchNorm, inference_affine
-from dgh_tf.ops.moments import moved_sums, relu_with_sums, safe_shift, with_sums
+from dgh_tf.ops.moments import Move, relu_with_sums, safe_shift, with_sums
 
 # |beta / gamma| up to which u follows from y: beyond, rounding of y hides u
 MOST_OFFSET = 300.0
@@ -51,17 +51,16 @@ class Folded:
         return self.factor * (y - self.shift) + self.offset
 
     def with_sums(self, y: tf.Tensor) -> tuple[tf.Tensor, Sums]:
-        """The output, and `channel_sums` of the BN layer's input."""
-        y, sums = with_sums(y, shift=self.shift)
-        return y, self._own_sums(sums)
+        """The output, and its `channel_sums`, which `move` makes those of the BN layer's input."""
+        return with_sums(y, shift=self.shift)
 
     def relu_with_sums(self, y: tf.Tensor, *, cap: float) -> tuple[tf.Tensor, Sums]:
-        """ReLU of the output, up to `cap`, and `channel_sums` of the BN layer's input."""
-        rectified, sums = relu_with_sums(y, shift=self.shift, cap=cap)
-        return rectified, self._own_sums(sums)
+        """ReLU of the output, up to `cap`, and `channel_sums` of the output."""
+        return relu_with_sums(y, shift=self.shift, cap=cap)
 
-    def _own_sums(self, sums: Sums) -> Sums:
-        return moved_sums(sums, factor=self.factor, offset=self.offset - self.own_shift)
+    @property
+    def move(self) -> Move:
+        return Move(self.factor, self.offset - self.own_shift)
 
 
 @dataclasses.dataclass(frozen=True)

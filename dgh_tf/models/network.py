@@ -37,19 +37,27 @@ from dgh_tf.models.validation import (
     require_finite,
     require_trained_on_data,
 )
-from dgh_tf.ops.moments import normalize
+from dgh_tf.ops.moments import Move, normalize
 
 _CHANNELS, _LEAST_SIDE = (1, 3, 4), 16  # of an image with channels first
 
 
 @dataclasses.dataclass(frozen=True)
 class Tapped:
-    """What one traced forward pass gave: (index of BatchNorm, its input) in call order, for each
-    call the `channel_sums` where they came along (else None), and the heads.
+    """What one traced forward pass gave.
+
+    Attributes:
+      calls: (index of BatchNorm, its input) in call order.
+      sums: for each call the `channel_sums` of the input less its shift, where they came along,
+        else None.
+      moves: by index of BatchNorm, how that follows from what `sums` are of, where it is not the
+        same.
+      heads: of the model.
     """
 
     calls: list[tuple[int, tf.Tensor]]
     sums: list[tuple[tf.Tensor, ...] | None]
+    moves: dict[int, Move]
     heads: list[Head]
 
 
@@ -66,6 +74,8 @@ class Network:
       evidence: what images of this model rest on.
       unmatched: names of layers that no BN statistics constrain: other normalizations, and layers
         with kernels that no BN layer follows.
+      kernel_shape: without batch, of what the first layer with a kernel takes; None where there is
+        no such layer.
     """
 
     def __init__(
@@ -89,7 +99,10 @@ class Network:
         ]
         norms = batchnorm_layers(model)
         self._heads: list[str] = []
-        reached, self.unmatched, logits, order = self._survey(norms)
+        # every call of a BN layer, and whether its input is inside of a function in the graph
+        self._norm_calls: list[tuple[Any, bool]] = []
+        self.kernel_shape: tuple[int | None, ...] | None = None
+        reached, self.unmatched, self._surveyed, order = self._survey(norms)
         require_finite(model, reached)
         if use_statistics:
             require_trained_on_data(model, reached)
@@ -100,7 +113,26 @@ class Network:
         self._affines = [inference_affine(bn) for bn in self.layers]
         self._folded = find_folded(order, self.layers)
         self._rectified = find_rectified(order, self._folded)
-        require_alive(model, logits, self.input_shapes)
+        require_alive(model, self._logits(), self.input_shapes)
+
+    def normalized(self, inputs: list[tf.Tensor]) -> list[tuple[int, tf.Tensor]]:
+        """(index of BatchNorm, its input) in call order, as the model itself computes them in
+        float32; call it inside tf.function. Inputs are as for `forward`.
+
+        What `forward` gives in `Tapped.calls`, without another trace of the model.
+        """
+        position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
+        if any(inner for layer, inner in self._norm_calls if id(layer) in position):
+            return self.forward(inputs).calls
+        _, taken = self._surveyed(*inputs)
+        named = zip(self._norm_calls, taken, strict=True)
+        return [(position[id(each)], x) for (each, _), x in named if id(each) in position]
+
+    def _logits(self) -> Callable[..., dict[str, tf.Tensor]]:
+        """From inputs to each head's logits by name, compiled."""
+        specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
+        logits = tf.function(lambda *inputs: self._surveyed(*inputs)[0], autograph=False)
+        return logits.get_concrete_function(*specs)
 
     def forward(
         self, inputs: list[tf.Tensor], *, precision: str = "float32", folded: bool = False
@@ -133,12 +165,13 @@ class Network:
             return before
 
         before_relu = {id(each.fold) for each in self._rectified}
+        moves: dict[int, Move] = {}
         awaited: dict[int, tf.Tensor] = {}  # by id: outputs whose sums come with their ReLU
 
-        def passed_on(fold: Folded, plainly: Callable, x: tf.Tensor) -> tf.Tensor:
+        def passed_on(index: int, fold: Folded, plainly: Callable, x: tf.Tensor) -> tf.Tensor:
             if id(x) not in convolved:
                 return plainly(x)
-            y = convolved[id(x)][1]
+            y, moves[index] = convolved[id(x)][1], fold.move
             if id(fold) in before_relu:
                 awaited[id(y)] = y
                 return y
@@ -159,7 +192,7 @@ class Network:
         }
         folds = self._folded if folded and precision == "float32" else {}
         for key, fold in folds.items():
-            instead[key] = functools.partial(passed_on, fold, instead[key])
+            instead[key] = functools.partial(passed_on, position[key], fold, instead[key])
             instead[id(fold.layer)] = functools.partial(convolve, fold)
         relus = self._rectified if folds else []
         for each in relus:
@@ -177,6 +210,7 @@ class Network:
         return Tapped(
             calls,
             [known.get(id(y)) for *_, y in recorded],
+            moves,
             find_heads(outputs, [y for *_, y in recorded]),
         )
 
@@ -200,8 +234,8 @@ class Network:
 
     def _survey(self, norms: list) -> tuple[list[BatchNorm], list[str], Callable, list]:
         """The BN layers that a forward pass reaches, the names for `unmatched`, the traced function
-        from inputs to heads' logits, and (layer, input, output) of calls of layers with kernels, BN
-        layers and ReLU layers.
+        from inputs to heads' logits by name and to what each call in `_norm_calls` takes, and
+        (layer, input, output) of calls of layers with kernels, BN layers and ReLU layers.
         """
         kernels = kernel_layers(self.model)
         relus = [layer for layer in self.model._flatten_layers() if relu_cap(layer) is not None]
@@ -210,10 +244,14 @@ class Network:
         followed: set[int] = set()
         order: list = []
 
-        def trace(*inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        def trace(*inputs: tf.Tensor) -> tuple[dict[str, tf.Tensor], list[tf.Tensor]]:
             with record_calls([*norms, *kernels, *relus]) as recorded:
                 outputs = self.outputs(list(inputs))
             order.extend(recorded)
+            with_kernels = {id(layer) for layer in kernels}
+            taken = [tf.nest.flatten(x)[0] for layer, x, _ in recorded if id(layer) in with_kernels]
+            if taken and taken[0].shape.rank is not None:
+                self.kernel_shape = tuple(taken[0].shape[1:])
             own = {id(layer) for layer in norms}
             calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
@@ -227,10 +265,16 @@ class Network:
             heads = find_heads(outputs, [])
             self._heads = [head.name for head in heads]
             require_connected(self.model, heads, inputs)
-            return {head.name: head.logits for head in heads}
+            # what a function within the graph computes cannot be given from outside of it
+            inner = [x.graph is not inputs[0].graph for _, x in calls]
+            self._norm_calls = list(zip((layer for layer, _ in calls), inner, strict=True))
+            taken = [
+                inputs[0] if hidden else x for (_, x), hidden in zip(calls, inner, strict=True)
+            ]
+            return {head.name: head.logits for head in heads}, taken
 
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
-        logits = tf.function(trace, autograph=False).get_concrete_function(*specs)
+        surveyed = tf.function(trace, autograph=False).get_concrete_function(*specs)
         layers = [read_batchnorm(*entry) for entry in reversed(ranks.values())]
         others = [
             layer.name
@@ -240,7 +284,7 @@ class Network:
         return (
             layers,
             [*others, *(layer.name for layer in kernels if id(layer) not in followed)],
-            logits,
+            surveyed,
             order,
         )
 

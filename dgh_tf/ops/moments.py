@@ -35,6 +35,13 @@ class Moments(NamedTuple):
         return self.m2 / self.count
 
 
+class Move(NamedTuple):
+    """factor * d + offset, float32 [channels] both: a quantity told from another, d."""
+
+    factor: np.ndarray
+    offset: np.ndarray
+
+
 def safe_shift(mean: np.ndarray, *, variance: np.ndarray, epsilon: float) -> np.ndarray:
     """The shift for `channel_sums` that channels of these running statistics need, float32
     [channels]: zeros where no mean is so far from zero that squares in float32 lose the variance; a
@@ -255,12 +262,14 @@ def relu_with_sums(
 
 
 def moved_sums(
-    sums: tuple[tf.Tensor, tf.Tensor, tf.Tensor], *, factor: np.ndarray, offset: np.ndarray
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`channel_sums` of factor * d + offset from those of d. factor, offset: float32 [channels]."""
-    total, squares, count = sums
+    total: tf.Tensor, squares: tf.Tensor, count: tf.Tensor, *, move: Move
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The first two of `channel_sums` of factor * d + offset from all three of d; float32
+    [channels].
+    """
+    factor, offset = move
     moved = factor * total + count * offset
-    return moved, factor**2 * squares + 2.0 * offset * factor * total + count * offset**2, count
+    return moved, factor**2 * squares + 2.0 * offset * factor * total + count * offset**2
 
 
 def _affine(rows: tf.Tensor, scales: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import tf_keras
 import tiny_models as tiny
 
 from dgh_tf.models.network import Network
-from dgh_tf.ops.moments import channel_sums
+from dgh_tf.ops.moments import channel_sums, moved_sums
 
 
 def observed(network: Network, x: np.ndarray, *, folded: bool):
@@ -28,6 +28,7 @@ def observed(network: Network, x: np.ndarray, *, folded: bool):
             ]
             logits = [head.logits for head in tapped.heads]
             value = tf.add_n([tf.reduce_sum(tf.sin(y)) for y in logits])
+            sums = [moved(tapped, *each) for each in zip(tapped.calls, sums, strict=True)]
             for total, squares, count in sums:
                 value += tf.reduce_sum(tf.square(total / count - 0.3))
                 value += tf.reduce_sum(tf.square(squares / count - 0.7))
@@ -35,6 +36,14 @@ def observed(network: Network, x: np.ndarray, *, folded: bool):
         return inputs, [s[:2] for s in sums], logits, tape.gradient(value, x)
 
     return tf.function(run, autograph=False)(tf.constant(x))
+
+
+def moved(tapped, call, sums):
+    """The sums of a BN layer's own input."""
+    index, _ = call
+    if index not in tapped.moves:
+        return sums
+    return (*moved_sums(*sums, move=tapped.moves[index]), sums[2])
 
 
 def close(first, second, *, rtol: float):

@@ -6,6 +6,7 @@ import pytest
 import tiny_models as tiny
 
 from dgh_tf.common.range_text import CONVENTIONS
+from dgh_tf.input_range import from_statistics
 from dgh_tf.input_range.conventions import alike, parse_input_range
 from dgh_tf.input_range.find import network_ranges
 from dgh_tf.models.loading import load_model
@@ -66,6 +67,12 @@ def test_spectrograms_get_a_range_that_holds_most_of_the_real_values(shared_data
         inside > 0.98
     )  # a few first coefficients reach -123; the statistics cannot tell such tails
     assert found.high[0] - found.low[0] < 400  # and the range is not bought by being endless
+
+
+def test_a_convention_that_fits_in_itself_needs_no_free_fit(demo, monkeypatch):
+    expected = network_ranges(Network(demo))[0]
+    monkeypatch.setattr(from_statistics, "free_fit", None)  # a call would fail
+    assert network_ranges(Network(demo))[0] == expected
 
 
 def test_a_rescaling_layer_says_the_range(demo):

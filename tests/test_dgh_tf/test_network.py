@@ -35,6 +35,28 @@ def tapped(network: Network, arrays: list[np.ndarray]):
     return calls, {name: value.numpy() for name, value in logits.items()}, structure["last"]
 
 
+@pytest.mark.parametrize("build", [tiny.conv_bn_relu, tiny.shared_bn, tiny.nested_backbone])
+def test_the_surveyed_graph_gives_the_inputs_of_the_bn_layers_as_a_pass_does(build):
+    network = Network(build())
+    x = tf.constant(tiny.images(3, shape=network.input_shapes[0]))
+    surveyed = tf.function(lambda x: [y for _, y in network.normalized([x])], autograph=False)(x)
+    passed, *_ = tapped(network, [x.numpy()])
+    assert len(surveyed) == len(passed) > 0
+    for found, (_, expected) in zip(surveyed, passed, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bn_layer_within_a_function_of_its_own_is_passed_instead():
+    """What a function in the graph computes cannot be taken out of it."""
+    network = Network(tiny.conv_bn_relu())
+    network._norm_calls = [(layer, True) for layer, _ in network._norm_calls]
+    x = tf.constant(tiny.images(3))
+    given = tf.function(lambda x: [y for _, y in network.normalized([x])], autograph=False)(x)
+    passed, *_ = tapped(network, [x.numpy()])
+    for found, (_, expected) in zip(given, passed, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_statistics_and_inputs_of_every_bn_layer_equal_those_of_a_keras_submodel():
     model, x = tiny.conv_bn_relu(), tiny.images(4)
     network = Network(model)
