@@ -226,15 +226,11 @@ class Generator:
             totals += real_row(tf.constant(self.real), self._course).numpy()
         for turn in range(self.rounds):
             places = self._places(turn)
-            records = [self.store.read(place) for place in places]
-            canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
-            rows = self._replicas.run(self._step.fill, canvases, self._course)
+            rows = self._replicas.run(self._step.fill, self._canvases(places), self._course)
             totals += self._replicas.total(rows)
             if keep:
-                for place, record, row in zip(
-                    places, records, self._replicas.local(rows), strict=True
-                ):
-                    self.store.write(place, record.with_row(row.numpy()))
+                for place, row in zip(places, self._replicas.local(rows), strict=True):
+                    self.store.write_row(place, row.numpy())
             measured += sum(self.sizes[self.batches[place]] for place in places)
             told(what, measured)
         return totals
@@ -248,8 +244,7 @@ class Generator:
             return spreads
         for turn in range(self.rounds):
             places = self._places(turn)
-            records = [self.store.read(place) for place in places]
-            canvases = self._replicas.each([list(map(tf.constant, r.canvases)) for r in records])
+            canvases = self._canvases(places)
             turns = [
                 Turn(tf.constant(0), tf.constant(self.batches[p]), tf.constant(1.0)) for p in places
             ]
@@ -258,6 +253,11 @@ class Generator:
             )
             spreads += self._replicas.total(shares)
         return spreads
+
+    def _canvases(self, places: list[int]) -> Any:
+        """The canvases of a batch for every replica here."""
+        read = [[tf.constant(a) for a in self.store.canvases(place)] for place in places]
+        return self._replicas.each(read)
 
     def _places(self, turn: int) -> list[int]:
         """Places in the store of the batches that the replicas here work on together."""
@@ -271,7 +271,7 @@ class Generator:
         With several workers all must ask at once, and all get all images.
         """
         for turn in range(self.rounds):
-            parts = [self._finished(self.store.read(place)) for place in self._places(turn)]
+            parts = [self._finished(self.store.canvases(p)) for p in self._places(turn)]
             if self._replicas.here < self._replicas.count:
                 by_input = zip(*parts, strict=True)
                 parts = [[self._replicas.gathered(values) for values in by_input]]
@@ -279,9 +279,9 @@ class Generator:
         if len(self.real):
             yield self.network.own_layout([self.real])
 
-    def _finished(self, record: Record) -> list[tf.Tensor]:
+    def _finished(self, canvases: list[np.ndarray]) -> list[tf.Tensor]:
         """A batch's images of every input in model units."""
-        return self._inputs.to_model(self._inputs.finish(list(map(tf.constant, record.canvases))))
+        return self._inputs.to_model(self._inputs.finish(list(map(tf.constant, canvases))))
 
     def all_images(self) -> list[np.ndarray]:
         """`images` in one array for every input."""

@@ -84,18 +84,16 @@ class Inputs:
             if config.start != "white":
                 return self._start_signals(number, images, config)
             std = CANVAS_STD
-        return np.stack(
-            [
-                canvas.start_canvas(
-                    layout.canvas_shape,
-                    index=image * inputs + number,
-                    seed=config.seed,
-                    std=std,
-                    start=config.start,
-                )
-                for image in images
-            ]
-        )
+        canvases = np.empty((len(images), *layout.canvas_shape), np.float32)
+        for place, image in enumerate(images):
+            canvases[place] = canvas.start_canvas(
+                layout.canvas_shape,
+                index=image * inputs + number,
+                seed=config.seed,
+                std=std,
+                start=config.start,
+            )
+        return canvases
 
     def _flattened(self, number: int, values: np.ndarray, image: int, seed: int) -> np.ndarray:
         """A canvas of less contrast around its mean colour, or of a signal, around the mean of all

@@ -51,10 +51,6 @@ class Record:
             list(slots[:inputs]), list(slots[inputs : 2 * inputs]), list(slots[2 * inputs :]), row
         )
 
-    def with_row(self, row: np.ndarray) -> Record:
-        """The record with another row."""
-        return dataclasses.replace(self, row=row)
-
 
 class Slots(NamedTuple):
     """A batch's record as variables, which steps change in place."""
@@ -70,7 +66,7 @@ class Slots(NamedTuple):
 
 class Store(Protocol):
     """Records by number of batch; `take` gives one to work on (`upcoming`: the next one, to be
-    fetched ahead), `put` returns it.
+    fetched ahead), `put` returns it. `canvases` and `write_row` reach a part of one.
     """
 
     def take(self, batch: int, *, upcoming: int | None) -> Slots: ...
@@ -80,6 +76,10 @@ class Store(Protocol):
     def read(self, batch: int) -> Record: ...
 
     def write(self, batch: int, record: Record) -> None: ...
+
+    def canvases(self, batch: int) -> list[np.ndarray]: ...
+
+    def write_row(self, batch: int, row: np.ndarray) -> None: ...
 
     def close(self) -> None: ...
 
@@ -145,6 +145,12 @@ class MemoryStore:
     def write(self, batch: int, record: Record) -> None:
         for variable, value in zip(self._slots[batch].flat(), record.arrays(), strict=True):
             variable.assign(value)
+
+    def canvases(self, batch: int) -> list[np.ndarray]:
+        return [variable.numpy() for variable in self._slots[batch].canvases]
+
+    def write_row(self, batch: int, row: np.ndarray) -> None:
+        self._slots[batch].row.assign(row)
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -237,6 +243,16 @@ class FileStore:
         self._ahead.clear()
         self._write(batch, record.arrays())
 
+    def canvases(self, batch: int) -> list[np.ndarray]:
+        self._settle()
+        return self._read(batch, arrays=len(self._shapes[batch]) // 3)
+
+    def write_row(self, batch: int, row: np.ndarray) -> None:
+        self._settle()
+        self._ahead.clear()
+        others = self._shapes[batch][:-1]
+        self._write(batch, [row], offset=4 * sum(map(math.prod, others)))
+
     def close(self) -> None:
         self._thread.shutdown(wait=True)
         self._file.close()
@@ -247,20 +263,29 @@ class FileStore:
             write.result()
         self._writes.clear()
 
-    def _read(self, batch: int) -> list[np.ndarray]:
-        arrays = [np.empty(shape, np.float32) for shape in self._shapes[batch]]
-        self._pass(self._file.readinto, batch, arrays)
-        return arrays
+    def _read(self, batch: int, *, arrays: int | None = None) -> list[np.ndarray]:
+        """The first arrays of a record; None: all."""
+        found = [np.empty(shape, np.float32) for shape in self._shapes[batch][:arrays]]
+        self._pass(self._file.readinto, batch, found)
+        return found
 
-    def _write(self, batch: int, arrays: Sequence[np.ndarray]) -> None:
-        self._pass(self._file.write, batch, [np.ascontiguousarray(a, np.float32) for a in arrays])
+    def _write(self, batch: int, arrays: Sequence[np.ndarray], *, offset: int = 0) -> None:
+        values = [np.ascontiguousarray(a, np.float32) for a in arrays]
+        self._pass(self._file.write, batch, values, offset=offset)
 
     def _pass(
-        self, call: Callable[[memoryview], int | None], batch: int, arrays: Sequence[np.ndarray]
+        self,
+        call: Callable[[memoryview], int | None],
+        batch: int,
+        arrays: Sequence[np.ndarray],
+        *,
+        offset: int = 0,
     ) -> None:
-        """One call moves 2 GiB at most, and may move less."""
+        """One call moves 2 GiB at most, and may move less. offset: of the first array within the
+        record, in bytes.
+        """
         with self._turn, naming(self._path):
-            self._file.seek(batch * self._stride)
+            self._file.seek(batch * self._stride + offset)
             for array in arrays:
                 rest = array.reshape(-1).data.cast("B")
                 while rest:

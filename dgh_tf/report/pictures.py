@@ -101,10 +101,13 @@ def _coloured(maps: np.ndarray) -> np.ndarray:
 
 def _photographs(images: np.ndarray, *, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3]. Images of four channels show their mean."""
-    unit = _unit(images, low=low, high=high)
-    if unit.shape[-1] not in (1, 3):
-        unit = unit.mean(axis=-1, keepdims=True)
-    return np.rint(np.broadcast_to(unit, (*unit.shape[:-1], 3)) * 255).astype(np.uint8)
+    shown = np.empty((*images.shape[:3], 3), np.uint8)
+    for image, place in zip(images, shown, strict=True):  # one by one: float64 takes memory
+        unit = _unit(image, low=low, high=high)
+        if unit.shape[-1] not in (1, 3):
+            unit = unit.mean(axis=-1, keepdims=True)
+        place[:] = np.rint(unit * 255)
+    return shown
 
 
 def pixels(images: np.ndarray, *, low: object, high: object, kind: str | None = None) -> np.ndarray:

@@ -15,7 +15,7 @@ from dgh_tf.common.files import sha256_array
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.images import generate_images
-from dgh_tf.generation.store import FileStore, Record, record_shapes
+from dgh_tf.generation.store import FileStore, MemoryStore, Record, record_shapes
 from dgh_tf.generation.update import Carry
 
 FINISHED, FINISHED_CONFIG = {}, {**BASE, "num_images": 10, "steps": 60}
@@ -164,6 +164,33 @@ def test_records_that_take_several_system_calls_are_whole(tmp_path, monkeypatch)
         store.write(place, Record.of(record))
     for place, record in enumerate(records):
         for got, expected in zip(store.read(place).arrays(), record, strict=True):
+            np.testing.assert_array_equal(got, expected)
+    store.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_row_is_written_and_canvases_are_read_without_the_rest_of_the_record(tmp_path, streamed):
+    shapes, sizes = [(4, 4, 3), (5,)], [2, 1]
+    options = {"channels": 5, "devices": ["CPU:0"]}
+    store = (
+        FileStore(tmp_path / "records", shapes, sizes, **options)
+        if streamed
+        else MemoryStore(shapes, sizes, **options)
+    )
+    rng = np.random.default_rng(0)
+    records = []
+    for place, size in enumerate(sizes):
+        parts = record_shapes(shapes, size, channels=5)
+        records.append([rng.normal(size=part).astype(np.float32) for part in parts])
+        store.write(place, Record.of(records[place]))
+    row = np.full((2, 5), 7.0, np.float32)
+    store.write_row(0, row)
+    for place, (*others, own) in enumerate(records):
+        *found, found_row = store.read(place).arrays()
+        for got, expected in zip(found, others, strict=True):
+            np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(found_row, own if place else row)
+        for got, expected in zip(store.canvases(place), others[:2], strict=True):
             np.testing.assert_array_equal(got, expected)
     store.close()
 
