@@ -92,6 +92,11 @@ def test_levels_are_wrong_where_the_estimates_own_rule_says_so(rows):
     figures = fit.figures([far, told])
     assert figures["fine, but more than 2 points below the border"] == 1
     assert figures["true value in band"] == 0.5 and figures["int8 levels wrong"] == 1.0
+    # by hand: one of the three may be right on 400 other images; other schemes have no part
+    other = told._replace(row=rows[2])
+    figures = fit.figures([far, told, sampled, other])
+    assert figures["int8 levels wrong"] == 1.0
+    assert figures["int8 levels wrong beyond sampling"] == pytest.approx(2 / 3)
 
 
 def test_the_report_has_bars_constants_and_a_row_for_every_file(rows):
