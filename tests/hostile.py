@@ -25,6 +25,7 @@ REQUIRED = {  # flags that each command needs, good values; {w} is the work fold
     "benchmarks.verdict": {"model": "{w}/good.keras", "tflite": "{w}/none.tflite"},
     "benchmarks.privacy": {"model": "{w}/good.keras", "output_dir": "{w}/privacy"},
     "benchmarks.speed": {"model": "{w}/good.keras", "output": "{w}/speed.json"},
+    "benchmarks.workers": {"model": "{w}/good.keras", "output": "{w}/workers.json"},
     "benchmarks.suite": {"output_dir": "{w}/suite"},
     "benchmarks.lowbit": {
         "model": "{w}/good.keras",
