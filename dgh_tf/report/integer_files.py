@@ -143,6 +143,15 @@ class IntegerFile:
     calibrated: int = 0
     above: bool = False
 
+    @property
+    def tone(self) -> str:
+        return self.estimate.tone if self.estimate else "good"
+
+    @property
+    def word(self) -> str:
+        """Its level as people say it."""
+        return self.estimate.word if self.estimate else "fully integer"
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:

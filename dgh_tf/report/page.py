@@ -27,6 +27,8 @@ __all__ = ["preview_grid", "run_command", "view", "write_page", "write_preview"]
 # Mean gap of statistics: real images of the models in docs/experiments/results.md lie at 0.015 to
 # 0.05, uniform and Gaussian noise at 0.46 and more.
 
+_WORST_FIRST = ("bad", "warn", "good")  # tones of integer files
+
 
 @dataclasses.dataclass(frozen=True)
 class Card:
@@ -133,14 +135,15 @@ def view(
     model = str(manifest["model"])
     found = integer_files.found(folder, model=model)
     proofs = [file for file in found.files if file.is_proof]
+    worst_first = sorted(proofs, key=lambda file: _WORST_FIRST.index(file.tone))
     galleries, histograms, missing = _images(folder, manifest)
-    tone, word, headline = _headline(manifest, proofs)
+    tone, word, headline = _headline(manifest, worst_first)
     return Page(
         title=pathlib.PurePath(model).name,
         tone=tone,
         word=word,
         headline=headline,
-        cards=_cards(manifest, proofs),
+        cards=_cards(manifest, worst_first),
         galleries=galleries,
         likeness=(
             f"They {'match statistics' if _has_statistics(manifest) else 'follow image priors'} "
@@ -179,13 +182,13 @@ def _has_statistics(manifest: dict[str, Any]) -> bool:
 
 
 def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str, str, str]:
-    """Tone, word and sentence of the first screen: of the first integer file, else the images."""
+    """Tone, word and sentence of the first screen: of the worst integer file, which comes first,
+    and the words of the others; else of the images.
+    """
     if proofs:
-        first, more = proofs[0], len(proofs) - 1
-        rest = f" {more} more file{'s' if more > 1 else ''} below." if more else ""
-        if first.estimate:
-            return first.estimate.tone, first.estimate.word, first.headline + rest
-        return "good", "fully integer", first.headline + rest
+        first, *others = proofs
+        below = ", ".join(f"{file.name} is {file.word}" for file in others)
+        return first.tone, first.word, first.headline + (f" Below: {below}." if below else "")
     gap, count = _mean_gap(manifest, "gap_end"), _count(manifest)
     if not _has_statistics(manifest):
         sentence = f"{text.number(count)} calibration images; {_evidence(manifest)}."

@@ -103,6 +103,20 @@ def test_models_without_classes_have_a_figure_on_the_first_screen(folder, told, 
     assert wanted in shown(folder)[0]
 
 
+def test_the_worst_of_several_files_leads_and_the_others_are_named(folder):
+    """By name the doubtful file comes first, the one that is not fit to ship last."""
+    for name, level, agreement in (("net4", "do not ship", 0.31), ("net", "fine", 0.98)):
+        verdict = {**PROOF["verdict"], "level": level, "predicted_agreement": agreement}
+        (folder / f"{name}.json").write_text(json.dumps({**PROOF, "verdict": verdict}))
+        (folder / f"{name}.tflite").write_bytes(b"file")
+    page = report.view(folder, manifest=MANIFEST, metrics=METRICS, command="")
+    assert [file.name for file in page.files] == ["model.tflite", "net.tflite", "net4.tflite"]
+    assert (page.tone, page.word) == ("bad", "not fit to ship")
+    assert page.headline.startswith("net4.tflite is not fit to ship: ")
+    assert page.headline.endswith(" Below: model.tflite is doubtful, net.tflite is fine.")
+    assert (page.cards[0].value, page.cards[0].tone) == ("31\N{NO-BREAK SPACE}%", "bad")
+
+
 def test_colours_of_a_map_are_those_of_most_of_its_values(tmp_path):
     """One band of ten is far stronger: the others still show more than one colour."""
     images = np.random.default_rng(0).normal(size=(20, 49, 10, 1))
