@@ -303,7 +303,8 @@ def first_discs(
     """For every pixel the number of the first disc that covers it, int32 [height, width]; as many
     as there are discs where none does.
 
-    Discs of about one size are looked at together, each in a square window of its own.
+    Discs of about one size are looked at together, each in a window of its own: a square, or what
+    of it fits into the image.
 
     Args:
       shape: height and width.
@@ -322,7 +323,7 @@ def first_discs(
     for each in np.unique(classes):
         discs = np.flatnonzero(classes == each)
         window = np.arange(sides[discs].max(), dtype=np.int32)
-        y, x = tops[discs, None] + window, lefts[discs, None] + window
+        y, x = tops[discs, None] + window[:height], lefts[discs, None] + window[:width]
         vertical = np.square(y.astype(np.float32) - ys[discs, None])
         horizontal = np.square(x.astype(np.float32) - xs[discs, None])
         vertical[y >= height], horizontal[x >= width] = np.inf, np.inf

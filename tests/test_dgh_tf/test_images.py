@@ -2,6 +2,8 @@
 clip, start images, ranges.
 """
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -329,6 +331,17 @@ def test_the_first_disc_of_a_pixel_is_that_of_a_painter_who_goes_from_the_last_t
         painted[distances <= radii[disc]] = disc
     assert len(np.unique(painted)) > 10
     np.testing.assert_array_equal(first_discs(shape, ys=ys, xs=xs, radii=radii), painted)
+
+
+def test_a_disc_wider_than_its_image_takes_no_more_memory_than_the_image():
+    """A square around it would hold 144 million pixels."""
+    y, x, radius = np.array([0.5]), np.array([9000.0]), np.array([6000.5])
+    tracemalloc.start()
+    first = first_discs((1, 20_000), ys=y, xs=x, radii=radius)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(np.flatnonzero(first[0] == 0), np.arange(3000, 15_001))
+    assert peak < 4e6
 
 
 def test_leaves_are_flat_with_sharp_edges():
