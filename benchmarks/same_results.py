@@ -77,8 +77,10 @@ def main(argv: list[str]) -> int:
         after = results(ROOT, folder / "after")
     equal = sum(before[key] == after[key] for key in before)
     for key in before:
-        print(f"{'equal' if before[key] == after[key] else 'DIFFERS'}: {key}, {after[key][:16]}")
-    print(f"{equal} of {len(before)} equal to {flags.FLAGS.base}")
+        console.say(
+            f"{'equal' if before[key] == after[key] else 'DIFFERS'}: {key}, {after[key][:16]}"
+        )
+    console.say(f"{equal} of {len(before)} equal to {flags.FLAGS.base}")
     return 0 if equal == len(before) else 1
 
 

@@ -163,14 +163,14 @@ def main(argv: list[str]) -> int:
     report: dict[str, dict] = {}
     for name, (ours, *others) in found.items():
         run, base = median(ours), median(others[0]) if others else None
-        print(table_of(name, run, base))
+        console.say(table_of(name, run, base))
         report[name] = {"wall": run.wall, "processor": run.processor}
         if base:
             ratio = run.processor[ALL] / base.processor[ALL]
             report[name] |= {"base": {"wall": base.wall, "processor": base.processor}}
             report[name] |= {"ratio": ratio}
-            print(f"{name}: {ratio:.2f} of the processor seconds of {values.base}")
-        print()
+            console.say(f"{name}: {ratio:.2f} of the processor seconds of {values.base}")
+        console.say("")
     if values.output:
         atomic_write(values.output, json.dumps(report, indent=1) + "\n")
     return 0

@@ -160,7 +160,7 @@ def main(argv: list[str]) -> int:
         )
     figures = {"machine": machine.describe(), "rows": [dataclasses.asdict(row) for row in rows]}
     atomic_write(FLAGS.output, json.dumps(figures, indent=1) + "\n")
-    print(table(rows, batch_size=FLAGS.batch_size, cpus=os.cpu_count() or 1))
+    console.say(table(rows, batch_size=FLAGS.batch_size, cpus=os.cpu_count() or 1))
     return 0
 
 

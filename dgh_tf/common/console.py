@@ -296,4 +296,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(code)
 
     doc = sys.modules[main.__module__].__doc__ or ""
-    app.run(ended, flags_parser=functools.partial(_parsed, doc=doc))
+    try:
+        app.run(ended, flags_parser=functools.partial(_parsed, doc=doc))
+    except Terminated as stop:  # while flags were read, or --help was printed
+        sys.exit(_terminated(stop))

@@ -201,6 +201,17 @@ console.run(main)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_that_nobody_reads_ends_as_quietly():
+    program = "from dgh_tf.common import console\nconsole.run(print)"
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--help"], stdout=write, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
 def test_those_who_import_the_packages_keep_their_own_tracebacks():
     done = python(
         "-c",
