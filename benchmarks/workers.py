@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 from absl import flags
@@ -66,39 +67,56 @@ def predicted_ms(row: Row, *, alone: Row, cpus: int) -> float:
     return compute + ALL_REDUCES * row.exchange_ms
 
 
+def first_failed(running: Sequence[subprocess.Popen], *, seconds: float) -> int | None:
+    """Waits for all to end, or for one to fail, for which the others would wait.
+
+    Returns: the place of one that failed; None where all ended well. Raises TimeoutError after so
+      many seconds.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        codes = [process.poll() for process in running]
+        for place, code in enumerate(codes):
+            if code:
+                return place
+        if None not in codes:
+            return None
+        time.sleep(0.05)
+    raise TimeoutError(f"{len(running)} workers took more than {seconds:g} s.")
+
+
 def measured(model: str, *, batch_size: int, workers: int, updates: int) -> Row:
     """Runs so many workers. Raises ValueError where one fails, TimeoutError where one hangs."""
     hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     with tempfile.TemporaryDirectory(prefix="workers_") as folder:
         results = [pathlib.Path(folder) / f"{index}.json" for index in range(workers)]
-        running = []
-        for index, result in enumerate(results):
-            task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-            own = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
-            command = [sys.executable, "-m", "benchmarks.measure.worker", model]
-            command += [*map(str, (batch_size, workers, updates)), str(result)]
-            running.append(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env={**os.environ, **own},
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+        running: list[subprocess.Popen] = []
         try:
-            told = [process.communicate(timeout=_SECONDS)[1] for process in running]
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{workers} workers took more than {_SECONDS} s.") from None
+            for index, result in enumerate(results):
+                task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+                own = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
+                command = [sys.executable, "-m", "benchmarks.measure.worker", model]
+                command += [*map(str, (batch_size, workers, updates)), str(result)]
+                with result.with_suffix(".txt").open("wb") as told:
+                    running.append(
+                        subprocess.Popen(
+                            command,
+                            cwd=ROOT,
+                            env={**os.environ, **own},
+                            stdin=subprocess.DEVNULL,
+                            stdout=subprocess.DEVNULL,
+                            stderr=told,
+                        )
+                    )
+            failed = first_failed(running, seconds=_SECONDS)
         finally:
             for process in running:
                 process.kill()
-        for process, text in zip(running, told, strict=True):
-            if process.returncode:
-                last = text.strip().splitlines()[-1:]
-                raise ValueError(f"One of {workers} workers failed: {' '.join(last)}")
+                process.wait()
+        if failed is not None:
+            text = results[failed].with_suffix(".txt").read_text(errors="replace")
+            last = text.strip().splitlines()[-1:]
+            raise ValueError(f"One of {workers} workers failed: {' '.join(last)}")
         found = [json.loads(result.read_text()) for result in results]
     medians = {key: statistics.median(each[key] for each in found) for key in found[0]}
     return Row(

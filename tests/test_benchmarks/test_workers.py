@@ -1,10 +1,13 @@
 """What several workers cost: the prediction by hand, and two real workers over loopback."""
 
+import subprocess
+import sys
+
 import commands
 import keras
 import pytest
 
-from benchmarks.workers import Row, measured, predicted_ms, table
+from benchmarks.workers import Row, first_failed, measured, predicted_ms, table
 from dgh_tf.models.loading import load_model
 
 ALONE = Row(workers=1, update_ms=20.0, processor_ms=30.0, exchange_ms=0.0, payload=800)
@@ -42,3 +45,18 @@ def test_two_workers_exchange_two_moments_of_every_channel_and_one_spread():
     channels = 3 + sum(layer.moving_mean.shape[0] for layer in norms)  # of the input, too
     assert row.payload == 4 * (2 * channels + 1)
     assert 0 < row.exchange_ms < row.update_ms
+
+
+def test_workers_do_not_wait_for_one_that_failed():
+    """The first would sleep for a minute; of two that end well none failed."""
+    sleep, fail = "import time; time.sleep(60)", "import sys; sys.exit(3)"
+    for programs, wanted in (((sleep, fail), 1), (("", ""), None)):
+        running = [subprocess.Popen([sys.executable, "-S", "-c", each]) for each in programs]
+        try:
+            assert first_failed(running, seconds=30) == wanted
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    with pytest.raises(TimeoutError, match="1 workers took more than 0 s"):
+        first_failed([running[0]], seconds=0)
