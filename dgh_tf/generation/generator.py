@@ -181,9 +181,11 @@ class Generator:
         self.record_bytes = len(sizes) * record_bytes(shapes, max(sizes), channels=channels)
         self.streamed = file is not None and self.record_bytes > memory_bytes
         devices = self._replicas.devices
-        self.store: Store = MemoryStore(shapes, sizes, channels=channels, devices=devices)
-        if file is not None and self.streamed:
-            self.store = FileStore(file, shapes, sizes, channels=channels, devices=devices)
+        self.store: Store = (  # one of them: that in memory takes the whole set's at once
+            FileStore(file, shapes, sizes, channels=channels, devices=devices)
+            if file is not None and self.streamed
+            else MemoryStore(shapes, sizes, channels=channels, devices=devices)
+        )
 
     # ---- before and after
     # ------------------------------------------------------------

@@ -143,6 +143,16 @@ def test_records_streamed_through_a_file_give_the_bits_of_those_in_memory(tmp_pa
     assert not (tmp_path / "records").exists()
 
 
+def test_a_streamed_set_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    """Not even at the start: the records of a large set are larger than any memory."""
+    monkeypatch.setattr("dgh_tf.generation.generator.MemoryStore", None)  # a call would fail
+    generator = Generator(
+        tiny_models.conv_bn_relu(), GenerationConfig(**BASE), store_file=tmp_path / "records"
+    )
+    assert generator.streamed and isinstance(generator.store, FileStore)
+    generator.store.close()
+
+
 def test_records_that_take_several_system_calls_are_whole(tmp_path, monkeypatch):
     """Linux moves 2 GiB a call at most; here a call moves 100 bytes, as any system may."""
     for name in ("preadv", "pwritev"):
