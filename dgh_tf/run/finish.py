@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from dgh_tf.common import console, machine, run_folder
 from dgh_tf.common.convergence import judge_convergence
+from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.generator import Generator
+from dgh_tf.ops.radam import adaptive_rate
 from dgh_tf.report import page
 from dgh_tf.report.pictures import kind_told
 from dgh_tf.run.progress import Lines, Metrics, TimeLeft
@@ -85,7 +87,18 @@ def finish(
     told += "; see report.html. " if with_page else ". "
     told += convergence.advice if convergence else ""
     guesses = [valid.guess for valid in generator.ranges if valid.guess]
-    console.say("; ".join([told.rstrip(". "), *guesses[:1]]))
+    console.say("; ".join([told.rstrip(". "), *guesses[:1], *unmoved(generator.config)]))
+
+
+def unmoved(config: GenerationConfig) -> list[str]:
+    """What to say of a run so short that no step moved an image."""
+    last = tf.constant(float(config.steps))
+    if float(adaptive_rate(last, beta1=config.beta1, beta2=config.beta2)) > 0.0:
+        return []
+    return [
+        f"these are the start images: RAdam moves none in its first {config.steps} steps, give "
+        "--steps=20 or more"
+    ]
 
 
 def _told(parts: Iterator[list[np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:

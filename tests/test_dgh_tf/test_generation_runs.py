@@ -17,6 +17,7 @@ from dgh_tf.generation.generator import Generator
 from dgh_tf.generation.images import generate_images
 from dgh_tf.generation.store import FileStore, MemoryStore, Record, record_shapes
 from dgh_tf.generation.update import Carry
+from dgh_tf.run.finish import unmoved
 
 FINISHED, FINISHED_CONFIG = {}, {**BASE, "num_images": 10, "steps": 60}
 
@@ -141,6 +142,15 @@ def test_records_streamed_through_a_file_give_the_bits_of_those_in_memory(tmp_pa
         generator.store.close()
     assert len(images[0]) == 11 and sha256_array(images[0]) == sha256_array(images[1])
     assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize("steps", [5, 6])
+def test_a_run_says_so_where_it_moved_no_image(steps):
+    generator = started(tiny_models.conv_bn_relu(), num_images=2, steps=steps)
+    before = generator.all_images()[0]
+    generator.run()
+    told = unmoved(generator.config)
+    assert np.array_equal(generator.all_images()[0], before) == bool(told) == (steps == 5)
 
 
 def test_a_streamed_set_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
