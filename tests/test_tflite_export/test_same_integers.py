@@ -163,4 +163,4 @@ def test_four_bits_of_the_converter_reach_an_operator_that_it_names_anew():
     assert [tensor.dtype for tensor in found] == ["INT4", "INT4"]
     for tensor, (_, wanted) in zip(found, float_weights(source).values(), strict=True):
         steps = np.float64(wanted) / np.float64(tensor.scales)[:, None, None, None]
-        np.testing.assert_array_equal(tensor.value, np.clip(np.rint(steps), -8, 7))
+        np.testing.assert_array_equal(tensor.value, np.clip(np.rint(steps), -7, 7))
