@@ -16,7 +16,6 @@ Trial N takes --seed + N: the counts of runs with seeds 0 and 1000 add up.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -30,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from absl import flags
 
 from benchmarks.measure import warm
-from benchmarks.measure.ports import free_ports
+from benchmarks.measure.ports import job_environments
 from dgh_tf.common import console, processes
 from dgh_tf.common.files import sha256_file
 from dgh_tf.run.progress import TimeLeft
@@ -120,22 +119,18 @@ def command(folder: pathlib.Path, kind: Kind) -> list[str]:
 
 def start(folder: pathlib.Path, kind: Kind) -> list[subprocess.Popen[str]]:
     """The processes of one run."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(kind.workers)]
-    running = []
-    for index in range(kind.workers):
-        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-        running.append(
-            subprocess.Popen(
-                [sys.executable, "-m", *command(folder, kind)],
-                cwd=ROOT,
-                env={**os.environ, "TF_CONFIG": json.dumps(config)},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *command(folder, kind)],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-    return running
+        for environment in job_environments(kind.workers)
+    ]
 
 
 def end(running: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str]]:

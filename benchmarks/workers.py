@@ -22,15 +22,15 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from benchmarks.measure.ports import free_ports
+from benchmarks.measure.ports import job_environments
 from benchmarks.measure.trees import ROOT
+from benchmarks.measure.worker import BATCHES
 from benchmarks.output.table import grid
 from dgh_tf.common import console, machine
 from dgh_tf.common.files import atomic_write, require_writable
 
 FLAGS = flags.FLAGS
-# One for the table, and one in two batch updates that asks whether to stop.
-ALL_REDUCES = 1.5
+ALL_REDUCES = 1 + 1 / BATCHES  # of a batch update: the table's, and a step's asks whether to stop
 _SECONDS = 1800  # after which workers hang
 
 
@@ -87,14 +87,12 @@ def first_failed(running: Sequence[subprocess.Popen], *, seconds: float) -> int 
 
 def measured(model: str, *, batch_size: int, workers: int, updates: int) -> Row:
     """Runs so many workers. Raises ValueError where one fails, TimeoutError where one hangs."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    environments = job_environments(workers) if workers > 1 else [dict(os.environ)]
     with tempfile.TemporaryDirectory(prefix="workers_") as folder:
         results = [pathlib.Path(folder) / f"{index}.json" for index in range(workers)]
         running: list[subprocess.Popen] = []
         try:
-            for index, result in enumerate(results):
-                task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
-                own = {"TF_CONFIG": json.dumps(task)} if workers > 1 else {}
+            for environment, result in zip(environments, results, strict=True):
                 command = [sys.executable, "-m", "benchmarks.measure.worker", model]
                 command += [*map(str, (batch_size, workers, updates)), str(result)]
                 with result.with_suffix(".txt").open("wb") as told:
@@ -102,7 +100,7 @@ def measured(model: str, *, batch_size: int, workers: int, updates: int) -> Row:
                         subprocess.Popen(
                             command,
                             cwd=ROOT,
-                            env={**os.environ, **own},
+                            env=environment,
                             stdin=subprocess.DEVNULL,
                             stdout=subprocess.DEVNULL,
                             stderr=told,

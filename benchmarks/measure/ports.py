@@ -1,8 +1,10 @@
-"""Free ports of this machine for workers of one job."""
+"""Free ports of this machine for workers of one job, and the environment of each worker."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import random
 import socket
 
@@ -26,3 +28,15 @@ def free_ports(count: int) -> list[int]:
                 each.bind(("127.0.0.1", port))
                 found.append(port)
     raise OSError(f"fewer than {count} ports of {_PORTS.start} to {_PORTS.stop - 1} are free")
+
+
+def job_environments(workers: int) -> list[dict[str, str]]:
+    """The environment of each of so many workers of one job on this machine, this process's own
+    and TF_CONFIG. Raises as `free_ports` does.
+    """
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    jobs = [
+        {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
+        for index in range(workers)
+    ]
+    return [{**os.environ, "TF_CONFIG": json.dumps(job)} for job in jobs]
