@@ -99,8 +99,9 @@ class Network:
         ]
         norms = batchnorm_layers(model)
         self._heads: list[str] = []
-        # every call of a BN layer, and whether its input is inside of a function in the graph
-        self._norm_calls: list[tuple[Any, bool]] = []
+        # the BN layer of every call; None where a function within the graph computes the input of
+        # one, which cannot be given from outside of it
+        self._norm_calls: list[Any] | None = None
         self.kernel_shape: tuple[int | None, ...] | None = None
         reached, self.unmatched, self._surveyed, order = self._survey(norms)
         require_finite(model, reached)
@@ -121,12 +122,12 @@ class Network:
 
         What `forward` gives in `Tapped.calls`, without another trace of the model.
         """
-        position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
-        if any(inner for layer, inner in self._norm_calls if id(layer) in position):
+        if self._norm_calls is None:
             return self.forward(inputs).calls
+        position = {id(bn.layer): i for i, bn in enumerate(self.layers)}
         _, taken = self._surveyed(*inputs)
         named = zip(self._norm_calls, taken, strict=True)
-        return [(position[id(each)], x) for (each, _), x in named if id(each) in position]
+        return [(position[id(layer)], x) for layer, x in named if id(layer) in position]
 
     def _logits(self) -> Callable[..., dict[str, tf.Tensor]]:
         """From inputs to each head's logits by name, compiled."""
@@ -249,9 +250,9 @@ class Network:
                 outputs = self.outputs(list(inputs))
             order.extend(recorded)
             with_kernels = {id(layer) for layer in kernels}
-            taken = [tf.nest.flatten(x)[0] for layer, x, _ in recorded if id(layer) in with_kernels]
-            if taken and taken[0].shape.rank is not None:
-                self.kernel_shape = tuple(taken[0].shape[1:])
+            first = next((x for layer, x, _ in recorded if id(layer) in with_kernels), None)
+            if first is not None and (shape := tf.nest.flatten(first)[0].shape).rank is not None:
+                self.kernel_shape = tuple(shape[1:])
             own = {id(layer) for layer in norms}
             calls = [(layer, x) for layer, x, _ in recorded if id(layer) in own]
             ranks.update({id(layer): (layer, x.shape.rank) for layer, x in reversed(calls)})
@@ -265,13 +266,11 @@ class Network:
             heads = find_heads(outputs, [])
             self._heads = [head.name for head in heads]
             require_connected(self.model, heads, inputs)
-            # what a function within the graph computes cannot be given from outside of it
-            inner = [x.graph is not inputs[0].graph for _, x in calls]
-            self._norm_calls = list(zip((layer for layer, _ in calls), inner, strict=True))
-            taken = [
-                inputs[0] if hidden else x for (_, x), hidden in zip(calls, inner, strict=True)
-            ]
-            return {head.name: head.logits for head in heads}, taken
+            logits = {head.name: head.logits for head in heads}
+            if any(x.graph is not inputs[0].graph for _, x in calls):
+                return logits, []
+            self._norm_calls = [layer for layer, _ in calls]
+            return logits, [x for _, x in calls]
 
         specs = [tf.TensorSpec((None, *shape), tf.float32) for shape in self.input_shapes]
         surveyed = tf.function(trace, autograph=False).get_concrete_function(*specs)
