@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.data import coco
 from benchmarks.data.choice import choice
 from benchmarks.data.preprocessing import preprocessing
+from dgh_tf.common.console import say
 from dgh_tf.common.files import require_reasonable_zip
 from dgh_tf.common.image_files import (
     SUFFIXES,
@@ -227,9 +228,7 @@ def _from_tfds(
     try:
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.info.splits:
-            print(
-                f"tfds: {name} is not prepared in {builder.data_path}; downloading it", flush=True
-            )
+            say(f"tfds: {name} is not prepared in {builder.data_path}; downloading it")
             builder.download_and_prepare()
     except (
         Exception

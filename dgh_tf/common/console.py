@@ -15,7 +15,7 @@ import sys
 import traceback
 import unicodedata
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from absl import app, flags, logging
 
@@ -47,6 +47,12 @@ class Terminated(KeyboardInterrupt):
         self.number = number
 
 
+class Unheard(KeyboardInterrupt):
+    """Standard output takes no more, as a full disk: no later line can reach the user. Like
+    Terminated no Exception, which would be taken for the failure of what the line told of.
+    """
+
+
 def printable(text: str) -> str:
     """The text as a terminal may get it: control characters, text that turns the reading direction
     and bytes of a name that are no UTF-8 become \\x1b and the like. A newline stays.
@@ -68,15 +74,26 @@ def _escaped(character: str) -> str:
 def say(text: str) -> None:
     """One line for the user on standard output, at once.
 
-    Raises Terminated, as SIGPIPE would end the process, where nobody reads on (`| head -n 1`).
+    Raises Terminated, as SIGPIPE would end the process, where nobody reads on (`| head -n 1`), and
+    Unheard where the line cannot be written.
     """
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:
-        null = os.open(os.devnull, os.O_WRONLY)  # what is left in the buffer goes there at the end
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
+        _to_null(sys.stdout)
         raise Terminated(_PIPE) from None
+    except OSError as error:
+        _to_null(sys.stdout)
+        raise Unheard(error.strerror) from None
+
+
+def _to_null(stream: TextIO) -> None:
+    """Leads a stream that cannot be written to the null device: what is left in its buffer goes
+    there when the process ends, where another failure would change the exit code.
+    """
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _with_flags(text: str) -> str:
@@ -91,7 +108,11 @@ def _with_flags(text: str) -> str:
 
 
 def _report(kind: str, text: str, code: int) -> int:
-    print(f"{kind}: {printable(_with_flags(text))}", file=sys.stderr, flush=True)
+    """One line on stderr; returns the exit code, which tells of a failure where no line can."""
+    try:
+        print(f"{kind}: {printable(_with_flags(text))}", file=sys.stderr, flush=True)
+    except OSError:
+        _to_null(sys.stderr)
     return code
 
 
@@ -158,6 +179,8 @@ def _guarded(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return _report("stopped", str(stop), stop.exit_code)
     except Terminated as stop:
         return _terminated(stop)
+    except Unheard as stop:
+        return _unheard(stop)
     except KeyboardInterrupt:
         return _report("stopped", "interrupted; nothing half-written was left behind.", INTERRUPTED)
     except Exception as error:
@@ -195,6 +218,16 @@ def _terminated(stop: Terminated) -> int:
     name = signal.Signals(stop.number).name
     return _report(
         "stopped", f"by {name}; nothing half-written was left behind.", 128 + stop.number
+    )
+
+
+def _unheard(stop: Unheard) -> int:
+    """The exit code where standard output failed."""
+    return _report(
+        "error",
+        f"standard output takes no more ({stop}). Give it another place, such as a file on a disk "
+        "with room; the same command goes on with what is whole.",
+        1,
     )
 
 
@@ -300,3 +333,5 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         app.run(ended, flags_parser=functools.partial(_parsed, doc=doc))
     except Terminated as stop:  # while flags were read, or --help was printed
         sys.exit(_terminated(stop))
+    except Unheard as stop:
+        sys.exit(_unheard(stop))

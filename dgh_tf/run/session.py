@@ -153,6 +153,8 @@ def _steps_and_finish(run: _Run, stop: StopSignal) -> None:
     except KeyboardInterrupt as signalled:
         stop.remember()
         run.save()
+        if isinstance(signalled, console.Unheard):
+            raise
         raise run.interrupted(getattr(signalled, "number", signal.SIGINT)) from None
 
 

@@ -212,6 +212,51 @@ def test_help_that_nobody_reads_ends_as_quietly():
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is full")
+UNHEARD = (
+    "error: standard output takes no more (No space left on device). Give it another place, such "
+    "as a file on a disk with room; the same command goes on with what is whole.\n"
+)
+
+
+@FULL
+@pytest.mark.parametrize("flag", ["--help", "--version", "--noverbose"])
+def test_a_full_output_is_one_line_and_no_success(flag, tmp_path):
+    """Also where an algorithm that fails would have been replaced."""
+    program = f"""
+from dgh_tf.common import console
+from dgh_tf.common.files import atomic_path
+def main(argv):
+    with atomic_path({str(tmp_path / "F.tflite")!r}) as path:
+        path.write_bytes(b"half")
+        try:
+            console.say("one")
+        except Exception:
+            console.say("fallback")
+console.run(main)
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program, flag], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (1, UNHEARD)
+    assert list(tmp_path.iterdir()) == []
+
+
+@FULL
+@pytest.mark.parametrize(("error", "code"), [("ValueError", 1), ("KeyboardInterrupt", 130)])
+def test_the_exit_code_stays_where_no_error_can_be_written(error, code):
+    program = f"""
+from dgh_tf.common import console
+def main(argv):
+    raise {error}("no")
+console.run(main)
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=full)
+    assert done.returncode == code
+
+
 def test_those_who_import_the_packages_keep_their_own_tracebacks():
     done = python(
         "-c",

@@ -4,6 +4,7 @@ folder without half-written files, and the same command goes on once there is ro
 
 import errno
 import os
+import sys
 import tempfile
 
 import commands
@@ -105,6 +106,31 @@ def test_the_run_stops_with_one_line_and_goes_on(point, disk, model_path, whole,
     names, images = whole
     assert {path.name for path in folder.iterdir()} == names
     np.testing.assert_array_equal(np.load(folder / "images.npy"), images)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is full")
+@pytest.mark.parametrize("point", [METRICS, IMAGES], ids=lambda point: point[2])
+def test_a_log_that_is_full_stops_the_run_with_one_line(
+    point, tmp_path, model_path, whole, monkeypatch
+):
+    """The lines of the run go to a disk that is full, its files to one that is not."""
+    owner, name, _ = point
+    original = getattr(owner, name)
+
+    def call(*arguments, **options):
+        sys.stdout = open("/dev/full", "w")  # noqa: SIM115 - until `commands.call` takes it back
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as changed:
+        changed.setattr(owner, name, call)
+        code, _, err = generate(model_path, tmp_path / "run")
+    assert (code, err.count("\n")) == (1, 1) and "standard output takes no more" in err, err
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert not {name for name in left if name.startswith(".") and name != ".lock"}
+    assert generate(model_path, tmp_path / "run")[0] == 0
+    names, images = whole
+    assert {path.name for path in (tmp_path / "run").iterdir()} == names
+    np.testing.assert_array_equal(np.load(tmp_path / "run" / "images.npy"), images)
 
 
 def test_a_store_that_could_not_set_its_room_aside_names_itself(disk, monkeypatch):
