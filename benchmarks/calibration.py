@@ -12,7 +12,7 @@ from absl import flags
 
 from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
 from benchmarks.data.datasets import require_sets
-from benchmarks.data.sources import SOURCES, check_sources
+from benchmarks.data.sources import SOURCES_HELP, check_sources
 from benchmarks.measure.comparison import (
     KEY,
     combinations,
@@ -55,9 +55,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "output_dir", None, "Folder of results.json, results.md and the plots.", required=True
     )
-    flags.DEFINE_list(
-        "sources", ["real", "synthetic", "noise", "gaussian"], f"Some of {', '.join(SOURCES)}."
-    )
+    flags.DEFINE_list("sources", ["real", "synthetic", "noise", "gaussian"], SOURCES_HELP)
     flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
     flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
@@ -163,6 +161,7 @@ def main(argv: list[str]) -> int:
             evaluation_limit=FLAGS.num_evaluation or None,
             part=FLAGS.part,
             data_dir=FLAGS.data_dir,
+            sources=sources,
         )
         if "real" in sources and len(task.real) < FLAGS.num_images:
             raise ValueError(
@@ -171,7 +170,7 @@ def main(argv: list[str]) -> int:
             )
         if FLAGS.noise_range:
             settings["noise_range"] = FLAGS.noise_range
-            task = task._replace(bounds=noise_bounds(FLAGS.noise_range, task.real))
+            task = task._replace(noise_bounds=noise_bounds(FLAGS.noise_range, task.real))
         results = Results(folder, run=fingerprint(task, settings), key=KEY)
         measure_missing(task, results, configs=configs, sources=sources, chosen=chosen)
         command = shlex.join(["python", "-m", "benchmarks.calibration", *sys.argv[1:]])

@@ -17,7 +17,7 @@ from absl import flags
 
 from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
 from benchmarks.data.datasets import require_sets
-from benchmarks.data.sources import SOURCES, check_sources
+from benchmarks.data.sources import SOURCES, SOURCES_HELP, check_sources
 from benchmarks.measure.comparison import (
     Task,
     environment,
@@ -92,7 +92,7 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sources",
         ["real", "synthetic", "per_batch", "no_augmentation", "no_stretching", "noise"],
-        f"Some of {', '.join(SOURCES)}.",
+        SOURCES_HELP,
     )
     flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
@@ -363,6 +363,7 @@ def main(argv: list[str]) -> int:
             evaluation_limit=FLAGS.num_evaluation or None,
             part=FLAGS.part,
             data_dir=FLAGS.data_dir,
+            sources=sources,
         )
         run_id = fingerprint(task, {**shared, "reconstruction_steps": FLAGS.reconstruction_steps})
         results = Results(folder, run=run_id, key=KEY)

@@ -1,5 +1,5 @@
-"""Calibration images by source: real, generated (whole method or minus a part), uniform and
-Gaussian noise.
+"""Calibration images by source: real, generated (whole method or minus a part), the start images
+of generation, crops of public photographs, uniform and Gaussian noise.
 """
 
 from __future__ import annotations
@@ -7,12 +7,13 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.data.choice import require_some
+from benchmarks.data.photographs import proxy_images, require_picture
 
 if TYPE_CHECKING:
     from dgh_tf.config import GenerationConfig
@@ -31,13 +32,28 @@ HINTED = {
 ABLATION = (
     *(source for source, changes in GENERATED.items() if changes),
     *HINTED,
+    "start",
+    "proxy",
 )  # measured beside the main sources, at fewer sizes
-SOURCES = ("real", *GENERATED, "noise", "gaussian", *HINTED)
+SOURCES = ("real", *GENERATED, "start", "proxy", "noise", "gaussian", *HINTED)
+SOURCES_HELP = (
+    f"Some of {', '.join(SOURCES)}. start: the images that generation starts from; proxy: crops of "
+    "two photographs that scikit-learn ships, for models of pictures of three channels."
+)
 
 
 def check_sources(names: list[str]) -> list[str]:
     """The names unchanged. Raises ValueError for an unknown, a repeated or no name."""
     return require_some(names, SOURCES, flag="sources")
+
+
+def require_fitting(names: Iterable[str], *, shape: tuple[int, ...], kind: str) -> None:
+    """Raises ValueError where a source cannot give the input of a model.
+
+    shape: of the input, without batch. kind: what it is, see `dgh_tf.ops.kinds`.
+    """
+    if "proxy" in names:
+        require_picture(shape, kind=kind)
 
 
 def real_subset(real: np.ndarray, *, num_images: int, seed: int) -> np.ndarray:
@@ -78,6 +94,7 @@ def calibration_images(
     real: np.ndarray,
     config: GenerationConfig,
     bounds: tuple[np.ndarray, np.ndarray] | None,
+    noise_bounds: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, float | None]:
     """Calibration images of one source.
 
@@ -86,7 +103,9 @@ def calibration_images(
       model: Keras model with one input.
       real: float32 [N, ...] in model input units.
       config: dgh_tf.GenerationConfig; its num_images and seed hold for every source.
-      bounds: low and high of the valid input range, float [] or [channels]; read by 'noise' only.
+      bounds: low and high of the valid input range, of a shape that broadcasts with an image; read
+        by 'noise' and 'proxy' only.
+      noise_bounds: the same, for 'noise' alone; None for `bounds`.
 
     Returns:
       float32 [config.num_images, ...] (and the real ones of HINTED) in model input units, and the
@@ -96,15 +115,24 @@ def calibration_images(
     if source == "real":
         return real_subset(real, num_images=config.num_images, seed=config.seed), None
     if source == "noise":
-        assert bounds is not None  # for the type checker: every caller of 'noise' has them
-        noise = np.random.default_rng(config.seed).uniform(*bounds, size=shape)
+        ends = noise_bounds or bounds
+        assert ends is not None  # for the type checker: every caller of 'noise' has them
+        noise = np.random.default_rng(config.seed).uniform(*ends, size=shape)
         return noise.astype(np.float32), None
+    if source == "proxy":
+        assert bounds is not None
+        crops = proxy_images(
+            shape[1:], bounds=bounds, num_images=config.num_images, seed=config.seed
+        )
+        return crops, None
     if (
         source == "gaussian"
     ):  # mean 0, variance 1 in the model's own units, whatever its input range
         return np.random.default_rng(config.seed).standard_normal(shape, dtype=np.float32), None
-    from dgh_tf import generate_images
+    from dgh_tf import Generator, generate_images
 
+    if source == "start":
+        return Generator(model, config).start_images()[0], None
     hint = (
         real_subset(real, num_images=HINTED[source], seed=config.seed) if source in HINTED else None
     )

@@ -8,14 +8,14 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.data import datasets
 from benchmarks.data.choice import part_of
-from benchmarks.data.sources import GENERATED, calibration_images, kept
+from benchmarks.data.sources import GENERATED, calibration_images, kept, require_fitting
 from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.output import table
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
@@ -69,7 +69,11 @@ class Combination(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One model with its data, loaded: all that a row needs."""
+    """One model with its data, loaded: all that a row needs.
+
+    bounds: low and high of the valid input range. noise_bounds: those of uniform noise where they
+    are others.
+    """
 
     model: Any
     network: Network
@@ -81,6 +85,7 @@ class Task(NamedTuple):
     score: Callable[[Outputs], dict[str, float]]
     float_scores: dict[str, float]
     chose: bool = False  # whether a choice, such as an argmax, was taken off the model's end
+    noise_bounds: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def load_task(
@@ -96,6 +101,7 @@ def load_task(
     evaluation_limit: int | None = None,
     part: str = "all",
     data_dir: str | None = None,
+    sources: Sequence[str] = (),
 ) -> Task:
     """Loads a model and its sets and runs the float model.
 
@@ -111,11 +117,13 @@ def load_task(
       evaluation_limit: most evaluation images to read, None for all.
       part: of the evaluation images, one of choice.PARTS.
       data_dir: folder of TensorFlow Datasets, None for its own.
-    Raises: ValueError, FileNotFoundError for models and sets that cannot be used.
+      sources: of calibration images that will be asked for.
+    Raises: ValueError, FileNotFoundError for models and sets that cannot be used, and for a source
+      that cannot give the model's input.
     """
     from benchmarks.measure.evaluation import float_outputs
     from dgh_tf import load_model
-    from dgh_tf.input_range.find import network_ranges
+    from dgh_tf.input_range.find import known_inputs
     from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
 
@@ -139,7 +147,9 @@ def load_task(
     real_x, _ = read(real, role="real", limit=real_limit)
     x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)
     network = Network(loaded)
-    found = network_ranges(network, text=input_range, kind=input_kind)[0]
+    (known,) = known_inputs(network, text=input_range, kind=input_kind)
+    require_fitting(sources, shape=tuple(real_x.shape[1:]), kind=known.kind)
+    found = known.valid
     say(f"input range: {found.low} .. {found.high} ({found.source})")
     sets = {f"--real={real}": real_x, f"--evaluation={evaluation}": x}
     if real == evaluation:  # a command that takes one set
@@ -392,7 +402,12 @@ def task_images(
 
     def make() -> tuple[np.ndarray, float | None]:
         return calibration_images(
-            source, model=task.model, real=task.real, config=config, bounds=task.bounds
+            source,
+            model=task.model,
+            real=task.real,
+            config=config,
+            bounds=task.bounds,
+            noise_bounds=task.noise_bounds,
         )
 
     return (

@@ -23,6 +23,8 @@ _NAMES = {
     "real": "real",
     "noise": "uniform noise",
     "gaussian": "Gaussian noise",
+    "start": "start images",
+    "proxy": "two public photographs",
     "per_batch": "statistics per batch",
     "no_augmentation": "no augmentation",
     "no_stretching": "no stretching",

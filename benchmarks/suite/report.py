@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.data.sources import GENERATED, HINTED
+from benchmarks.data.sources import ABLATION, GENERATED
 from benchmarks.measure.comparison import COLUMNS, environment
 from benchmarks.measure.evaluation import compare_ranges
 from benchmarks.output import plots, table
@@ -124,7 +124,7 @@ def _plots(
     plots.size_curves(rows, folder / names[0], columns=columns, lines={score: lines})
     largest = _common_size(rows)
     same = [row for row in rows if row["num_images"] == largest]
-    ablation = [row for row in same if row["source"] in ("real", *GENERATED, *HINTED)]
+    ablation = [row for row in same if row["source"] in ("real", *GENERATED, *ABLATION)]
     if len({row["source"] for row in ablation}) > 1:
         names.append(f"ablation-{suffix}.png")
         plots.scores(

@@ -143,6 +143,7 @@ def main(argv: list[str]) -> int:
             preprocess=FLAGS.preprocess,
             input_range=FLAGS.input_range,
             input_kind=FLAGS.input_kind,
+            sources=FLAGS.sources,
         )
         if len(task.reference) != 1:
             raise ValueError(

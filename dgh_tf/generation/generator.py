@@ -200,12 +200,7 @@ class Generator:
         """
         drawn = 0
         for place, k in enumerate(self.batches):
-            canvases = [
-                self._inputs.start(
-                    number, first=sum(self.sizes[:k]), size=self.sizes[k], config=self.config
-                )
-                for number in range(len(self.layouts))
-            ]
+            canvases = self._start_canvases(k)
             zeros = [np.zeros_like(a) for a in canvases]
             row = np.zeros((2, len(self.targets.mean)), np.float32)
             self.store.write(place, Record(canvases, zeros, zeros, row))
@@ -284,6 +279,24 @@ class Generator:
     def _finished(self, canvases: list[np.ndarray]) -> list[tf.Tensor]:
         """A batch's images of every input in model units."""
         return self._inputs.to_model(self._inputs.finish(list(map(tf.constant, canvases))))
+
+    def start_images(self) -> list[np.ndarray]:
+        """The images of all batches before any step, for every input float32 [num_images, *input
+        shape] in model units: what `all_images` gives between `start` and `run`, without the
+        passes through the model. Real ones of a hint are not among them.
+        """
+        parts = [self._finished(self._start_canvases(k)) for k in range(len(self.sizes))]
+        return self.network.own_layout(
+            [np.concatenate([a.numpy() for a in values]) for values in zip(*parts, strict=True)]
+        )
+
+    def _start_canvases(self, batch: int) -> list[np.ndarray]:
+        """Of every input, float32 [size of the batch, *canvas shape]."""
+        first, size = sum(self.sizes[:batch]), self.sizes[batch]
+        return [
+            self._inputs.start(number, first=first, size=size, config=self.config)
+            for number in range(len(self.layouts))
+        ]
 
     def all_images(self) -> list[np.ndarray]:
         """`images` in one array for every input."""

@@ -202,6 +202,143 @@ def test_noise_fills_the_valid_range_of_each_channel():
     np.testing.assert_allclose((flat.mean(axis=0) - low) / (high - low), 0.5, atol=0.02)
 
 
+def proxies(shape=(32, 24, 3), *, num_images=6, seed=0, low=0.0, high=1.0):
+    from dgh_tf import GenerationConfig
+
+    images, seconds = sources.calibration_images(
+        "proxy",
+        model=None,
+        real=np.zeros((1, *shape), np.float32),
+        config=GenerationConfig(num_images=num_images, seed=seed),
+        bounds=(np.float32(low), np.float32(high)),
+        noise_bounds=(np.float32([5.0]), np.float32([6.0])),
+    )
+    assert seconds is None and images.shape == (num_images, *shape) and images.dtype == np.float32
+    return images
+
+
+def test_proxies_are_crops_of_the_two_photographs_in_turn():
+    from sklearn.datasets import load_sample_images
+
+    images = proxies(num_images=64)
+    assert images.min() >= 0 and images.max() <= 1
+    rng = np.random.default_rng(0)
+    for first, photograph in enumerate(load_sample_images().images):
+        # what plain crops of 4 to 3 and a quarter to all of the height have on average
+        colours = []
+        for height in (427 * 0.25 ** rng.random(400)).astype(int):
+            top, left = rng.integers(0, [428 - height, 641 - height * 3 // 4])
+            crop = photograph[top : top + height, left : left + height * 3 // 4]
+            colours.append(crop.mean(axis=(0, 1)) / 255)
+        found = images[first::2].astype(np.float64).mean(axis=(0, 1, 2))
+        np.testing.assert_allclose(found, np.mean(colours, axis=0), atol=0.06)
+    differences = np.abs(np.diff(images[::2].mean(axis=(1, 2, 3))))
+    assert differences.min() > 0  # zoom, place and colours are each image's own
+
+
+def test_proxies_follow_the_seed_and_a_larger_set_begins_with_the_smaller():
+    np.testing.assert_array_equal(proxies(), proxies(num_images=9)[:6])
+    assert not np.allclose(proxies(), proxies(seed=1))
+
+
+def test_proxies_fill_the_valid_range_in_the_layout_and_order_of_the_model():
+    """noise_bounds, 5 to 6 there, are of noise alone."""
+    unit = proxies().astype(np.float64)
+    np.testing.assert_allclose(proxies(low=-1, high=1), 2 * unit - 1, atol=1e-6)
+    low, high = np.float32([-2, 0, 10]), np.float32([2, 1, 20])
+    np.testing.assert_allclose(proxies(low=low, high=high), low + unit * (high - low), atol=1e-5)
+    first = proxies((3, 32, 24), low=low[:, None, None], high=high[:, None, None])
+    np.testing.assert_array_equal(first, np.moveaxis(proxies(low=low, high=high), -1, 1))
+    # keras.applications' own mapping of red, green, blue 0..255, mode caffe
+    from keras.applications.imagenet_utils import preprocess_input
+
+    mean = np.float32([103.939, 116.779, 123.68])
+    caffe = proxies(low=-mean, high=255 - mean)
+    np.testing.assert_allclose(caffe, preprocess_input(255 * unit, mode="caffe"), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "told"),
+    [
+        ((16, 16, 1), "image", "no picture of three channels"),
+        ((24,), "vector", "a vector"),
+        ((64, 40, 3), "spectrogram", "a spectrogram"),
+    ],
+)
+def test_proxies_are_refused_where_the_input_is_no_picture_of_three_channels(shape, kind, told):
+    with pytest.raises(ValueError, match=f"proxy gives crops of photographs.* is {told}"):
+        sources.require_fitting(["real", "proxy"], shape=shape, kind=kind)
+    sources.require_fitting(["real", "start"], shape=shape, kind=kind)
+
+
+def test_the_command_refuses_proxies_in_one_line_and_leaves_nothing(tmp_path):
+    import tiny_models
+
+    tiny_models.grey_input().save(tmp_path / "m.keras")
+    np.savez(tmp_path / "x.npz", x=tiny_models.images(20, shape=(16, 16, 1)))
+    code, _, err = run_on(tmp_path, "--sources=proxy", "--num_images=4")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith("error: --sources: proxy gives crops of photographs")
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def run_on(folder, *options):
+    return commands.call(
+        "benchmarks.calibration",
+        f"--model={folder}/m.keras",
+        f"--real={folder}/x.npz",
+        f"--evaluation={folder}/x.npz",
+        f"--output_dir={folder}/out",
+        "--input_range=-1,1",
+        *options,
+    )
+
+
+def test_start_images_are_finished_canvases_without_a_step():
+    import tiny_models
+
+    from dgh_tf import GenerationConfig, Generator
+    from dgh_tf.ops import canvas
+
+    config = GenerationConfig(num_images=5, batch_size=2, seed=3, input_range=(0, 10))
+    model = tiny_models.conv_bn_relu()
+    images, seconds = sources.calibration_images(
+        "start", model=model, real=np.zeros((1, 16, 16, 3)), config=config, bounds=None
+    )
+    assert seconds is None and images.shape == (5, 16, 16, 3) and images.dtype == np.float32
+    generator = Generator(model, config)
+    generator.start()
+    np.testing.assert_array_equal(images, generator.all_images()[0])
+    # by hand, in float64: the middle of a canvas, smoothed with three taps, cut off, in model units
+    layout, image = generator.layouts[0], 4
+    taps = np.exp(-0.5 * (np.arange(-1, 2) / layout.smoothing) ** 2)
+    taps /= taps.sum()
+    x = canvas.start_canvas(
+        layout.canvas_shape, index=image, seed=3, std=generator.ranges[0].prior_std, start="leaves"
+    ).astype(np.float64)
+    at = layout.padding // 2
+    x = x[at : at + 18, at : at + 18]
+    x = sum(tap * x[i : i + 16] for i, tap in enumerate(taps))
+    x = sum(tap * x[:, i : i + 16] for i, tap in enumerate(taps))
+    np.testing.assert_allclose(images[image], 5 * (np.clip(x, -1, 1) + 1), atol=1e-5)
+
+
+def test_start_signals_are_those_that_generation_starts_from():
+    import tiny_models
+
+    from dgh_tf import GenerationConfig, Generator
+
+    config = GenerationConfig(num_images=3, batch_size=2, seed=1, input_range=(-4, 4))
+    model = tiny_models.spectrogram()
+    images, _ = sources.calibration_images(
+        "start", model=model, real=np.zeros((1, 40, 12, 1)), config=config, bounds=None
+    )
+    generator = Generator(model, config)
+    generator.start()
+    np.testing.assert_array_equal(images, generator.all_images()[0])
+    assert len({image.tobytes() for image in images}) == 3
+
+
 def test_noise_can_fill_the_range_of_the_real_images():
     real = np.array([[[-1.0, 5], [2, 7]]], np.float32)
     assert [*map(list, noise_bounds("real", real))] == [[-1.0], [7.0]]
