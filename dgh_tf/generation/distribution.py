@@ -29,7 +29,9 @@ def batch_sizes(config: GenerationConfig, replicas: int) -> list[int]:
 
 
 def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The tf.distribute strategy of that name, see GenerationConfig.strategy."""
+    """The tf.distribute strategy of that name, see GenerationConfig.strategy. Raises RuntimeError
+    where TensorFlow ran before it should meet other workers.
+    """
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([d.name for d in devices])
@@ -37,11 +39,45 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
         options = tf.distribute.experimental.CommunicationOptions(
             implementation=tf.distribute.experimental.CommunicationImplementation.RING
         )
-        with unlocked_meeting():
-            return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        try:
+            with unlocked_meeting():
+                return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        except RuntimeError as error:
+            if "at program startup" not in str(error):
+                raise
+            raise RuntimeError(
+                "strategy='multi_worker': TensorFlow ran in this process already, and meets other "
+                "workers only before that. Make tf.distribute.MultiWorkerMirroredStrategy() at the "
+                "program's start and give this object as strategy; it serves several generations."
+            ) from error
     return tf.distribute.OneDeviceStrategy(
         "GPU:0" if tf.config.list_logical_devices("GPU") else "CPU:0"
     )
+
+
+def is_in_one_process(strategy: tf.distribute.Strategy) -> bool:
+    """Whether sums over its replicas are made here, not by TensorFlow's all-reduce.
+
+    Every MirroredStrategy object numbers its all-reduces from the same start, and a process keeps
+    the shapes and devices of a number: a second object, as of another generation or of a training
+    before it, would fail at its first one.
+    """
+    return isinstance(strategy, tf.distribute.MirroredStrategy)
+
+
+def _summed(values: tf.Tensor) -> tf.Tensor:
+    """The sum over all replicas of a tensor of each; called on every replica."""
+    context = tf.distribute.get_replica_context()
+    if not is_in_one_process(context.strategy):
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+    def sum_of_parts(
+        strategy: tf.distribute.Strategy, parts: tf.distribute.DistributedValues
+    ) -> tf.Tensor:
+        with tf.device(strategy.extended.worker_devices[0]):
+            return tf.add_n(strategy.experimental_local_results(parts))
+
+    return context.merge_call(sum_of_parts, args=(values,))
 
 
 def exchange(
@@ -55,7 +91,7 @@ def exchange(
     """
     values = tf.stop_gradient(tf.concat([tf.reshape(change, [-1]), tf.stack(heads) / replicas], 0))
     if replicas > 1:
-        values = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+        values = _summed(values)
     rows, spreads = tf.split(values, [change.shape.num_elements(), len(heads)])
     return tf.reshape(rows, change.shape), spreads
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from dgh_tf.generation.distribution import is_in_one_process
+
 
 class Replicas:
     """The replicas of all processes and those here.
@@ -55,7 +57,9 @@ class Replicas:
         return self.strategy.run(function, args=arguments)
 
     def total(self, values: Any) -> np.ndarray:
-        """The sum over all replicas of what each of them holds."""
+        """The sum over all replicas of what each of them holds, a tensor of one shape."""
+        if is_in_one_process(self.strategy):
+            return np.sum([value.numpy() for value in self.local(values)], axis=0)
         return self.strategy.reduce("SUM", values, axis=None).numpy()
 
     def gathered(self, values: Sequence[tf.Tensor]) -> tf.Tensor:

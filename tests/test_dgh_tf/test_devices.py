@@ -2,13 +2,15 @@
 Both ways of a pass give the numbers of float64 numpy.
 """
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from dgh_tf.generation.distribution import make_strategy
+from dgh_tf.generation.distribution import exchange, make_strategy
+from dgh_tf.generation.replicas import Replicas
 from dgh_tf.ops.canvas import smooth
 from dgh_tf.ops.fusion import fused
 from dgh_tf.ops.moments import LARGE, channel_moments, relu_with_sums
@@ -29,6 +31,38 @@ def test_strategies_take_gpus_where_there_are_some(device):
     assert make_strategy("one").extended.worker_devices[0].endswith(f"{device}:0")
     mirrored = make_strategy("mirrored").extended.worker_devices
     assert [name[-5:] for name in mirrored] == [f"{device}:0", f"{device}:1"]
+
+
+def test_strategies_of_one_process_do_not_meet():
+    """TensorFlow's all-reduce keeps the shapes and devices of the first: the second, of other ones,
+    would fail.
+    """
+    random = np.random.default_rng(0)
+    for places, channels in ((0, 1), 3), ((1, 0), 5), ((0, 1), 4):
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{place}" for place in places])
+        replicas, rows = Replicas(strategy), random.standard_normal((2, 2, channels))
+        spreads = random.random((2, 1))
+
+        @tf.function
+        def exchanged(row, spread):
+            return exchange(row, [spread[0]], replicas=2)
+
+        given = [
+            replicas.each([tf.constant(v, tf.float32) for v in both]) for both in (rows, spreads)
+        ]
+        for change, spread in replicas.local(replicas.run(exchanged, *given)):
+            np.testing.assert_allclose(change, rows.sum(0), rtol=1e-6)
+            np.testing.assert_allclose(spread, spreads.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(replicas.total(given[0]), rows.sum(0), rtol=1e-6)
+
+
+def test_workers_meet_before_tensorflow_runs_or_not_at_all(monkeypatch):
+    tf.constant(0.0)
+    addresses = ["127.0.0.1:9", "127.0.0.1:19"]  # nobody answers: none is asked
+    job = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(job))
+    with pytest.raises(RuntimeError, match=r"(?s)at the program's start.*give this object"):
+        make_strategy("multi_worker")
 
 
 def test_passes_are_compiled_on_cpus_alone(device):
