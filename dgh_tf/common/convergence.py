@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from dgh_tf.common.text import rounded
+
 GOOD_GAP = 0.15  # mean over layers: above all sets of real and of generated images measured
 POOR_GAP = 0.3  # mean over layers: from here on noise does no worse
 AWAY_GAP = 1.0  # of one layer: its means are a whole standard deviation off
@@ -38,9 +40,9 @@ class Convergence:
     @property
     def summary(self) -> str:
         """The gap in words, with the layers that stay away: a part of a sentence."""
-        text = f"mean statistics gap {self.mean_gap:.3g} ({self.level}"
+        text = f"mean statistics gap {rounded(self.mean_gap)} ({self.level}"
         if self.layers_away:
-            named = [f"{name} {gap:.2g}" for name, gap in self.layers_away.items()]
+            named = [f"{name} {rounded(gap, digits=2)}" for name, gap in self.layers_away.items()]
             more = len(named) - MOST_NAMES
             listed = ", ".join(named[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
             text += f"; layers that stay away: {listed}"

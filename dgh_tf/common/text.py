@@ -1,4 +1,4 @@
-"""Texts of other libraries made fit for one line."""
+"""Texts of other libraries and numbers, as a person reads them in a line."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def in_one_line(error: BaseException, *, most: int = 400) -> str:
     """
     text = _COLOURS.sub("", str(error)).split("Arguments received by")[0].split("Call arguments")[0]
     return " ".join(text.split()).rstrip(".")[:most] or type(error).__name__
+
+
+def rounded(value: float, *, digits: int = 3) -> str:
+    """A number with so many significant digits, without an exponent wherever a person reads it
+    easier so; whole numbers stay whole.
+
+    Example:
+      >>> rounded(4561.3), rounded(32768), rounded(0.012345), rounded(2.357e-8)
+      ('4560', '32768', '0.0123', '2.36e-8')
+    """
+    number = float(value)
+    if not (number.is_integer() and abs(number) < 1e9):
+        number = float(f"{number:.{digits}g}")
+    return re.sub(r"e([+-]?)0*(\d)", r"e\1\2", f"{number:.10g}").replace("e+", "e")

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dgh_tf.common.text import rounded
+
 Bound = float | Sequence[float] | np.ndarray
 OVERSHOOT = 0.05  # of the range's width: what resizing and rounding may add beyond it
 # natural images fill most of the range; [0, 1] data for a [0, 255] model fills 0.004 of it
@@ -217,8 +219,8 @@ def check_units(
         flag = "" if not preprocess else f" with {preprocess.split('=')[0]}=SCALE,OFFSET"
         return (
             f"{what} spans {_text(low, high)}, and the model's first BatchNorm layers were trained "
-            f"on other values (gap {found:.3g}, expected below {LARGEST_GAP}). If these are the "
-            f"wrong units, map them{flag}."
+            f"on other values (gap {rounded(found)}, expected below {LARGEST_GAP}). If these are "
+            f"the wrong units, map them{flag}."
         )
     placement = place(low, high, valid_low=known.low, valid_high=known.high)
     expected = f"the model takes {placement.expected} ({known.source})"
@@ -227,7 +229,8 @@ def check_units(
         found = None if known.firm or known.guess else gap(images)
         if known.firm or (found is not None and found > LARGEST_GAP):
             raise ValueError(f"{what} spans {placement.seen}, but {expected}. {do}")
-        flag = f": give {input_range}={low.min():.4g},{high.max():.4g}" if input_range else ""
+        pair = f"{rounded(low.min(), digits=4)},{rounded(high.max(), digits=4)}"
+        flag = f": give {input_range}={pair}" if input_range else ""
         return (
             f"{what} spans {placement.seen}, but {expected}. That range is "
             f"{'a guess' if known.guess else 'told from statistics'}, and too small if these are "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dgh_tf.common.image_files import image_shape, list_image_files, read_image
+from dgh_tf.common.text import rounded
 from dgh_tf.common.value_range import LARGEST_GAP, OVERSHOOT, check_units, place, span
 from dgh_tf.input_range.conventions import widened
 from dgh_tf.models.first_statistics import first_gap
@@ -48,11 +49,9 @@ def real_images(
         gap = first_gap(network.model, network.own_layout([images])) or 0.0
         if gap > LARGEST_GAP:
             raise ValueError(
-                "real_hint: the model's first BatchNorm layers do not know such "
-                f"values ({images.min():.4g} to "
-                f"{images.max():.4g}, gap {gap:.3g}, expected at most {LARGEST_GAP}). "
-                "Give them in model input units; if they "
-                "are, say so with input_range=LOW,HIGH."
+                "real_hint: the model's first BatchNorm layers do not know such values "
+                f"({_span(images, images)}, gap {rounded(gap)}, expected at most {LARGEST_GAP}). "
+                "Give them in model input units; if they are, say so with input_range=LOW,HIGH."
             )
         return images, [widened(valid, images, source="the real images")]
     text = check_units(
@@ -111,14 +110,16 @@ def load_hint(
         or (images > most + slack).any()
     ):
         raise ValueError(
-            f"real_hint={path} holds values from {images.min():.4g} to "
-            f"{images.max():.4g}, outside the model's valid range "
-            f"{least.min():.4g} to {most.max():.4g}. Give them in model input units or "
-            "as uint8 pixels; if they are right and "
-            "that range was found, not given, give the range of real inputs with "
-            "input_range=LOW,HIGH."
+            f"real_hint={path} holds values from {_span(images, images)}, outside the model's "
+            f"valid range {_span(least, most)}. Give them in model input units or as uint8 pixels; "
+            "if they are right and that range was found, not given, give the range of real inputs "
+            "with input_range=LOW,HIGH."
         )
     return images
+
+
+def _span(low: np.ndarray, high: np.ndarray) -> str:
+    return f"{rounded(low.min(), digits=4)} to {rounded(high.max(), digits=4)}"
 
 
 def _read(path: pathlib.Path, shape: Sequence[int]) -> np.ndarray:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from dgh_tf.common.range_text import CONVENTIONS, SIGNAL_CONVENTIONS, pairs_of
+from dgh_tf.common.text import rounded
 from dgh_tf.common.value_range import KnownRange
 
 ALIKE = 0.75  # share of their union that two ranges have in common when either will do
@@ -33,9 +34,10 @@ class InputRange:
         """What to say of a range that nobody gave and no convention stands behind; else empty."""
         if not self.fitted:
             return ""
+        low, high = rounded(min(self.low), digits=4), rounded(max(self.high), digits=4)
         return (
-            f"the input range {min(self.low):.4g} to {max(self.high):.4g} was guessed: give "
-            "--input_range=LOW,HIGH, such as the sensor's full scale, if you know it"
+            f"the input range {low} to {high} was guessed: give --input_range=LOW,HIGH, "
+            "such as the sensor's full scale, if you know it"
         )
 
     def known(self) -> KnownRange:
@@ -74,7 +76,7 @@ def describe_conventions(*, signal: bool = False) -> str:
     known = SIGNAL_CONVENTIONS if signal else CONVENTIONS
 
     def words(low: np.ndarray | float, high: np.ndarray | float) -> str:
-        return f"{np.min(low):.4g} to {np.max(high):.4g}"
+        return f"{rounded(np.min(low), digits=4)} to {rounded(np.max(high), digits=4)}"
 
     return ", ".join(f"{name} ({words(*bounds)})" for name, bounds in known.items())
 

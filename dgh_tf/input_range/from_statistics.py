@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from dgh_tf.common.range_text import CONVENTIONS
+from dgh_tf.common.text import rounded
 from dgh_tf.input_range.conventions import InputRange, alike, convention
 from dgh_tf.models.network import Network
 from dgh_tf.ops.canvas import start_canvas
@@ -66,7 +67,7 @@ def range_from_statistics(network: Network) -> InputRange:
     }
     ranked = sorted(gaps, key=lambda name: gaps[name])
     best, second = ranked[0], next(name for name in ranked if not alike(name, ranked[0]))
-    listed = ", ".join(f"{name} {gaps[name]:.3g}" for name in ranked)
+    listed = ", ".join(f"{name} {rounded(gaps[name])}" for name in ranked)
     margin = gaps[second] / max(gaps[best], 1e-9)
     fits = image and gaps[best] <= CONVENTION_GAP  # in itself: the free fit can say nothing more
     if not fits:
@@ -80,7 +81,7 @@ def range_from_statistics(network: Network) -> InputRange:
                 f"(gaps {listed}). Give input_range={best} or input_range=LOW,HIGH."
             )
         found = (
-            f"first BatchNorm statistics: {best}, {margin:.3g} times closer than {second} "
+            f"first BatchNorm statistics: {best}, {rounded(margin)} times closer than {second} "
             f"(gaps {listed})"
         )
         return convention(best, channels=shape[-1], source=found)
@@ -88,9 +89,11 @@ def range_from_statistics(network: Network) -> InputRange:
         raise ValueError(
             "The input range could not be told from the first BatchNorm statistics "
             f"(gaps {listed}, "
-            f"free fit {free:.3g}). Give input_range=LOW,HIGH."
+            f"free fit {rounded(free)}). Give input_range=LOW,HIGH."
         )
-    return _probe(network, mean + std * noise, std, f"free fit {free:.3g}; conventions: {listed}")
+    return _probe(
+        network, mean + std * noise, std, f"free fit {rounded(free)}; conventions: {listed}"
+    )
 
 
 def _convention_gap(gap: Callable, noise: np.ndarray, name: str) -> float:

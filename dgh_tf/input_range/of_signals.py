@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dgh_tf.common.text import rounded
 from dgh_tf.input_range.conventions import InputRange, describe_conventions, signal_convention
 from dgh_tf.input_range.from_statistics import LARGEST_GAP, first_gap, free_fit
 from dgh_tf.models.network import Network
@@ -45,7 +46,8 @@ def signal_range(network: Network, signal: Signal, spectrum: Spectrum | None) ->
         means, stds = spectrum.mean, spectrum.std
         found = gap(drawn(spectrum)) if spectrum.gap is None else spectrum.gap
         how = "the power that the first filters saw"
-    told = f"mean {means.mean():.3g}, deviation {_total(means, stds):.3g}, gap {found:.3g}"
+    mean, deviation = rounded(means.mean()), rounded(_total(means, stds))
+    told = f"mean {mean}, deviation {deviation}, gap {rounded(found)}"
     if not found <= LARGEST_GAP:
         raise ValueError(
             f"The input range could not be told from the first BatchNorm statistics: {signal.kind} "

@@ -32,20 +32,34 @@ _FIGURES = {
     "inferences_per_second": "inferences per second",
     "npu_operators": "operators on the NPU, as Vela counts them",
 }
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _ACRONYMS = {"sram": "SRAM", "dram": "DRAM", "npu": "NPU", "cpu": "CPU", "macs": "MACs"}
 
 
 def number(value: object) -> str:
-    """Three significant digits: 0.0123, 1,230, 5; "–" for what is no finite number."""
+    """Three significant digits: 0.0123, 1,230, 5, 2.36 × 10⁻⁸; "–" for what is no finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     if isinstance(value, int) and abs(value) < 10**6:
         return f"{value:,}"
     if value and not 1e-4 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{mantissa}e{int(exponent)}"
+        return f"{mantissa}\u00a0×\u00a010{str(int(exponent)).translate(_RAISED)}"
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def ends(low: float, high: float) -> str:
+    """Both ends of a range, to the third digit of the larger one: what is nothing beside it is 0.
+
+    No line breaks within. Example: `ends(2.36e-8, 0.9812)` reads 0 to 0.981.
+    """
+    largest = max(abs(low), abs(high))
+    if math.isfinite(largest) and largest:
+        places = 2 - math.floor(math.log10(largest))
+        # adding 0.0 takes the sign off a zero
+        low, high = (round(float(end), places) + 0.0 for end in (low, high))
+    return f"{number(low)}\u00a0to\u00a0{number(high)}"
 
 
 def percent(share: object, *, digits: int = 0) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dgh_tf.common import console
 from dgh_tf.common.files import atomic_write, naming
 from dgh_tf.common.run_folder import read_metrics
+from dgh_tf.common.text import rounded
 from dgh_tf.run.tensorboard import Summaries
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class ProgressBar:
 
     def show(self, progress: Progress) -> None:
         label, name = self._figure
-        figure = f"{label} {progress.losses[name]:.4g}"
+        figure = f"{label} {rounded(progress.losses[name], digits=4)}"
         text = f"{progress.rate:.0f} images*steps/s, {figure}"
         if self._bar:
             self._bar.set_postfix_str(text, refresh=False)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from dgh_tf.common import console, run_folder
+from dgh_tf.common.text import rounded
 from dgh_tf.config import GenerationConfig
 from dgh_tf.generation.distribution import agreed_number, lost_peer, make_strategy
 from dgh_tf.generation.generator import Generator
@@ -217,7 +218,9 @@ def _announce(generator: Generator) -> None:
         strict=True,
     ):
         valid, kind = known.valid, known.kind
-        low, high = (", ".join(f"{v:.4g}" for v in bound) for bound in (valid.low, valid.high))
+        low, high = (
+            ", ".join(rounded(v, digits=4) for v in bound) for bound in (valid.low, valid.high)
+        )
         if known.signal:
             kind += " (--input_kind says otherwise)"
         console.say(

@@ -351,7 +351,8 @@ def test_command_of_a_finished_run_names_what_is_not_default():
         (123456, "123,456"),
         (0, "0"),
         (0.0, "0"),
-        (2.5e-7, "2.50e-7"),
+        (2.357e-8, "2.36\u00a0×\u00a010⁻⁸"),
+        (-4.5e9, "-4.50\u00a0×\u00a010⁹"),
         (float("nan"), "–"),
         (float("inf"), "–"),
         (None, "–"),
@@ -360,6 +361,20 @@ def test_command_of_a_finished_run_names_what_is_not_default():
 )
 def test_numbers_have_three_digits(value, wanted):
     assert text.number(value) == wanted
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (2.36e-8, 0.9812, "0 to 0.981"),  # what a softmax reaches
+        (-0.004, 5.127, "0 to 5.13"),
+        (-4561.3, 128.0, "-4,560 to 130"),
+        (1e-9, 2.345e-8, "1.00 × 10⁻⁹ to 2.35 × 10⁻⁸"),
+        (0.0, 0.0, "0 to 0"),
+    ],
+)
+def test_ends_of_a_range_are_as_fine_as_the_larger_one(low, high, wanted):
+    assert text.ends(low, high).replace("\u00a0", " ") == wanted
 
 
 def test_sizes_and_durations_are_said_as_people_do():

@@ -10,6 +10,7 @@ from commands import call
 
 from benchmarks.measure.comparison import load_task
 from dgh_tf import GenerationConfig
+from dgh_tf.common.text import rounded
 from dgh_tf.common.value_range import KnownRange, check_units, place, span
 from dgh_tf.generation.generator import Generator
 from dgh_tf.models.declared_range import declared_ranges
@@ -270,3 +271,19 @@ def test_real_models_with_their_own_images_are_not_refused(
 def test_span_is_per_channel():
     low, high = span(np.float32([[[1, 2], [3, 8]], [[0, 4], [2, 9]]]))
     np.testing.assert_array_equal([low, high], [[0, 2], [3, 9]])
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "wanted"),
+    [
+        (4561.3, 3, "4560"),
+        (-32768.0, 4, "-32768"),  # of 16-bit audio: whole numbers stay whole
+        (0.012345, 3, "0.0123"),
+        (np.float32(254.99), 3, "255"),
+        (2.357e-8, 3, "2.36e-8"),
+        (1.5e12, 3, "1.5e12"),
+        (float("nan"), 3, "nan"),
+    ],
+)
+def test_numbers_in_lines_have_no_exponent_where_none_is_needed(value, digits, wanted):
+    assert rounded(value, digits=digits) == wanted
