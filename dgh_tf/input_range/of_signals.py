@@ -46,8 +46,8 @@ def signal_range(network: Network, signal: Signal, spectrum: Spectrum | None) ->
         means, stds = spectrum.mean, spectrum.std
         found = gap(drawn(spectrum)) if spectrum.gap is None else spectrum.gap
         how = "the power that the first filters saw"
-    mean, deviation = rounded(means.mean()), rounded(_total(means, stds))
-    told = f"mean {mean}, deviation {deviation}, gap {rounded(found)}"
+    figures = {"mean": means.mean(), "deviation": _total(means, stds), "gap": found}
+    told = ", ".join(f"{name} {rounded(figure)}" for name, figure in figures.items())
     if not found <= LARGEST_GAP:
         raise ValueError(
             f"The input range could not be told from the first BatchNorm statistics: {signal.kind} "
