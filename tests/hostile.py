@@ -33,6 +33,11 @@ REQUIRED = {  # flags that each command needs, good values; {w} is the work fold
         "evaluation": "{w}/good.npz",
         "output_dir": "{w}/low",
     },
+    "benchmarks.structure": {
+        "model": "{w}/good.keras",
+        "real": "{w}/good.npz",
+        "output_dir": "{w}/structure",
+    },
     "benchmarks.convergence": {
         "model": "{w}/good.keras",
         "evaluation": "{w}/good.npz",

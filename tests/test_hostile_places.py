@@ -70,6 +70,7 @@ def test_output_that_cannot_be_written_is_refused_before_work(work):
         ("benchmarks.suite", ["--only=demo"]),
         ("dgh_tf.generate", ["--steps=1"]),
         ("benchmarks.lowbit", ["--real={w}/good.npz", "--evaluation={w}/good.npz"]),
+        ("benchmarks.structure", ["--real={w}/good.npz"]),
     ],
 )
 def test_a_second_process_on_the_same_folder_is_refused(work, command, arguments):

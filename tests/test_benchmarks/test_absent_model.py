@@ -30,6 +30,7 @@ def arguments(command, folder):
         "benchmarks.privacy": [f"--training={images}", f"--unseen={images}", sets[2]],
         "benchmarks.calibration": sets,
         "benchmarks.lowbit": sets,
+        "benchmarks.structure": [sets[0], sets[2]],
         "benchmarks.convergence": sets[1:],
         "benchmarks.tools": [*sets, f"--environments={folder / 'environments'}"],
     }[command]
@@ -46,6 +47,7 @@ def arguments(command, folder):
         "benchmarks.privacy",
         "benchmarks.calibration",
         "benchmarks.lowbit",
+        "benchmarks.structure",
         "benchmarks.convergence",
         "benchmarks.tools",
     ],
@@ -85,6 +87,7 @@ def test_a_mistyped_range_is_one_line_before_tensorflow(command, tmp_path):
         ("benchmarks.calibration", "--noise_range=foo", "error: --noise_range=foo: expected LOW"),
         ("benchmarks.lowbit", "--preprocess=foo", "error: --preprocess=foo is not understood"),
         ("benchmarks.convergence", "--evaluation=no.npz", "error: --evaluation=no.npz: no such"),
+        ("benchmarks.structure", "--images=a=no.npz", "error: There is no calibration data at no"),
         ("benchmarks.privacy", "--unseen=no.npz", "error: --unseen=no.npz: no such"),
         ("benchmarks.privacy", "--generated=no.npz", "error: There is no calibration data at no"),
     ],

@@ -467,6 +467,7 @@ def test_a_command_starts_tensorflow_without_what_keras_can_do_without():
         "benchmarks.convergence --output_dir={0}/a",
         "benchmarks.layers --calibrations={0}/x.npy",
         "benchmarks.lowbit --real=demo --evaluation=demo --output_dir={0}/a",
+        "benchmarks.structure --output_dir={0}/a",
         "benchmarks.privacy --output_dir={0}/a",
         "benchmarks.speed --output={0}/a.json",
     ],
