@@ -27,6 +27,7 @@ from benchmarks.measure.comparison import (
     task_images,
 )
 from benchmarks.output import table
+from benchmarks.output.names import name_of
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
@@ -283,7 +284,8 @@ def pivot(rows: list[dict[str, Any]], *, field: str, sources: list[str]) -> str:
                 *gap,
             ]
         )
-    headings = ["setting", *sources, *([f"synthetic - real, {unit}"] if both else [])]
+    gain = f"{name_of('synthetic')} - {name_of('real')}, {unit}"
+    headings = ["setting", *map(name_of, sources), *([gain] if both else [])]
     return table.grid(lines, headings)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.estimate.rows import Row
+from benchmarks.output.names import name_of
 from benchmarks.suite.verdict import rank_correlation
 from tflite_export.quality.accuracy_estimate import AGREEMENT, FINE, level_of
 from tflite_export.quality.agreement import (
@@ -167,7 +168,7 @@ def _section(title: str, told: Sequence[Told], note: str = "") -> str:
     table = [
         (
             each.row.model + (f", seed {each.row.seed}" if each.row.seed else ""),
-            each.row.file.source,
+            name_of(each.row.file.source),
             each.row.file.scheme,
             each.row.file.algorithm,
             f"{each.row.agreement:.3f}",

@@ -18,6 +18,7 @@ from benchmarks.data.choice import part_of
 from benchmarks.data.sources import GENERATED, calibration_images, kept, require_fitting
 from benchmarks.measure.scoring import FLOAT, Outputs, Truth, scorer
 from benchmarks.output import table
+from benchmarks.output.names import name_of
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import say
 from dgh_tf.common.files import atomic_write, sha256_array
@@ -439,7 +440,7 @@ def write_report(results: Results, *, command: str) -> str:
     recipes = [_combination(row).recipe for row in results.rows]
     several = list(dict.fromkeys(recipes))
     rows = [
-        {**row, "calibration": row["source"] + (f", {recipe}" if len(several) > 1 else "")}
+        {**row, "calibration": name_of(row["source"]) + (f", {recipe}" if len(several) > 1 else "")}
         for recipe, row in sorted(
             zip(recipes, results.rows, strict=True), key=lambda pair: several.index(pair[0])
         )

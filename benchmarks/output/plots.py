@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.output.names import name_of
 from dgh_tf.common.files import atomic_path
 
 if TYPE_CHECKING:
@@ -17,29 +18,11 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 PANELS = 4
-# sources as the README calls them
-_NAMES = {
-    "synthetic": "generated",
-    "real": "real",
-    "noise": "uniform noise",
-    "gaussian": "Gaussian noise",
-    "start": "start images",
-    "proxy": "two public photographs",
-    "per_batch": "statistics per batch",
-    "no_augmentation": "no augmentation",
-    "no_stretching": "no stretching",
-    "no_statistics": "no statistics",
-}
 
 
 def _save(figure: Figure, path: pathlib.Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120, bbox_inches="tight", format="png")
-
-
-def name_of(source: str) -> str:
-    """A calibration source as the README calls it."""
-    return _NAMES.get(source, source.replace("_", " "))
 
 
 def scores(

@@ -11,6 +11,7 @@ from benchmarks.data.sources import ABLATION, GENERATED
 from benchmarks.measure.comparison import COLUMNS, environment
 from benchmarks.measure.evaluation import compare_ranges
 from benchmarks.output import plots, table
+from benchmarks.output.names import name_of
 from benchmarks.suite import verdict as suite_verdict
 from benchmarks.suite.plan import TASKS, Entry, Key, Store
 from dgh_tf.common.files import atomic_write
@@ -48,7 +49,7 @@ def write(store: Store, entries: Sequence[Entry], keys: Sequence[Key], *, comman
     parts.append(suite_verdict.write(store.folder, measured))
     failed = [row for row in rows if "error" in row]
     if failed:
-        listed = "\n".join(f"- {suite_verdict.name_of(row)}: {row['error']}" for row in failed)
+        listed = "\n".join(f"- {suite_verdict.row_name(row)}: {row['error']}" for row in failed)
         parts.append(f"## Rows that could not be measured\n\n{listed}\n")
     kept = [{name: value for name, value in row.items() if name not in PART} for row in rows]
     text = "\n".join(filter(None, parts)) + f"\n```\n{command}\n```\n\n{environment()}\n"
@@ -90,7 +91,7 @@ def _model_part(folder: pathlib.Path, entry: Entry, rows: list[Row]) -> str:
     ]
     for scheme in dict.fromkeys(row["scheme"] for row in rows):
         mine = [
-            {**row, "calibration": f"{row['source']}, {row['num_images']}"}
+            {**row, "calibration": f"{name_of(row['source'])}, {row['num_images']}"}
             for row in rows
             if row["scheme"] == scheme
         ]

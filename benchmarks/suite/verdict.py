@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.output import plots
+from benchmarks.output.names import name_of
 from tflite_export.quality.accuracy_estimate import AGREEMENT, DOUBTFUL, FINE, NO, SQNR_DB
 
 Row = dict[str, Any]
@@ -47,10 +48,10 @@ class Pair(NamedTuple):
         return None if self.band is None else self.band[0] <= self.true <= self.band[1]
 
 
-def name_of(row: Row) -> str:
+def row_name(row: Row) -> str:
     """The row in words."""
     return (
-        f"{row['model']}, {row['source']}, {row['num_images']} images, seed "
+        f"{row['model']}, {name_of(row['source'])}, {row['num_images']} images, seed "
         f"{row['seed']}, {row['scheme']}"
     )
 
@@ -174,7 +175,7 @@ def write(folder: pathlib.Path, rows: Sequence[Row]) -> str:
         (p for p in pairs if not p.right), key=lambda p: (p.figure, -abs(p.true - p.told))
     )
     cases = "\n".join(
-        f"- {name_of(p.row)}: told {p.told:.3f} ({p.level}), true {p.true:.3f} "
+        f"- {row_name(p.row)}: told {p.told:.3f} ({p.level}), true {p.true:.3f} "
         f"({level_of(p.true, bounds=BOUNDS[p.figure])}){'; inside its band' * bool(p.inside)}"
         for p in wrong
     )

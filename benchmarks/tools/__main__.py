@@ -27,6 +27,7 @@ from benchmarks.measure.comparison import (
 )
 from benchmarks.measure.evaluation import distances
 from benchmarks.output import table
+from benchmarks.output.names import name_of
 from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from benchmarks.tools.tools import TOOLS, check_tools, interpreter, run_tool
 from dgh_tf.calibration_sets.source import Input, Source
@@ -113,7 +114,9 @@ def _measure_missing(
 
 
 def _write_table(results: Results, *, command: str) -> str:
-    rows = [{**row, "calibration": f"{row['tool']}, {row['source']}"} for row in results.rows]
+    rows = [
+        {**row, "calibration": f"{row['tool']}, {name_of(row['source'])}"} for row in results.rows
+    ]
     rows.sort(key=lambda row: list(TOOLS).index(row["tool"]))
     text = table.markdown(rows, by="calibration", columns=_COLUMNS)
     atomic_write(

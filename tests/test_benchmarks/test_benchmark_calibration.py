@@ -133,7 +133,7 @@ def test_schemes_and_algorithms_stand_in_one_table_on_the_same_images(task_files
         (row["scheme"], row["algorithm"]): row["sqnr_db"] for row in rows if row["source"] == "real"
     }
     assert sqnr["int8", "minmax"] > sqnr["w4a8", "minmax"] + 5  # each bit is 6 dB
-    assert "synthetic, w4a8 bias_correction" in (tmp_path / "results.md").read_text()
+    assert "generated, w4a8 bias_correction" in (tmp_path / "results.md").read_text()
 
 
 def test_mixed_has_a_row_and_a_point_for_each_size(task_files, tmp_path):
@@ -471,10 +471,11 @@ def test_an_axis_shows_the_differences_between_the_best(values, centre, ends):
 
 def test_pictures_name_sources_as_the_readme_does(tmp_path):
     from benchmarks.output import plots
+    from benchmarks.output.names import name_of
 
     readme = (pathlib.Path(__file__).resolve().parents[2] / "README.md").read_text()
     for source in ("real", "synthetic", "noise"):
-        assert plots.name_of(source) in readme
+        assert name_of(source) in readme
     rows = [
         {"source": source, "seed": 0, "top1": value}
         for source, value in (("real", 0.9), ("synthetic", 0.91), ("noise", 0.1))

@@ -35,7 +35,7 @@ def test_table_by_hand():
     assert (
         pivot(rows, field="top1", sources=["real", "synthetic"])
         == """\
-| setting   |          real |   synthetic |   synthetic - real, points |
+| setting   |          real |   generated |   generated - real, points |
 |:----------|--------------:|------------:|---------------------------:|
 | W8A6 mse  | 0.600 ± 0.014 |       0.590 |                       -1.0 |
 | W4A4 mse  |         0.100 |           - |                          - |"""
@@ -90,5 +90,5 @@ def test_command_measures_and_resumes(tmp_path):
     }
     assert len(rows) == 8 and rows[0]["float_top1"] == 1.0
     assert sqnr["W8A8", False] > sqnr["W4A4", False] + 10  # each bit is 6 dB
-    assert "synthetic - real" in (tmp_path / "out" / "results.md").read_text()
+    assert "generated - real" in (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "lowbit.png").stat().st_size > 5000

@@ -225,7 +225,8 @@ def test_misjudged_rows_are_listed_and_right_ones_are_not(tmp_path):
     text = verdict.write(tmp_path, rows)
     assert (
         "Misjudged (1 of 4)" in text
-        and "a, noise, 8 images, seed 0, int8: told 0.400 (do not ship), true 0.900 (doubtful)"
+        and "a, uniform noise, 8 images, seed 0, int8: told 0.400 (do not ship), true 0.900 "
+        "(doubtful)"
         in text
     )
     assert (

@@ -4,7 +4,9 @@ gives.
 
 import pytest
 
+from benchmarks.data.sources import SOURCES
 from benchmarks.output import table
+from benchmarks.output.names import name_of
 
 ROWS = [
     {"source": "real", "seed": 0, "top1": 0.60, "sqnr_db": 11.0, "generation_seconds": None},
@@ -52,3 +54,10 @@ def test_table_is_this_text_without_the_column_nobody_measured():
 )
 def test_mean_and_sample_deviation_by_hand(values, expected):
     assert table.mean_std(values, digits=2) == expected
+
+
+def test_every_source_has_a_name_of_its_own_in_words():
+    names = [name_of(source) for source in SOURCES]
+    assert len(set(names)) == len(SOURCES)
+    assert not any("_" in name for name in names)
+    assert name_of("synthetic") == "generated" and name_of("with_4_real") == "generated with 4 real"
