@@ -21,12 +21,11 @@ from tflite_export.algorithms.by_name import (
     ALGORITHMS,
     OWN_OPTIONS,
     PLAIN,
-    OutsideError,
     check_algorithm,
     check_options,
     float_start,
-    what_failed,
 )
+from tflite_export.algorithms.outside_converter import OutsideError, what_failed
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.freeze import collected, input_shapes, plain

@@ -101,6 +101,7 @@ def only_the_converter_runs_it(monkeypatch):
     """Stands for any error of TensorFlow in a graph that only the converter runs. Gives the rules
     of the ranges that were tried.
     """
+    from tflite_export.algorithms import bit_simulation, block_reconstruction
     from tflite_export.simulation import ranges
 
     tried = []
@@ -111,7 +112,8 @@ def only_the_converter_runs_it(monkeypatch):
         tried.append(rule)
         return tf.reshape(tf.zeros(3), (2,))
 
-    monkeypatch.setattr(ranges, "collect_ranges", broken)
+    for module in (ranges, bit_simulation, block_reconstruction):
+        monkeypatch.setattr(module, "collect_ranges", broken)
     return tried
 
 
@@ -135,6 +137,14 @@ def test_a_float_file_that_does_not_run_is_tried_once(only_the_converter_runs_it
     with pytest.raises(ValueError, match="TensorFlow cannot run a part of it"):
         quantize(float_tflite, tiny_models.images(16))
     assert only_the_converter_runs_it == ["minmax"]
+
+
+def test_a_choice_of_bits_that_cannot_be_simulated_is_refused_in_words(only_the_converter_runs_it):
+    with pytest.raises(ValueError, match="TensorFlow cannot run a part of it"):
+        quantize(
+            tiny_models.conv_bn_relu(), tiny_models.images(16), scheme="mixed", min_agreement=0.9
+        )
+    assert only_the_converter_runs_it == ["mse"]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "w4a8"])

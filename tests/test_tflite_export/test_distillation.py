@@ -92,17 +92,28 @@ def test_four_bits_start_from_learned_roundings():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "error", "told"),
+    [
+        (
+            "learn_rounding",
+            ValueError("no kernel for this operator"),
+            "no kernel for this operator",
+        ),
+        ("collect_ranges", RuntimeError("internals"), "it ends in RuntimeError"),
+    ],
+)
 def test_where_roundings_cannot_be_learned_distillation_says_so_and_starts_from_the_nearest(
-    monkeypatch,
+    monkeypatch, step, error, told
 ):
     def refuse(*_, **__):
-        raise ValueError("no kernel for this operator")
+        raise error
 
-    monkeypatch.setattr("tflite_export.algorithms.block_reconstruction.learn_rounding", refuse)
+    monkeypatch.setattr(f"tflite_export.algorithms.block_reconstruction.{step}", refuse)
     lines = []
     made = distill(tiny_models.conv_bn_relu(), tiny_models.images(16), steps=1, say=lines.append)
     assert "INT4" in check_integer(made, io_dtype="int8")["tensor_dtypes"]
-    assert "from rounding to nearest: no kernel for this operator" in lines[0]
+    assert f"from rounding to nearest: {told}" in lines[0]
 
 
 @pytest.mark.slow

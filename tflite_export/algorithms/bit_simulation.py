@@ -15,6 +15,7 @@ from dgh_tf.models.tflite.spec import (
     CHANNEL_AXIS,
 )
 from tflite_export.algorithms.equalization import correct_biases, own_bias
+from tflite_export.algorithms.outside_converter import outside_converter
 from tflite_export.calibration.check import few_images
 from tflite_export.conversion.converter import to_tflite_with_ranges, with_chosen_weights
 from tflite_export.quality.accuracy_estimate import decibels
@@ -61,8 +62,9 @@ class Simulation:
         rule: str,
         generated: bool = True,
     ) -> None:
-        self.graph = proven(read_graph(model), images)
-        self.ranges = collect_ranges(self.graph, images, rule=rule)
+        with outside_converter():
+            self.graph = proven(read_graph(model), images)
+            self.ranges = collect_ranges(self.graph, images, rule=rule)
         self._observe = fake_quantizer(self.graph, ranges=self.ranges)
         self._generated = generated
         self._logits = tuple(dict.fromkeys(logits_of(self.graph.model)))

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dgh_tf.models.tflite.batch import proven
-from dgh_tf.models.tflite.run import Graph, feeds_of
+from dgh_tf.models.tflite.run import Graph, feeds_of, read_graph
 from dgh_tf.models.tflite.spec import CHANNEL_AXIS
 from tflite_export.algorithms.block_learning import Block, Learned, Learning, learn
 from tflite_export.algorithms.blocks import Values, advance, find_blocks, outside
 from tflite_export.algorithms.equalization import correct_span
+from tflite_export.algorithms.outside_converter import outside_converter
 from tflite_export.algorithms.views import first_with_views, other_views, views_of
 from tflite_export.calibration.check import few_images
 from tflite_export.simulation.fake_quant import (
@@ -34,7 +35,7 @@ from tflite_export.simulation.fake_quant import (
     integer_limits,
     quantized_constants,
 )
-from tflite_export.simulation.ranges import Ranges
+from tflite_export.simulation.ranges import Ranges, collect_ranges
 
 
 class Reconstruction(NamedTuple):
@@ -324,3 +325,26 @@ def learn_rounding(
     few = few_images(images)
     views = views_of(graph, count=len(next(iter(few.values()))))
     return reconstruct(graph, few, ranges=ranges, views=views, **options)
+
+
+class LearnedFile(NamedTuple):
+    """A float file's graph, the ranges of its tensors, and what was learned of its weights."""
+
+    graph: Graph
+    ranges: Ranges
+    found: Reconstruction
+
+
+def learn_from_file(tflite: bytes, images: Mapping[str, np.ndarray], **options: Any) -> LearnedFile:
+    """`learn_rounding` of a float file, with ranges of least squared error.
+
+    Args:
+      tflite: from `float_start` or `to_float_tflite`.
+      images: float32 [images, ...] by input name, in the model's input units.
+      **options: of `reconstruct`.
+    Raises: OutsideError for a graph that does not run; what `reconstruct` raises.
+    """
+    with outside_converter():
+        graph = proven(read_graph(tflite), images)
+        ranges = collect_ranges(graph, images, rule="mse")
+    return LearnedFile(graph, ranges, learn_rounding(graph, images, ranges=ranges, **options))

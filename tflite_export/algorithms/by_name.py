@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgh_tf.common.text import in_one_line
+from tflite_export.algorithms.outside_converter import outside_converter, what_failed
 from tflite_export.calibration.check import Images, few_images
 from tflite_export.conversion.converter import (
     ConversionError,
@@ -43,38 +42,6 @@ class Algorithm(NamedTuple):
 
     function: Callable[..., Any]
     schemes: tuple[str, ...]
-
-
-class OutsideError(ValueError):
-    """A float file's graph does not run outside the converter, so that no algorithm that runs it
-    takes the model.
-    """
-
-
-@contextlib.contextmanager
-def _outside() -> Iterator[None]:
-    """Around what every algorithm does with a graph. Raises OutsideError for whatever goes wrong,
-    but for too little memory.
-    """
-    import tensorflow as tf
-
-    try:
-        yield
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        raise
-    except Exception as error:
-        raise OutsideError(what_failed(error)) from error
-
-
-def what_failed(error: Exception) -> str:
-    """An error in one short line; TensorFlow's own texts speak of its internals."""
-    import tensorflow as tf
-
-    if isinstance(error, tf.errors.OpError):
-        return "TensorFlow cannot run a part of it outside the converter"
-    if not isinstance(error, ValueError):
-        return f"it ends in {type(error).__name__}"
-    return in_one_line(error, most=300)
 
 
 def float_start(model: Any, images: Mapping[str, np.ndarray], timeout: float | None) -> bytes:
@@ -146,10 +113,10 @@ def _ranges(
 
     bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = float_start(model, arrays, timeout)
-    with _outside():
+    with outside_converter():
         graph = proven(read_graph(tflite), arrays)
     constants = equalize(graph, images=few_images(arrays)) if equalized else {}
-    with _outside():
+    with outside_converter():
         ranges = collect_ranges(graph, arrays, rule=rule, constants=constants)
     weights = integer_constants(
         graph, weight_bits=bits, rule="minmax" if bits == 8 else "mse", constants=constants
@@ -182,22 +149,15 @@ def _reconstruction(
     weight_bits: WeightBits | None = None,
 ) -> tuple[bytes, dict[str, Any]]:
     """Ranges of least squared error, then `block_reconstruction.reconstruct`."""
-    from dgh_tf.models.tflite.batch import proven
-    from dgh_tf.models.tflite.run import read_graph
-    from tflite_export.algorithms.block_reconstruction import learn_rounding
-    from tflite_export.simulation.ranges import collect_ranges
+    from tflite_export.algorithms.block_reconstruction import learn_from_file
 
     bits = SCHEMES[scheme].weight_bits if weight_bits is None else weight_bits
     tflite = float_start(model, arrays, timeout)
-    with _outside():
-        graph = proven(read_graph(tflite), arrays)
-        ranges = collect_ranges(graph, arrays, rule="mse")
-    found = learn_rounding(
-        graph, arrays, ranges=ranges, weight_bits=bits, steps=steps, seed=seed, say=say
-    )
+    learned = learn_from_file(tflite, arrays, weight_bits=bits, steps=steps, seed=seed, say=say)
+    found = learned.found
     made = to_tflite_with_ranges(
         tflite,
-        ranges=ranges,
+        ranges=learned.ranges,
         constants=found.biases,
         weights=found.weights,
         weight_bits=bits,

@@ -129,21 +129,21 @@ def _round(
     arrays: images of every input. A kernel is known in the graph by its values. Dense kernels stay:
     TFMOT gives them one scale, learned roundings one per output.
     """
-    from dgh_tf.models.tflite.batch import proven
-    from dgh_tf.models.tflite.run import read_graph
     from dgh_tf.models.tflite.spec import CHANNEL_AXIS
-    from tflite_export.algorithms.block_reconstruction import learn_rounding
+    from tflite_export.algorithms.block_reconstruction import learn_from_file
     from tflite_export.conversion.converter import to_float_tflite
     from tflite_export.simulation.fake_quant import along
-    from tflite_export.simulation.ranges import collect_ranges
 
     images = dict(zip(input_shapes(model), arrays, strict=True))
     try:
-        graph = proven(read_graph(to_float_tflite(model, images=images, timeout=timeout)), images)
-        ranges = collect_ranges(graph, images, rule="mse")
-        found = learn_rounding(
-            graph, images, ranges=ranges, weight_bits=4, narrow=True, seed=seed, say=say
-        )  # narrow, as TFMOT's training is
+        graph, _, found = learn_from_file(
+            to_float_tflite(model, images=images, timeout=timeout),
+            images,
+            weight_bits=4,
+            narrow=True,  # as TFMOT's training is
+            seed=seed,
+            say=say,
+        )
     except ValueError as error:
         if say:
             say(f"distillation starts from rounding to nearest: {error}")
