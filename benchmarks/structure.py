@@ -28,6 +28,7 @@ FLAGS = flags.FLAGS
 _REAL_POOL = 4  # real images are read up to so many times --num_images; half are the reference
 COLUMNS = {
     "gram_gap": ("Gram gap", 3),
+    "covariance_gap": ("covariance gap", 3),
     "share_pixels": ("between images: pixels", 3),
     "share_first": ("first layers", 3),
     "share_middle": ("middle layers", 3),
@@ -63,7 +64,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "output_dir",
         None,
-        "Folder of results.json (with every layer) and results.md.",
+        "Folder of results.json (with every layer), results.md and structure.png.",
         required=True,
     )
     flags.DEFINE_list("sources", ["real", "synthetic", "start", "noise"], SOURCES_HELP)
@@ -164,21 +165,27 @@ class Comparison:
     def row(self, images: np.ndarray) -> dict[str, Any]:
         """The figures of a set of images [images, ...] in model input units."""
         from benchmarks.measure.structure import gram_gap
+        from tflite_export.quality.accuracy_estimate import short
 
         found = self._measure(images)
-        gaps = [
-            gram_gap(own, wanted)
-            for own, wanted in zip(found.moments, self._reference.moments, strict=True)
-        ]
+        pairs = list(zip(found.moments, self._reference.moments, strict=True))
+        gaps = [gram_gap(own.seconds, wanted.seconds) for own, wanted in pairs]
+        centred = [gram_gap(own.covariances, wanted.covariances) for own, wanted in pairs]
         return {
             "num_images": len(images),
             "gram_gap": float(np.mean(gaps)),
+            "covariance_gap": float(np.mean(centred)),
             "share_pixels": found.pixel_share,
             **thirds([share for _, share in found.shares]),
             "neighbour_difference": found.neighbour_difference,
             "layers": [
-                {"layer": layer.name, "kind": layer.kind, "gram_gap": gap}
-                for layer, gap in zip(self.layers, gaps, strict=True)
+                {
+                    "layer": short(layer.name),
+                    "kind": layer.kind,
+                    "gram_gap": gap,
+                    "covariance_gap": own,
+                }
+                for layer, gap, own in zip(self.layers, gaps, centred, strict=True)
             ],
             "between_images": [{"layer": name, "share": share} for name, share in found.shares],
         }
@@ -277,20 +284,34 @@ def measure_missing(
 
 
 def write_report(results: Any, *, reference: int, command: str) -> str:
-    """Writes results.md; returns the table."""
+    """Writes results.md and structure.png; returns the table."""
     from benchmarks.measure.comparison import environment
-    from benchmarks.output.plots import name_of
+    from benchmarks.output import plots
 
-    rows = [{**row, "images": name_of(row["source"])} for row in results.rows]
+    rows = [{**row, "images": plots.name_of(row["source"])} for row in results.rows]
     text = table.markdown(rows, by="images", columns=COLUMNS)
+    gaps: dict[str, dict[str, float]] = {}
+    for source in dict.fromkeys(row["source"] for row in rows):
+        sets = [row["layers"] for row in rows if row["source"] == source]
+        gaps[source] = {
+            f"{place}": float(np.mean([layer["gram_gap"] for layer in layers]))
+            for place, layers in enumerate(zip(*sets, strict=True))
+        }
+    plots.layer_gaps(
+        gaps,
+        results.folder / "structure.png",
+        layer="convolution or dense layer",
+        gap="Gram gap to real images",
+    )
     atomic_write(
         results.folder / "results.md",
         f"# Images inside the model\n\n{text}\n\nMean ± standard deviation over seeds; "
         f"{rows[0]['num_images']} images against {reference} real ones that are not among them. "
         "Gram gap: ||C - C_real|| / ||C_real|| with C = E[x x^T] of what a layer takes, mean over "
-        "layers. Between images: share of the variance that lies between the images' means, of "
-        "pixels and of the inputs of BatchNorm layers, by thirds. Neighbour difference: mean "
-        "square over the variance of pixels.\n\n"
+        "layers; covariance gap: the same around the means, whose error biases take off. Between "
+        "images: share of the variance that lies between the images' means, of pixels and of the "
+        "inputs of BatchNorm layers, by thirds. Neighbour difference: mean square over the "
+        "variance of pixels.\n\n"
         f"```\n{command}\n```\n\n{environment()}\n",
     )
     return text

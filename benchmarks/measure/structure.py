@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -46,19 +46,35 @@ class Layer:
     same: bool = False
 
 
+class Moments(NamedTuple):
+    """Of the patches x that a layer takes: a block for each channel of a depthwise convolution,
+    else one.
+
+    means: E[x], float32 [blocks, entries]. seconds: E[x x^T], float32 [blocks, entries, entries].
+    """
+
+    means: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def covariances(self) -> np.ndarray:
+        """Like `seconds`, in float64."""
+        means = np.asarray(self.means, np.float64)
+        return self.seconds - means[:, :, None] * means[:, None, :]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Structure:
     """A set of images inside a model.
 
     Attributes:
-      moments: of each of `layers_of`, E[x x^T] of its patches, float32 [blocks, entries, entries]:
-        a block for each channel of a depthwise convolution, else one.
+      moments: of the patches of each of `layers_of`.
       shares: by BN layer (a call of one) in order, see `between_share`.
       pixel_share: the same of the images themselves.
       neighbour_difference: see the function of this name; None for vectors.
     """
 
-    moments: list[np.ndarray]
+    moments: list[Moments]
     shares: list[tuple[str, float]]
     pixel_share: float
     neighbour_difference: float | None
@@ -69,6 +85,7 @@ def gram_gap(found: np.ndarray, wanted: np.ndarray) -> float:
 
     The squared error that rounding weights by dW makes in a layer's output is tr(dW C dW^T) with C
     = E[x x^T] of the layer's patches: two sets of images with the same C ask for the same rounding.
+    Where the bias takes the mean error off, C is the covariance of the patches.
 
     Example:
       >>> gram_gap(np.diag([3.0, 4.0]), np.diag([3.0, 0.0]))
@@ -173,9 +190,9 @@ def patches(layer: Layer, x: np.ndarray, *, positions: int = POSITIONS) -> np.nd
     return found.reshape(*found.shape[:2], -1, x.shape[-1])
 
 
-def moment_sums(layer: Layer, value: np.ndarray) -> tuple[np.ndarray, int]:
-    """Sum of x x^T over the patches x of a layer, float32 [blocks, entries, entries], and their
-    number. value: what the layer takes, [images, ...].
+def rows_of(layer: Layer, value: np.ndarray) -> np.ndarray:
+    """The patches of a layer, float32 [blocks, patches, entries]. value: what the layer takes,
+    [images, ...].
     """
     if layer.kernel is None:
         rows = value.reshape(-1, value.shape[-1])[None]
@@ -185,8 +202,7 @@ def moment_sums(layer: Layer, value: np.ndarray) -> tuple[np.ndarray, int]:
             rows = np.moveaxis(found, -1, 0).reshape(found.shape[-1], -1, found.shape[2])
         else:
             rows = found.reshape(1, -1, found.shape[2] * found.shape[3])
-    rows = np.ascontiguousarray(rows[..., _chosen(rows.shape[-1], ENTRIES)], np.float32)
-    return np.swapaxes(rows, 1, 2) @ rows, rows.shape[1]
+    return np.ascontiguousarray(rows[..., _chosen(rows.shape[-1], ENTRIES)], np.float32)
 
 
 @functools.lru_cache(maxsize=1)  # all rows of a run ask about the same network: trace it once
@@ -230,22 +246,26 @@ def _shares(network: Network, images: np.ndarray) -> list[tuple[str, float]]:
     return shares
 
 
-def _moments(graph: Graph, layers: list[Layer], images: np.ndarray) -> list[np.ndarray]:
-    """E[x x^T] of every layer's patches."""
-    sums: list[Any] = [0.0] * len(layers)
+def _moments(graph: Graph, layers: list[Layer], images: np.ndarray) -> list[Moments]:
+    """Of every layer's patches."""
+    firsts: list[Any] = [0.0] * len(layers)
+    seconds: list[Any] = [0.0] * len(layers)
     counts = [0] * len(layers)
 
     def note(index: int, value: Any) -> Any:
         for place, layer in enumerate(layers):
             if layer.tensor == index:
-                total, count = moment_sums(layer, value.numpy())
-                sums[place], counts[place] = sums[place] + total, counts[place] + count
+                rows = rows_of(layer, value.numpy())
+                firsts[place] = firsts[place] + rows.sum(axis=1)
+                seconds[place] = seconds[place] + np.swapaxes(rows, 1, 2) @ rows
+                counts[place] += rows.shape[1]
         return value
 
     graph = proven(graph, images)
     for first in range(0, len(images), BATCH):
         run(graph, feeds_of(graph, images[first : first + BATCH]), observe=note)
-    return [total / count for total, count in zip(sums, counts, strict=True)]
+    sums = zip(firsts, seconds, counts, strict=True)
+    return [Moments(first / count, second / count) for first, second, count in sums]
 
 
 def structure_of(network: Network, graph: Graph, images: np.ndarray) -> Structure:

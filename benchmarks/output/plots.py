@@ -252,9 +252,20 @@ def size_curves(
     _save(figure, pathlib.Path(path))
 
 
-def layer_gaps(gaps: Mapping[str, Mapping[str, float]], path: str | pathlib.Path) -> None:
-    """The gap of every BatchNorm layer, in order, by source. gaps: source -> layer -> squared
-    standard deviations.
+def layer_gaps(
+    gaps: Mapping[str, Mapping[str, float]],
+    path: str | pathlib.Path,
+    *,
+    layer: str = "BatchNorm layer",
+    gap: str = "gap, squared standard deviations",
+) -> None:
+    """The gap of every layer, in order, by source.
+
+    Args:
+      gaps: source -> layer -> gap.
+      path: of the .png file to write.
+      layer: what the layers are.
+      gap: what their gap is, with its unit.
     """
     from matplotlib.figure import Figure
 
@@ -269,9 +280,7 @@ def layer_gaps(gaps: Mapping[str, Mapping[str, float]], path: str | pathlib.Path
             color=f"C{place}",
             label=name_of(source),
         )
-    axis.set(
-        yscale="log", xlabel="BatchNorm layer, in order", ylabel="gap, squared standard deviations"
-    )
+    axis.set(yscale="log", xlabel=f"{layer}, in order", ylabel=gap)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, pathlib.Path(path))
 

@@ -79,11 +79,11 @@ def test_patches_times_weights_are_what_tensorflow_convolves(kernel, strides, di
     assert len(set(places)) == 5
 
 
-def inside(model, name):
-    """What a layer of a Keras model takes, by Keras."""
+def taken(model, layers, x):
+    """What layers of a Keras model take, by Keras."""
     import keras
 
-    return keras.Model(model.input, model.get_layer(name).input)
+    return [y.numpy() for y in keras.Model(model.input, [each.input for each in layers])(x)]
 
 
 def test_moments_and_shares_are_those_of_keras_own_activations():
@@ -112,8 +112,8 @@ def test_moments_and_shares_are_those_of_keras_own_activations():
         )
     ]
     assert len(found.moments) == len(weighted) == 5
-    for layer, moments in zip(weighted, found.moments, strict=True):
-        values = inside(model, layer.name)(x).numpy()
+    inputs = taken(model, weighted, x)
+    for layer, values, moments in zip(weighted, inputs, found.moments, strict=True):
         if isinstance(layer, keras.layers.Dense):
             rows = values.astype(np.float64)[None]
         else:
@@ -121,32 +121,28 @@ def test_moments_and_shares_are_those_of_keras_own_activations():
             depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
             rows = np.moveaxis(rows, -1, 0) if depthwise else rows.reshape(1, len(rows), -1)
         wanted = np.einsum("bni,bnj->bij", rows, rows) / rows.shape[1]
-        np.testing.assert_allclose(moments, wanted, rtol=1e-3, atol=1e-4 * wanted.max())
+        near = {"rtol": 1e-3, "atol": 1e-4 * wanted.max()}
+        np.testing.assert_allclose(moments.seconds, wanted, **near)
+        wanted = [np.cov(block, rowvar=False, bias=True) for block in rows]
+        np.testing.assert_allclose(moments.covariances, wanted, **near)
 
     norms = [each for each in model.layers if isinstance(each, keras.layers.BatchNormalization)]
     assert [name for name, _ in found.shares] == [each.name for each in norms]
-    for norm, (_, share) in zip(norms, found.shares, strict=True):
-        wanted = shares_by_hand(inside(model, norm.name)(x).numpy())
-        assert share == pytest.approx(wanted, rel=1e-3)
+    for values, (_, share) in zip(taken(model, norms, x), found.shares, strict=True):
+        assert share == pytest.approx(shares_by_hand(values), rel=1e-3)
     assert found.pixel_share == pytest.approx(shares_by_hand(x))
 
 
-def test_channels_first_and_vectors_are_measured():
+def test_channels_first_is_measured_in_the_order_of_the_model():
     from dgh_tf.models.network import Network
     from dgh_tf.models.tflite.run import read_graph
     from tflite_export import to_float_tflite
 
-    for model, x in (
-        (tiny_models.channels_first(), tiny_models.images(6, shape=(3, 16, 20))),
-        (tiny_models.vector(), tiny_models.images(6, shape=(24,))),
-    ):
-        graph = read_graph(to_float_tflite(model, images=x[:1]))
-        found = structure.structure_of(Network(model), graph, x)
-        seen = np.moveaxis(x, 1, -1) if x.ndim == 4 else x
-        assert found.pixel_share == pytest.approx(shares_by_hand(seen[:, None]))
-        assert len(found.moments) == 3 and len(found.shares) == 2
-    # every vector is its own mean
-    assert found.pixel_share == 1 and found.neighbour_difference is None
+    model, x = tiny_models.channels_first(), tiny_models.images(6, shape=(3, 16, 20))
+    graph = read_graph(to_float_tflite(model, images=x[:1]))
+    found = structure.structure_of(Network(model), graph, x)
+    assert found.pixel_share == pytest.approx(shares_by_hand(np.moveaxis(x, 1, -1)))
+    assert len(found.moments) == 3 and len(found.shares) == 2
 
 
 def test_halves_are_disjoint_and_always_the_same():
@@ -180,7 +176,7 @@ def test_names_of_images_are_checked(entry):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("structure")
     tiny_models.conv_bn_relu().save(folder / "m.keras")
-    np.savez(folder / "real.npz", x=tiny_models.images(48))
+    np.savez(folder / "real.npz", x=tiny_models.images(24))
     np.savez(folder / "a.npz", x=tiny_models.images(8, seed=2))
     np.savez(folder / "b.npz", x=tiny_models.images(8, seed=3))
     return folder
@@ -214,6 +210,7 @@ def test_command_measures_and_goes_on_with_ready_images(files, tmp_path):
     for row in rows:
         assert row["gram_gap"] == np.mean([each["gram_gap"] for each in row["layers"]])
         assert len(row["layers"]) == 5 and len(row["between_images"]) == 4
+    assert (tmp_path / "structure.png").stat().st_size > 5000
     text = (tmp_path / "results.md").read_text()
     assert "| uniform noise |" in text and "python -m benchmarks.structure --model=" in text
 
@@ -232,5 +229,5 @@ def test_other_images_of_a_name_that_was_measured_are_refused(tmp_path):
 
 def test_too_few_real_images_are_one_line_and_leave_nothing(files, tmp_path):
     code, _, err = run(files, tmp_path / "new", "--sources=real", "--num_images=30")
-    assert code == 1 and err.startswith("error: The real set holds 48 images.")
+    assert code == 1 and err.startswith("error: The real set holds 24 images.")
     assert not (tmp_path / "new").exists()
