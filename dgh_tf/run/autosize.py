@@ -19,14 +19,11 @@ import tensorflow as tf
 
 from dgh_tf.common import run_folder
 from dgh_tf.common.files import atomic_write, read_json
-from dgh_tf.common.subsets import halves
+from dgh_tf.common.stable_ranges import STABLE, halves_change, range_change
 from dgh_tf.config import SizeSetting, parse_image_size
 from dgh_tf.models.network import Network
 from dgh_tf.report import page as report
 
-# change of a range, in widths of it, above which a set is too small or a run too short (median over
-# tensors)
-STABLE = 0.2
 FIRST_IMAGES, MOST_IMAGES = 16, 1024
 FIRST_STEPS, MOST_STEPS = 25, 1600
 
@@ -53,19 +50,6 @@ class Choice(NamedTuple):
     steps: int
     why: str
     stable: bool
-
-
-def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """How far apart two ranges of each tensor lie: the larger difference of their ends over the
-    width of both together.
-
-    Args:
-      low: lower ends of both ranges, [2, tensors], in any unit.
-      high: upper ends, in the same form.
-    Returns: [tensors], 0..1; a tensor that never moves counts 0.
-    """
-    apart = np.maximum(np.abs(low[0] - low[1]), np.abs(high[0] - high[1]))
-    return apart / np.maximum(high.max(axis=0) - low.min(axis=0), 1e-12)
 
 
 def activation_ranges(
@@ -110,16 +94,7 @@ def attempt(
     of them.
     """
     low, high = activation_ranges(network, images)
-    apart = (
-        range_change(
-            *(
-                np.stack([end(side[half], axis=0) for half in halves(len(low))])
-                for end, side in ((np.min, low), (np.max, high))
-            )
-        )
-        if len(low) > 1
-        else np.ones(1)
-    )
+    apart = halves_change(low, high) if len(low) > 1 else np.ones(1)
     return Attempt(
         len(low),
         steps,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.common.stable_ranges import STABLE
 from tflite_export.proof import calibrated_on
 from tflite_export.quality import accuracy_estimate, agreement, layer_errors
 from tflite_export.quality.accuracy_estimate import Evidence, judge
@@ -57,7 +58,7 @@ def test_ranges_of_few_images_change_and_of_many_do_not():
         accuracy_estimate.range_change(x, x + 1)
         for x in (rng.normal(size=(2, 300)), rng.normal(size=(2000, 300)))
     )
-    assert np.median(few) > 2 * np.median(many) and np.median(many) < accuracy_estimate.STABLE
+    assert np.median(few) > 2 * np.median(many) and np.median(many) < STABLE
 
 
 def test_decibels_are_bounded_for_silence_and_equality():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_models
 
+from dgh_tf.common.stable_ranges import halves_change, range_change
 from dgh_tf.run import autosize
 from dgh_tf.run.autosize import Attempt, choose
 
@@ -43,7 +44,13 @@ def test_range_change_by_hand():
         np.array([[0.0, -2.0, 1.0], [0.0, -1.0, 1.0]]),
         np.array([[4.0, 1.0, 1.0], [3.0, 1.0, 1.0]]),
     )
-    np.testing.assert_allclose(autosize.range_change(low, high), [0.25, 1 / 3, 0.0])
+    np.testing.assert_allclose(range_change(low, high), [0.25, 1 / 3, 0.0])
+
+
+def test_change_between_halves_is_that_of_their_own_ranges():
+    """By hand: images 0 and 3 reach from -1 to 4, images 1 and 2 from 0 to 5."""
+    low, high = np.array([[-1.0], [0.0], [2.0], [1.0]]), np.array([[1.0], [5.0], [3.0], [4.0]])
+    np.testing.assert_allclose(halves_change(low, high), [1 / 6])
 
 
 def test_steps_grow_until_ranges_hold_still_then_images_until_halves_agree():

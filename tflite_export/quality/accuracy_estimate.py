@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgh_tf.common.subsets import halves
+from dgh_tf.common.stable_ranges import STABLE, halves_change
 from tflite_export.quality.agreement import (
     Features,
     Prediction,
@@ -25,7 +25,6 @@ from tflite_export.quality.masks import is_sigmoid, mask_scores
 
 FINE, DOUBTFUL, NO = "fine", "doubtful", "do not ship"
 UNKNOWN = "unknown"  # level of a file that the images cannot judge
-STABLE = 0.2  # change of a range between the halves of a set, above which the set is too small
 AGREEMENT = (
     0.95,
     0.75,
@@ -90,13 +89,7 @@ def range_change(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """
     if len(low) < 2:
         return np.zeros(low.shape[1])
-    lows, highs = (
-        np.stack([f(v[half], axis=0) for half in halves(len(low))])
-        for f, v in ((np.min, low), (np.max, high))
-    )
-    lows, highs = np.minimum(lows, 0.0), np.maximum(highs, 0.0)  # TFLite's ranges hold zero
-    width = np.maximum(highs.max(axis=0) - lows.min(axis=0), 1e-12)
-    return np.maximum(np.abs(lows[0] - lows[1]), np.abs(highs[0] - highs[1])) / width
+    return halves_change(np.minimum(low, 0.0), np.maximum(high, 0.0))  # TFLite's ranges hold zero
 
 
 def interval(values: np.ndarray, *, draws: int = 400, seed: int = 0) -> tuple[float, float]:
