@@ -151,10 +151,11 @@ class Comparison:
 
     def __init__(self, task: Any, reference: np.ndarray) -> None:
         from benchmarks.measure.structure import layers_of, structure_of
+        from dgh_tf.models.tflite.batch import proven
         from dgh_tf.models.tflite.run import read_graph
         from tflite_export import to_float_tflite
 
-        graph = read_graph(to_float_tflite(task.model, images=reference[:1]))
+        graph = proven(read_graph(to_float_tflite(task.model, images=reference[:1])), reference)
         self.layers = layers_of(graph)
         if not self.layers:
             raise ValueError(f"Model '{task.model.name}' has no convolution and no dense layer.")
