@@ -35,7 +35,7 @@ from dgh_tf.generation.real_images import real_images
 from dgh_tf.generation.replicas import Replicas
 from dgh_tf.generation.store import FileStore, MemoryStore, Record, Slots, Store, record_bytes
 from dgh_tf.generation.update import FINE, NOT_A_LAYER, Carry, Progress, Step, Turn, course
-from dgh_tf.input_range.find import known_inputs
+from dgh_tf.input_range.find import KnownInput, known_inputs
 from dgh_tf.models.network import Network
 from dgh_tf.ops import canvas as image_ops
 from dgh_tf.ops.radam import plateau
@@ -109,57 +109,15 @@ class Generator:
             lambda: Network(shared.model, image_size=size, use_statistics=config.use_statistics),
         )
         _require_aim(self.network, config)
-        shapes = self.network.input_shapes
         text, kind = range_text(config.input_range), config.input_kind
         known = shared.once(
             (*of_network, text, kind), lambda: known_inputs(self.network, text=text, kind=kind)
         )
-        self.real, self.ranges = real_images(
-            real_hint, network=self.network, ranges=[each.valid for each in known]
-        )
-        self.known = [
-            dataclasses.replace(each, valid=valid)
-            for each, valid in zip(known, self.ranges, strict=True)
-        ]
-        self.layouts = [
-            image_ops.choose_layout(
-                s,
-                augment=config.augment and not each.signal,
-                flip=config.flip,
-                statistics=bool(self.network.layers),
-            )
-            for s, each in zip(shapes, self.known, strict=True)
-        ]
+        self._take_inputs(known, real_hint)
         self.head_names = self.network.head_names(precision=config.precision)
-        alone = not self.network.layers  # then also what is no image needs its natural spread
-        pseudo = (
-            map(natural_statistics, self.known, shapes)
-            if alone
-            else map(pseudo_statistics, self.ranges, shapes)
-        )
-        layers: Layers = [*self.network.layers, *pseudo]
-        self.targets = make_targets(
-            layers,
-            [
-                float(alone or (each.signal is None and image_ops.is_image(shape)))
-                for shape, each in zip(shapes, self.known, strict=True)
-            ],
-        )
-        alike = _without_course(config)
-        reach = largest_reach(self.known)
-        problem = Problem(
-            config=alike,
-            layers=layers,
-            targets=self.targets,
-            heads=self.head_names,
-            ranged={} if reach is None else ranged_layers(self.network.layers),
-            reach=reach or 0.0,
-            stretch_masks=alone or not (config.bn_weight and all(k.signal for k in self.known)),
-        )
         self.sizes = batch_sizes(config, self._replicas.count)
         self.batches = self._replicas.own_batches(len(self.sizes))  # of this process
         self.rounds = len(self.batches) // self._replicas.here  # visits that make up a step
-        self._inputs = Inputs(self.layouts, self.known, plain=alone)
         self._course = course(
             config,
             batches=len(self.sizes),
@@ -167,13 +125,65 @@ class Generator:
             heads=len(self.head_names),
             has_statistics=bool(self.network.layers),
         )
+        problem = self._problem()
+        self.targets = problem.targets
         self._step = shared.once(
-            (alike, *self.ranges, text, self._replicas.count),
+            (problem.config, *self.ranges, text, self._replicas.count),
             lambda: Step(self.network, problem, self._inputs, replicas=self._replicas.count),
         )
         self._make_store(store_file, memory_bytes)
         self.state = State(0, (1.0, math.inf, 0), {}, [])
         self._order = -1, np.empty(0, int)
+
+    def _take_inputs(
+        self, known: list[KnownInput], real_hint: str | pathlib.Path | np.ndarray | None
+    ) -> None:
+        """What is known of every input, with the real images and ranges that hold them, and how its
+        canvases lie.
+        """
+        network = self.network
+        self.real, self.ranges = real_images(
+            real_hint, network=network, ranges=[each.valid for each in known]
+        )
+        self.known = [
+            dataclasses.replace(each, valid=valid)
+            for each, valid in zip(known, self.ranges, strict=True)
+        ]
+        self.layouts = [
+            image_ops.choose_layout(
+                shape,
+                augment=self.config.augment and not each.signal,
+                flip=self.config.flip,
+                statistics=bool(network.layers),
+            )
+            for shape, each in zip(network.input_shapes, self.known, strict=True)
+        ]
+        self._inputs = Inputs(self.layouts, self.known, plain=not network.layers)
+
+    def _problem(self) -> Problem:
+        """What the images are to reach, without what a `Course` tells."""
+        network, known, shapes = self.network, self.known, self.network.input_shapes
+        alone = not network.layers  # then also what is no image needs its natural spread
+        pseudo = (
+            map(natural_statistics, known, shapes)
+            if alone
+            else map(pseudo_statistics, self.ranges, shapes)
+        )
+        layers: Layers = [*network.layers, *pseudo]
+        priors = [
+            float(alone or (each.signal is None and image_ops.is_image(shape)))
+            for shape, each in zip(shapes, known, strict=True)
+        ]
+        reach = largest_reach(known)
+        return Problem(
+            config=_without_course(self.config),
+            layers=layers,
+            targets=make_targets(layers, priors),
+            heads=self.head_names,
+            ranged={} if reach is None else ranged_layers(network.layers),
+            reach=reach or 0.0,
+            stretch_masks=alone or not (self.config.bn_weight and all(k.signal for k in known)),
+        )
 
     def _make_store(self, file: pathlib.Path | None, memory_bytes: int) -> None:
         sizes, channels = [self.sizes[k] for k in self.batches], len(self.targets.mean)
