@@ -73,7 +73,7 @@ def define_flags() -> None:
         [],
         "Ready images in model input units, each as PATH or NAME=PATH: folders that generate left, "
         ".npy or .npz, such as those that benchmarks.calibration keeps. Several of one NAME count "
-        "as its seeds.",
+        "as its seeds. The first --num_images of each are measured.",
     )
     flags.DEFINE_integer("num_images", 64, "Images of every source.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
