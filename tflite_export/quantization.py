@@ -29,6 +29,7 @@ from tflite_export.algorithms.outside_converter import OutsideError, what_failed
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.calibration.collect import as_images
 from tflite_export.conversion.freeze import collected, input_shapes, plain
+from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.integer_check import check_integer
 from tflite_export.tflite.schemes import SCHEMES
 
@@ -250,14 +251,12 @@ def quantize(
     arrays = _arrays(model, images)
     if isinstance(model, bytes):
         _require_file_start(chosen, scheme)
-    if chosen == "distillation":
+    if chosen == "distillation":  # which starts from Keras' layers, and cuts the head itself
         options["head"] = head
-    elif head == "logits":
-        from tflite_export.tflite.edit import without_softmax
-
-        model = without_softmax(float_start(float_tflite or model, arrays, timeout)).data
-    elif scheme == "mixed":
+    elif head == "logits" or scheme == "mixed":
         model = float_start(float_tflite or model, arrays, timeout)
+        if head == "logits":
+            model = without_softmax(model).data
     options |= {"scheme": scheme, "seed": seed, "say": say, "timeout": timeout}
     make = functools.partial(
         _chosen, algorithm, chosen, model, arrays, float_tflite=float_tflite, options=options

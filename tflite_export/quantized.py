@@ -15,7 +15,7 @@ import dgh_tf
 from dgh_tf.common.quiet import held_stderr
 from dgh_tf.models.choices import without_choices
 from dgh_tf.models.tflite_model import weight_bytes
-from tflite_export.algorithms.by_name import check_algorithm
+from tflite_export.algorithms.by_name import check_algorithm, check_options
 from tflite_export.calibration.check import Images
 from tflite_export.calibration.load import digest
 from tflite_export.calibration.units import checked_images
@@ -240,7 +240,7 @@ def quantize(
 
     if isinstance(verbose, bool) or verbose not in _VERBOSE:
         raise ValueError(f"verbose={verbose!r}: expected 'auto', 0, 1 or 2.")
-    check_algorithm(algorithm, scheme=scheme, head=head)
+    check_options(options, algorithm=check_algorithm(algorithm, scheme=scheme, head=head))
     check_limit(Limit(max_kib=max_kib, min_agreement=min_agreement), scheme=scheme)
     named = isinstance(model, str | os.PathLike)
     sha256 = model_sha256(os.fspath(model)) if named else None

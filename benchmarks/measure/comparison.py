@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -123,21 +123,10 @@ def load_task(
       that cannot give the model's input.
     """
     from benchmarks.measure.evaluation import float_outputs
-    from dgh_tf import load_model
     from dgh_tf.input_range.find import known_inputs
-    from dgh_tf.models.choices import without_choices
     from dgh_tf.models.network import Network
 
-    whole = load_model(model, signature=signature)
-    loaded = without_choices(whole)
-    if loaded is not whole:
-        say(f"measured before the choice at its end, at {', '.join(loaded.output_names)}")
-    if len(loaded.inputs) != 1:
-        raise ValueError(
-            f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison "
-            "takes models with "
-            "one."
-        )
+    loaded, chose = _model_of_one_input(model, signature=signature)
     read = functools.partial(
         datasets.load,
         input_shape=tuple(loaded.inputs[0].shape[1:]),
@@ -152,12 +141,10 @@ def load_task(
     require_fitting(sources, shape=tuple(real_x.shape[1:]), kind=known.kind)
     found = known.valid
     say(f"input range: {found.low} .. {found.high} ({found.source})")
-    sets = {f"--real={real}": real_x, f"--evaluation={evaluation}": x}
-    if real == evaluation:  # a command that takes one set
-        del sets[f"--real={real}"]
-    for what, images in sets.items():
-        given = "--preprocess" if preprocess == "none" else f"--preprocess={preprocess}"
-        _require_units(network, found.known(), images, what=what, preprocess=given)
+    sets = {f"--evaluation={evaluation}": x}
+    if real != evaluation:  # a command may take one set for both
+        sets = {f"--real={real}": real_x, **sets}
+    _require_units(network, found.known(), sets, preprocess=preprocess)
     reference = float_outputs(loaded, x)
     score, how = scorer(loaded, x, truth, reference=reference)
     say(how)
@@ -166,37 +153,59 @@ def load_task(
     }
     shape = (-1, 1, 1) if network.channels_first[0] else (-1,)
     low, high = (np.array(bound, np.float32).reshape(shape) for bound in (found.low, found.high))
-    bounds = low, high
     return Task(
-        loaded,
-        network,
-        bounds,
-        real_x,
-        x,
-        truth,
-        reference,
-        score,
-        float_scores,
-        chose=loaded is not whole,
+        model=loaded,
+        network=network,
+        bounds=(low, high),
+        real=real_x,
+        x=x,
+        truth=truth,
+        reference=reference,
+        score=score,
+        float_scores=float_scores,
+        chose=chose,
     )
+
+
+def _model_of_one_input(model: str, *, signature: str) -> tuple[Any, bool]:
+    """The model without a choice at its end, and whether there was one. Raises ValueError for
+    several inputs.
+    """
+    from dgh_tf import load_model
+    from dgh_tf.models.choices import without_choices
+
+    whole = load_model(model, signature=signature)
+    loaded = without_choices(whole)
+    if loaded is not whole:
+        say(f"measured before the choice at its end, at {', '.join(loaded.output_names)}")
+    if len(loaded.inputs) != 1:
+        raise ValueError(
+            f"Model '{loaded.name}' has {len(loaded.inputs)} inputs; this comparison takes models "
+            "with one."
+        )
+    return loaded, loaded is not whole
 
 
 def _require_units(
-    network: Network, known: KnownRange, images: np.ndarray, *, what: str, preprocess: str
+    network: Network, known: KnownRange, sets: Mapping[str, np.ndarray], *, preprocess: str
 ) -> None:
-    """Warns of images that look odd in the model's range. Raises ValueError for wrong units."""
+    """Warns of images that look odd in the model's range. Raises ValueError for wrong units.
+
+    sets: by the flag that gave them. preprocess: the value of that flag.
+    """
     from dgh_tf.models.first_statistics import first_gap
 
-    text = check_units(
-        np.moveaxis(images, 1, -1) if network.channels_first[0] else images,
-        known,
-        what=what,
-        gap=lambda values: first_gap(network.model, network.own_layout([values])),
-        preprocess=preprocess,
-        input_range="--input_range",
-    )
-    if text:
-        say(f"warning: {text}")
+    for what, images in sets.items():
+        text = check_units(
+            np.moveaxis(images, 1, -1) if network.channels_first[0] else images,
+            known,
+            what=what,
+            gap=lambda values: first_gap(network.model, network.own_layout([values])),
+            preprocess="--preprocess" if preprocess == "none" else f"--preprocess={preprocess}",
+            input_range="--input_range",
+        )
+        if text:
+            say(f"warning: {text}")
 
 
 def measure(

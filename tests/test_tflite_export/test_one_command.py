@@ -225,6 +225,24 @@ def test_hold_out_parts_a_set_without_loss():
             hold_out(images, count)
 
 
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ({"rate": 0.1}, "has no option rate"),
+        ({"verbose": 3}, "verbose=3"),
+        ({"max_kib": 8}, "max_kib is for scheme mixed"),
+        ({"algorithm": "worst"}, "Unknown algorithm"),
+    ],
+)
+def test_python_names_a_wrong_option_before_images_are_made(model_path, monkeypatch, option, text):
+    def late(*_, **__):
+        raise AssertionError("images were made")
+
+    monkeypatch.setattr("tflite_export.quantized.generate", late)
+    with pytest.raises(ValueError, match=text):
+        tflite_export.quantize(model_path, **option)
+
+
 @pytest.fixture(scope="module")
 def quantized(model_path):
     return tflite_export.quantize(model_path, config=CONFIG, algorithm="minmax", verbose=0)
