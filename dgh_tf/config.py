@@ -170,7 +170,9 @@ class GenerationConfig:
     )
     precision: str = _setting(
         "float32",
-        "Of the network: float32, bfloat16 or float16; moments, losses and images stay float32.",
+        "Of the network in the steps: float32, bfloat16 or float16. Sums of statistics, losses and "
+        "images stay float32, and so does the network in the first table and in the gaps that a "
+        "run ends with.",
         choices=("float32", "bfloat16", "float16"),
     )
     strategy: str = _setting(

@@ -188,11 +188,13 @@ class Step:
         )
 
     def real_row(self, images: tf.Tensor, course: Course) -> tf.Tensor:
-        """The table's row of real images, a constant to all batches. images: float32 [n, *input
-        shape] in model units, channels last.
+        """The table's row of real images, a constant to all batches, measured in float32 as `fill`
+        does. images: float32 [n, *input shape] in model units, channels last.
         """
         share = _size(images) / course.set_images
-        return share * self._observe(self.inputs.to_canvas([images])).moments
+        units = self.inputs.to_canvas([images])
+        tapped = self.network.forward(self.inputs.to_model(units), folded=True)
+        return share * batch_moments(tapped, units, self.problem)
 
     def _observe(self, units: list[tf.Tensor]) -> Observation:
         """A forward pass of images in canvas units."""
@@ -210,7 +212,9 @@ class Step:
         )
 
     def _fill(self, canvases: list[tf.Tensor], course: Course) -> tf.Tensor:
-        """A batch's row of the table without gradient, for its finished images."""
+        """A batch's row of the table without gradient, for its finished images, in float32 whatever
+        the precision of the steps.
+        """
         share = _size(canvases[0]) / course.set_images
         units = self.inputs.finish(canvases)
         calls = self.network.normalized(self.inputs.to_model(units))

@@ -233,6 +233,19 @@ def test_half_precision_matches_the_statistics_as_float32_does(precision):
     assert gaps[precision] == pytest.approx(gaps["float32"], rel=0.05)
 
 
+def test_half_precision_measures_the_first_table_and_the_gaps_in_float32():
+    """Real images among them: the same numbers as without it."""
+    model, gaps, totals = tiny_models.conv_bn_relu(), [], []
+    for precision in ("float32", "bfloat16"):
+        config = GenerationConfig(**BASE, precision=precision)
+        generator = Generator(model, config, real_hint=tiny_models.images(3))
+        generator.start()
+        gaps += [generator.state.gap_start, generator.layer_gaps()]
+        totals.append(Carry(*generator.state.carry).totals)
+    assert gaps[0] == gaps[1] == gaps[2] == gaps[3]
+    np.testing.assert_array_equal(*totals)
+
+
 def test_half_precision_puts_the_layers_policies_back():
     model = tiny_models.conv_bn_relu()
     before = [layer.dtype_policy.name for layer in model.layers]
