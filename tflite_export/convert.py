@@ -342,6 +342,7 @@ def _tell(path: pathlib.Path, report: dict[str, Any], beside: Companions) -> Non
     if targets:
         told += table(targets, files=beside.flash)
         told.append(f"beside it: {', '.join(beside.files)}")
+        told.append(beside.remark)
     told += [
         f"warning: {name} is of an earlier conversion, not of this file."
         for name in left_over(path, beside.files)

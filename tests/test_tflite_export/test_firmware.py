@@ -10,6 +10,7 @@ import re
 import subprocess
 
 import commands
+import keras
 import numpy as np
 import pytest
 import test_targets
@@ -19,7 +20,9 @@ from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import read_model
 from tflite_export import to_float_tflite, to_tflite
 from tflite_export.firmware import companions, sources, vectors
+from tflite_export.quantization import quantize
 from tflite_export.targets import advice, report, tflm, vela
+from tflite_export.tflite.interpreter import LiteRTInterpreter, MissingKernelError
 
 # From micro_mutable_op_resolver.h of tensorflow/tflite-micro, by hand
 METHODS = {
@@ -108,6 +111,26 @@ def test_large_inputs_give_fewer_cases(made):
         assert vectors.make_vectors(tflite, {"image": images}).cases == 1
     finally:
         vectors._MOST_BYTES = before
+
+
+def test_a_depthwise_layer_of_4_bits_says_which_kernels_run_it():
+    """LiteRT's reference kernels refuse it: the vectors are those of the built-in ones, as told."""
+    x = keras.Input((6, 6, 4), name="image")
+    y = keras.layers.DepthwiseConv2D(3, activation="relu")(x)
+    model = keras.Model(x, keras.layers.GlobalAveragePooling2D()(y))
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 6, 6, 4)).astype("f4")
+    tflite = quantize(model, images, scheme="w4a8", algorithm="minmax").tflite
+    with pytest.raises(MissingKernelError, match="DEPTHWISE_CONV_2D.*4-bit.*kernels='builtin'"):
+        LiteRTInterpreter(tflite, kernels="reference")
+    found = vectors.make_vectors(tflite, {"image": images}, cases=2)
+    assert found.kernels == "builtin"
+    built_in = LiteRTInterpreter(tflite, kernels="builtin")
+    built_in.run({"image": found.inputs["image"][1]})
+    (name,) = found.outputs
+    np.testing.assert_array_equal(found.outputs[name][1], built_in.output(name))
+    judged = report.Judged({"edgetpu": {"fully_mapped": False}}, {})
+    made = companions.make_companions("net", tflite, {"image": images}, judged)
+    assert made.remark.startswith("net.testvectors.npz: of LiteRT's built-in kernels")
 
 
 # ---- sources

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dgh_tf.models.tflite.model import read_model
-from tflite_export.firmware.sources import tflm_sources
+from tflite_export.firmware.sources import TOLERANCE, tflm_sources
 from tflite_export.firmware.vectors import TestVectors, make_vectors, npz
 from tflite_export.targets.report import Judged
 from tflite_export.targets.vela import CONFIGURATIONS
@@ -35,6 +35,17 @@ class Companions:
     files: dict[str, bytes]
     flash: dict[str, str]
     vectors: dict[str, Any]
+
+    @property
+    def remark(self) -> str:
+        """A line on test vectors that are not of the reference kernels; else empty."""
+        if self.vectors.get("kernels", "reference") == "reference":
+            return ""
+        return (
+            f"{self.vectors['file']}: of LiteRT's built-in kernels, since its reference kernels do "
+            "not run depthwise layers with 4-bit weights; TFLM, which follows those, may differ by "
+            f"up to {TOLERANCE['builtin']} steps of the last bit"
+        )
 
     def described(self) -> dict[str, Any]:
         """For F.json: sha256 of every file, and of what the test vectors are."""

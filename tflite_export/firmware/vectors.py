@@ -11,7 +11,7 @@ import numpy as np
 
 from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel, read_model
-from tflite_export.tflite.interpreter import LiteRTInterpreter, quantize
+from tflite_export.tflite.interpreter import LiteRTInterpreter, MissingKernelError, quantize
 
 _MOST_BYTES = 2**20  # of all inputs together
 
@@ -47,10 +47,10 @@ class TestVectors:
 
 
 def _interpreter(model: TFLiteModel) -> tuple[LiteRTInterpreter, str]:
-    """The reference kernels do not take packed INT4 weights."""
+    """The reference kernels do not run depthwise layers with 4-bit weights."""
     try:
         return LiteRTInterpreter(model, kernels="reference"), "reference"
-    except ValueError:
+    except MissingKernelError:
         return LiteRTInterpreter(model, kernels="builtin"), "builtin"
 
 

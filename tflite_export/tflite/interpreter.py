@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,6 +51,30 @@ def dequantize(codes: np.ndarray, detail: Mapping[str, Any]) -> np.ndarray:
     return (np.asarray(codes, np.float32) - np.float32(zero_point)) * np.float32(scale)
 
 
+class MissingKernelError(ValueError):
+    """LiteRT's kernels that were asked for do not run an operator of the file, or not this version
+    of it; others may.
+    """
+
+
+def _unrunnable(error: Exception, kernels: str) -> ValueError:
+    """What to raise for an error of LiteRT where it takes a file."""
+    text = " ".join(str(error).split())
+    missing = re.search(r"find op for builtin opcode '(\w+)' version '(\d+)'", text)
+    if missing is None:
+        return ValueError(f"LiteRT cannot run this TFLite model: {text[:500]}")
+    what = f"{missing[1]} in version {missing[2]}"
+    if kernels == "reference":
+        return MissingKernelError(
+            f"LiteRT's reference kernels do not run {what}, as depthwise layers with 4-bit weights "
+            "have it. Use kernels='builtin', or scheme int8."
+        )
+    return MissingKernelError(
+        f"LiteRT's kernels of this machine do not run {what}. Update ai-edge-litert, or convert "
+        "the model without this operator."
+    )
+
+
 class LiteRTInterpreter:
     """LiteRT's interpreter of one file, ready to run: the only place that makes one.
 
@@ -63,7 +88,8 @@ class LiteRTInterpreter:
       model: what the file says. inputs, outputs: details of LiteRT by public name, among them
         "index", "shape", "dtype" and "quantization" (scale, zero point).
     Raises:
-      ValueError: unknown kernels, a damaged file, or one with an operator that LiteRT does not run.
+      ValueError: unknown kernels, a damaged file, or (MissingKernelError) one with an operator that
+        these kernels do not run.
     """
 
     def __init__(
@@ -88,9 +114,7 @@ class LiteRTInterpreter:
             )
             self._interpreter.allocate_tensors()
         except (RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"LiteRT cannot run this TFLite model: {' '.join(str(error).split())[:500]}"
-            ) from error
+            raise _unrunnable(error, kernels) from error
         rows = self._interpreter.get_input_details()
         self.inputs: dict[str, dict] = dict(zip(self.model.input_names, rows, strict=True))
         rows = self._interpreter.get_output_details()
