@@ -24,9 +24,6 @@ from dgh_tf.report.pictures import preview_grid, write_preview
 
 __all__ = ["preview_grid", "run_command", "view", "write_page", "write_preview"]
 
-# Mean gap of statistics: real images of the models in docs/experiments/results.md lie at 0.015 to
-# 0.05, uniform and Gaussian noise at 0.46 and more.
-
 _WORST_FIRST = ("bad", "warn", "good")  # tones of integer files
 
 
