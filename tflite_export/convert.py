@@ -42,7 +42,8 @@ from tflite_export.firmware.companions import (
 )
 from tflite_export.images import Generated, generate_into
 from tflite_export.proof import output_paths, proof, proof_bytes, summary, write_set
-from tflite_export.quality.held_out import UNKNOWN, Estimate, estimate
+from tflite_export.quality.accuracy_estimate import UNKNOWN
+from tflite_export.quality.held_out import Estimate, estimate
 from tflite_export.quality.layer_comparison import calibration_verdict
 from tflite_export.quantization import Limit, check_limit, quantize
 from tflite_export.targets.advice import layer_names

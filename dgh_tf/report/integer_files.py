@@ -388,6 +388,8 @@ def _estimate(data: dict[str, Any]) -> Estimate:
 
 
 def _kept(data: dict[str, Any]) -> Kept | None:
+    if data["level"] == "unknown":  # files of earlier versions hold figures all the same
+        return None
     agreement, mask = data.get("predicted_agreement"), data.get("mask")
     worst = data.get("worst_head_sqnr_db")
     if agreement is not None:

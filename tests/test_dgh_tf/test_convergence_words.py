@@ -8,8 +8,11 @@ import math
 import commands
 import numpy as np
 import pytest
+import tiny_models
 
 from dgh_tf.common.convergence import judge_convergence
+from tflite_export import to_float_tflite, to_tflite
+from tflite_export.quality.held_out import estimate
 
 
 @pytest.mark.parametrize(
@@ -82,3 +85,19 @@ def test_a_run_that_did_not_converge_is_told_and_never_called_fine(tmp_path):
     verdict = json.loads(file.with_suffix(".json").read_text())["verdict"]
     assert code == 0 and verdict["level"] == "unknown"
     assert verdict["sentence"].startswith("Not judged") and verdict["sentence"] in out
+    assert (verdict["predicted_agreement"], verdict["band"], verdict["reasons"]) == (None, None, [])
+    assert verdict["layers"]  # what was measured stays
+
+
+def test_an_estimate_on_images_that_did_not_converge_predicts_nothing():
+    model, images = tiny_models.softmax_head(), tiny_models.images(16)
+    files = to_float_tflite(model), to_tflite(model, images)
+    kinds = {"unstretched": images[:8], "stretched": images[8:]}
+    poor = judge_convergence({"bn": 0.5})
+    fine = estimate(*files, kinds, same_inside=True)
+    found = estimate(*files, kinds, same_inside=True, convergence=poor)
+    assert None not in (fine.agreement, fine.low, fine.high)
+    assert (found.agreement, found.low, found.high, found.level) == (None, None, None, "unknown")
+    assert str(found) == (
+        f"Not judged: the generated images did not converge, {poor.summary}. {poor.advice}"
+    )

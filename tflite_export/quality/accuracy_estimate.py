@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dgh_tf.common.convergence import Convergence
 from dgh_tf.common.stable_ranges import STABLE, halves_change
 from tflite_export.quality.agreement import (
     Features,
@@ -272,6 +273,20 @@ def judge(
     return {**result, "sentence": sentence(result)}
 
 
+def not_judged(verdict: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """The verdict of `judge` where the images say nothing of real inputs, and `why` they do not:
+    the level is "unknown", and nothing is predicted. What was measured stays.
+    """
+    nothing = {"predicted_agreement": None, "band": None, "mask": None, "linear": False}
+    sentence_ = f"Not judged: {why}"
+    return {**verdict, **nothing, "level": UNKNOWN, "reasons": [], "sentence": sentence_}
+
+
+def not_converged(convergence: Convergence) -> str:
+    """Why images that did not reach the model's statistics judge nothing: `not_judged` takes it."""
+    return f"the generated images did not converge, {convergence.summary}. {convergence.advice}"
+
+
 class _Seen(NamedTuple):
     """What the images show: figures and features by kind; the latter of models with classes alone.
     all_one: whether the images of a kind all have the same outputs.
@@ -379,9 +394,9 @@ def _reasons(change: np.ndarray, images: int, predicted: Prediction | None) -> l
 
 
 def sentence(result: Mapping[str, Any]) -> str:
-    """The verdict in words."""
+    """The verdict in words; that of `not_judged` keeps its own."""
     if result["level"] == UNKNOWN:
-        return _ALL_ONE
+        return result.get("sentence", _ALL_ONE)
     if result["predicted_agreement"] is not None:
         low, high = result["band"]
         told = (

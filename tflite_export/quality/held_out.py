@@ -12,7 +12,7 @@ from dgh_tf.common.convergence import Convergence
 from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import UNKNOWN, judge
+from tflite_export.quality.accuracy_estimate import judge, not_converged, not_judged
 from tflite_export.quality.layer_comparison import gather
 from tflite_export.quality.layer_errors import look_first
 
@@ -118,17 +118,13 @@ def estimate(
     """
     evidence = {kind: gather(float_tflite, tflite, each) for kind, each in images.items()}
     result = judge(evidence, held_out=True, statistics=statistics)
+    if convergence is not None and convergence.level == "poor":
+        result = not_judged(result, not_converged(convergence))
     if same_inside:
         first = next(iter(images.values()))
         result = look_first(result, float_tflite, tflite, first, layers=layers)
     else:
         result |= {"layers": []}
-    if convergence is not None and convergence.level == "poor":
-        result["level"] = UNKNOWN
-        result["sentence"] = (
-            f"Not judged: the generated images did not converge, {convergence.summary}. "
-            f"{convergence.advice}"
-        )
     low, high = result["band"] or (None, None)
     return Estimate(
         agreement=result["predicted_agreement"],

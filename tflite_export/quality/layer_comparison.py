@@ -19,13 +19,23 @@ from dgh_tf.common.convergence import Convergence
 from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import Tensor, TFLiteModel, plain, read_model
 from tflite_export.calibration.check import Images
-from tflite_export.quality.accuracy_estimate import Evidence, judge
+from tflite_export.quality.accuracy_estimate import (
+    UNKNOWN,
+    Evidence,
+    judge,
+    not_converged,
+    not_judged,
+)
 from tflite_export.quality.layer_errors import look_first
 from tflite_export.tflite.edit import logits_of, without_softmax
 from tflite_export.tflite.interpreter import LiteRTInterpreter, dequantize, quantize
 from tflite_export.tflite.names import names_in
 
 _MOST_IMAGES = 64  # of the calibration set are run again for its verdict
+_OTHERS = (
+    "these calibration images were not generated for this model, so what the file does on them may "
+    "say nothing about real inputs. python -m benchmarks.verdict judges it with images of its own."
+)
 
 
 class _Traced:
@@ -264,30 +274,16 @@ def calibration_verdict(
         evidence = gather(float_tflite, tflite, chosen)
     except ValueError as error:
         return {
-            "level": "unknown",
+            "level": UNKNOWN,
             "sentence": f"No verdict: {str(error).splitlines()[0]}",
             "reasons": [],
             "held_out": False,
         }
     result = judge({"calibration": evidence}, held_out=False, statistics=statistics)
-    if same_inside:
-        result = look_first(result, float_tflite, tflite, chosen, layers=layers)
-    else:
-        result |= {"layers": []}
     if convergence is not None and convergence.level == "poor":
-        return {
-            **result,
-            "level": "unknown",
-            "sentence": "Not judged: the calibration images did not converge, "
-            f"{convergence.summary}. {convergence.advice}",
-        }
-    if generated:
-        return result
-    return {
-        **result,
-        "level": "unknown",
-        "sentence": "Not judged: these calibration images were not generated for this model, so "
-        "what the "
-        "file does on them may say nothing about real inputs. python -m "
-        "benchmarks.verdict judges it with images of its own.",
-    }
+        result = not_judged(result, not_converged(convergence))
+    elif not generated:
+        result = not_judged(result, _OTHERS)
+    if same_inside:
+        return look_first(result, float_tflite, tflite, chosen, layers=layers)
+    return {**result, "layers": []}
