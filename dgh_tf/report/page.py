@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dgh_tf.common.convergence import GOOD_GAP, POOR_GAP
+from dgh_tf.common.convergence import GOOD_GAP, Convergence, judge_convergence
 from dgh_tf.common.files import atomic_write, read_npy
 from dgh_tf.config import GenerationConfig
 from dgh_tf.report import charts, integer_files, pictures, text
@@ -25,6 +25,8 @@ from dgh_tf.report.pictures import preview_grid, write_preview
 __all__ = ["preview_grid", "run_command", "view", "write_page", "write_preview"]
 
 _WORST_FIRST = ("bad", "warn", "good")  # tones of integer files
+_TONES = {"good": "good", "fair": "warn", "poor": "bad"}  # by level of convergence
+_WORDS = {"good": "images ready", "fair": "gap is high", "poor": "images do not match"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,6 @@ class LayerGap:
     name: str
     before: str
     after: str
-    tone: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,13 +160,17 @@ def view(
     )
 
 
-def _mean_gap(manifest: dict[str, Any], when: str) -> float:
-    values = [float(gap) for gap in manifest[when].values()]
+def _gap_at_start(manifest: dict[str, Any]) -> float:
+    values = [float(gap) for gap in manifest["gap_start"].values()]
     return sum(values) / len(values) if values else math.nan
 
 
-def _gap_tone(gap: float) -> str:
-    return "good" if gap <= GOOD_GAP else "warn" if gap <= POOR_GAP else "bad"
+def _convergence(manifest: dict[str, Any]) -> Convergence | None:
+    """How near the images came to the model's statistics, judged as the run's last line and convert
+    judge it; None where there are none.
+    """
+    gaps = manifest["gap_end"] if _has_statistics(manifest) else {}
+    return judge_convergence({str(n): float(gap) for n, gap in gaps.items()}) if gaps else None
 
 
 def _evidence(manifest: dict[str, Any]) -> str:
@@ -186,22 +191,16 @@ def _headline(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[str,
         first, *others = proofs
         below = ", ".join(f"{file.name} is {file.word}" for file in others)
         return first.tone, first.word, first.headline + (f" Below: {below}." if below else "")
-    gap, count = _mean_gap(manifest, "gap_end"), _count(manifest)
-    if not _has_statistics(manifest):
+    found, count = _convergence(manifest), _count(manifest)
+    if found is None:
         sentence = f"{text.number(count)} calibration images; {_evidence(manifest)}."
         return "good", "images ready", f"{sentence} No integer file was made from them yet."
-    tone = _gap_tone(gap)
-    word = {"good": "images ready", "warn": "gap is high", "bad": "images do not match"}[tone]
-    advice = {
-        "good": "No integer file was made from them yet.",
-        "warn": "More optimizer steps should lower it.",
-        "bad": "Check the input range before you use them.",
-    }[tone]
     return (
-        tone,
-        word,
-        f"{text.number(count)} calibration images match what the model remembers of its training "
-        f"data with a mean gap of {text.number(gap)}. {advice}",
+        _TONES[found.level],
+        _WORDS[found.level],
+        f"{text.number(count)} calibration images, against what the model remembers of its "
+        f"training data: {found.summary}. "
+        f"{found.advice or 'No integer file was made from them yet.'}",
     )
 
 
@@ -211,7 +210,7 @@ def _count(manifest: dict[str, Any]) -> int:
 
 def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, ...]:
     real, steps = manifest.get("real_images", 0), manifest["identity"]["config"]["steps"]
-    start, gap = _mean_gap(manifest, "gap_start"), _mean_gap(manifest, "gap_end")
+    found = _convergence(manifest)
     cards = []
     for file in proofs[:1]:
         if file.estimate and file.estimate.kept:
@@ -224,9 +223,13 @@ def _cards(manifest: dict[str, Any], proofs: list[IntegerFile]) -> tuple[Card, .
             cards.append(
                 Card("targets take it whole", f"{whole} of {len(file.targets)}", tone=tone)
             )
-    if _has_statistics(manifest):
-        known = f"{text.number(start)} at the start; below {GOOD_GAP:g} is good"
-        cards.append(Card("mean gap of statistics", text.number(gap), known, _gap_tone(gap)))
+    if found is not None:
+        start = text.number(_gap_at_start(manifest))
+        known = f"{start} at the start; below {GOOD_GAP:g} is good"
+        if away := len(found.layers_away):
+            known += f"; {away} layer{'s stay' if away > 1 else ' stays'} away"
+        gap = text.number(found.mean_gap)
+        cards.append(Card("mean gap of statistics", gap, known, _TONES[found.level]))
     else:
         cards.append(Card("evidence", "no statistics", "image priors and stretched outputs"))
     count, used = _count(manifest), proofs[0].calibrated if proofs else 0
@@ -343,7 +346,6 @@ def _layer_gaps(manifest: dict[str, Any]) -> tuple[LayerGap, ...]:
             str(name),
             text.number(float(start[name])) if name in start else "–",
             text.number(float(gap)),
-            _gap_tone(float(gap)),
         )
         for name, gap in manifest["gap_end"].items()
     )

@@ -103,6 +103,31 @@ def test_models_without_classes_have_a_figure_on_the_first_screen(folder, told, 
     assert wanted in shown(folder)[0]
 
 
+def test_a_file_that_was_not_judged_promises_nothing(folder):
+    """Files of earlier versions hold the figures of images that did not converge all the same."""
+    verdict = {**PROOF["verdict"], "level": "unknown", "sentence": "Not judged: no statistics."}
+    (folder / "model.json").write_text(json.dumps({**PROOF, "verdict": verdict}))
+    words, _ = shown(folder)
+    assert "Not judged: no statistics." in words and "model.tflite is unknown" in words
+    assert "of inputs should get" not in words and "agreement with float" not in words
+
+
+@pytest.mark.parametrize(
+    ("gaps", "tone", "told"),
+    [
+        ({"bn_1": 0.01, "bn_2": 0.2}, "good", "mean statistics gap 0.105 (good)"),
+        ({**{f"bn_{i}": 0.01 for i in range(9)}, "last": 1.2}, "warn", "(fair; layers that stay"),
+        ({"bn_1": 0.5, "bn_2": 0.4}, "bad", "0.45 (poor; layers that stay away: bn_1 0.5, bn_2"),
+    ],
+)
+def test_images_are_judged_as_the_run_judged_them(tmp_path, gaps, tone, told):
+    """A layer of ten that stays away is not good, though the mean gap is 0.129."""
+    manifest = report_folders.write(tmp_path, images_of(6, 32, 32, 3), gap_end=gaps)
+    page = report.view(tmp_path, manifest=manifest, metrics=METRICS, command="")
+    assert page.tone == tone and told in page.headline
+    assert [card.tone for card in page.cards if "gap" in card.label] == [tone]
+
+
 def test_the_worst_of_several_files_leads_and_the_others_are_named(folder):
     """By name the doubtful file comes first, the one that is not fit to ship last."""
     for name, level, agreement in (("net4", "do not ship", 0.31), ("net", "fine", 0.98)):
@@ -285,7 +310,9 @@ def test_a_folder_without_files_images_or_metrics_says_how_to_get_them(folder):
     report.write_page(folder, manifest={**MANIFEST, "lambda": {}}, metrics=[], command="c")
     words = "".join(Page((folder / "report.html").read_text()).text)
     assert "python -m tflite_export.convert" in words and "off" in words
-    assert "images.npy is not in this folder" in words and "mean gap of 0.015" in words
+    assert (
+        "images.npy is not in this folder" in words and "mean statistics gap 0.015 (good)" in words
+    )
 
 
 def test_estimates_and_comparisons_of_their_own_are_shown_and_other_json_is_not(folder):
