@@ -15,8 +15,8 @@ import dgh_tf
 from dgh_tf import GenerationConfig
 from dgh_tf.common import console
 from tflite_export.calibration.check import Images
+from tflite_export.calibration.hold_out import held_out_count, hold_out
 from tflite_export.calibration.load import Calibration, digest, load_calibration
-from tflite_export.quality.held_out import held_out_count, hold_out
 
 STRETCHED, UNSTRETCHED = "stretched", "unstretched"
 _SEED = 1000  # further, so that these images begin elsewhere than those that calibrate

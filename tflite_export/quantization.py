@@ -28,6 +28,7 @@ from tflite_export.algorithms.by_name import (
 from tflite_export.algorithms.outside_converter import OutsideError, what_failed
 from tflite_export.calibration.check import Images, check_calibration
 from tflite_export.calibration.collect import as_images
+from tflite_export.calibration.hold_out import hold_back
 from tflite_export.conversion.freeze import collected, input_shapes, plain
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.integer_check import check_integer
@@ -89,7 +90,7 @@ def _best(
     ones, so the choice stands, and small sets can spare none. Only learned roundings take minutes:
     there the file that was measured is given, and small sets are compared on themselves.
     """
-    from tflite_export.quality.candidates import compare, hold_back
+    from tflite_export.quality.candidates import compare
 
     long = chosen == "reconstruction"
     rest, held = hold_back(arrays, smallest=64 if long else 16)

@@ -89,7 +89,7 @@ def _images(
     from benchmarks.data.sources import kept
     from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
     from dgh_tf import GenerationConfig, generate_images
-    from tflite_export.quality.held_out import hold_out
+    from tflite_export.calibration.hold_out import hold_out
 
     calibrate, judge = (entry.num_images or (_CALIBRATE,))[0], entry.held_out or _HELD_OUT
 

@@ -5,7 +5,8 @@ import pytest
 
 from dgh_tf.common import subsets
 from tflite_export.calibration import check
-from tflite_export.quality import accuracy_estimate, candidates, held_out
+from tflite_export.calibration.hold_out import hold_back, hold_out
+from tflite_export.quality import accuracy_estimate
 
 
 def test_an_even_number_of_places_takes_as_many_even_ones_as_odd_ones():
@@ -44,8 +45,8 @@ def test_what_takes_some_images_of_a_set_takes_both_kinds(count):
     """
     images = (np.arange(count) % 2).astype(np.float32)[:, None]
     few = check.few_images({"x": images})["x"]
-    rest, held = candidates.hold_back({"x": images}, smallest=16)
-    calibrating, judging = held_out.hold_out(images[: count - 1], 32)
+    rest, held = hold_back({"x": images}, smallest=16)
+    calibrating, judging = hold_out(images[: count - 1], 32)
     for part in (few, rest["x"], held["x"], calibrating, judging):
         assert part.mean() == pytest.approx(0.5, abs=0.02)
 

@@ -9,7 +9,8 @@ import pytest
 import tiny_models
 
 from tflite_export import Runner, to_float_tflite, to_tflite
-from tflite_export.quality.candidates import Figures, compare, hold_back
+from tflite_export.calibration.hold_out import hold_back
+from tflite_export.quality.candidates import Figures, compare
 from tflite_export.quantization import quantize
 from tflite_export.tflite.edit import without_softmax
 

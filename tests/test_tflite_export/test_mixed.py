@@ -19,8 +19,9 @@ from tflite_export.algorithms.bit_allocation import (
     ordered,
 )
 from tflite_export.algorithms.bit_simulation import measured
+from tflite_export.calibration.hold_out import hold_back
 from tflite_export.quality.agreement import features_of, predict
-from tflite_export.quality.candidates import before_softmax, hold_back, outputs_of
+from tflite_export.quality.candidates import before_softmax, outputs_of
 from tflite_export.quantization import quantize
 from tflite_export.tflite.edit import integer_weights, read_model, weighted_operators, weights_of
 from tflite_export.tflite.names import names_in

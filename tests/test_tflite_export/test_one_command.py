@@ -17,7 +17,7 @@ import dgh_tf
 import tflite_export
 from dgh_tf.common import run_folder
 from tflite_export import quantization
-from tflite_export.quality.held_out import held_out_count, hold_out
+from tflite_export.calibration.hold_out import held_out_count, hold_out
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = ("--num_images=8", "--steps=6", "--input_range=-1,1", "--algorithm=minmax")

@@ -17,12 +17,12 @@ from dgh_tf.models.tflite.spec import (
 from tflite_export.algorithms.equalization import correct_biases, own_bias
 from tflite_export.algorithms.outside_converter import outside_converter
 from tflite_export.calibration.check import few_images
+from tflite_export.calibration.hold_out import hold_back
 from tflite_export.conversion.converter import to_tflite_with_ranges, with_chosen_weights
 from tflite_export.quality.accuracy_estimate import decibels
 from tflite_export.quality.agreement import REAL, STRETCHED, features_of, predict
 from tflite_export.quality.candidates import (
     before_softmax,
-    hold_back,
     outputs_of,
     relative_noise,
     soft,

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dgh_tf.common.subsets import spread
 from tflite_export.quality.accuracy_estimate import decibels, interval
 from tflite_export.tflite.edit import without_softmax
 from tflite_export.tflite.interpreter import Runner
 
-_SHARE, _LEAST, _MOST = 4, 4, 32  # one image of 4 is held back, at least 4 and at most 32
 _CONTRAST = 0.5
 
 
@@ -55,25 +53,6 @@ class Figures:
         gain = interval(other.noise - self.noise)[0]
         clear = gain > by * float(other.noise.mean())
         return bool(clear) and self.mean_db > other.mean_db
-
-
-def hold_back(
-    images: Mapping[str, np.ndarray], *, smallest: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """(images to calibrate with, images to compare with), by input name.
-
-    The latter are spread evenly over the set. Of fewer images than `smallest` none is held back,
-    and both are the whole set.
-    """
-    count = len(next(iter(images.values())))
-    if count < smallest:
-        return dict(images), dict(images)
-    held = spread(min(_MOST, max(_LEAST, count // _SHARE)), total=count)
-    rest = np.setdiff1d(np.arange(count), held)
-    return (
-        {name: np.asarray(array[rest]) for name, array in images.items()},
-        {name: np.asarray(array[held]) for name, array in images.items()},
-    )
 
 
 def soft(images: np.ndarray) -> np.ndarray:

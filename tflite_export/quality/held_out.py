@@ -6,51 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from dgh_tf.common.convergence import Convergence
-from dgh_tf.common.subsets import spread
 from dgh_tf.models.tflite.model import TFLiteModel
 from tflite_export.calibration.check import Images
 from tflite_export.quality.accuracy_estimate import judge, not_converged, not_judged
 from tflite_export.quality.layer_comparison import gather
 from tflite_export.quality.layer_errors import look_first
-
-_MOST = 32  # images of each of two kinds judge a file, as in benchmarks.verdict
-_SHARE = 2  # fewer for small sets: one for so many that calibrate, but two at least
-
-
-def held_out_count(num_images: int) -> int:
-    """How many images of each kind judge a file that `num_images` calibrate."""
-    return min(_MOST, max(2, num_images // _SHARE))
-
-
-def hold_out(images: Images, count: int) -> tuple[Images, Images]:
-    """(images that calibrate, images that judge): `count` of them, spread evenly over the set, take
-    no part in calibration.
-
-    Raises: ValueError where no image is left to calibrate with, or none is asked for.
-
-    Example:
-      >>> rest, held = hold_out(np.arange(5.0), 2)
-      >>> rest.tolist(), held.tolist()
-      ([1.0, 2.0, 4.0], [0.0, 3.0])
-    """
-    arrays = images if isinstance(images, Mapping) else {"": images}
-    total = min(map(len, arrays.values()))
-    if not 1 <= count < total:
-        raise ValueError(
-            f"held_out={count}: expected at least 1 and fewer than the {total} images, since the "
-            "others calibrate the file."
-        )
-    held = spread(count, total=total)
-    rest = np.setdiff1d(np.arange(total), held)
-    if not isinstance(images, Mapping):
-        return np.asarray(images[rest]), np.asarray(images[held])
-    return (
-        {name: np.asarray(array[rest]) for name, array in images.items()},
-        {name: np.asarray(array[held]) for name, array in images.items()},
-    )
 
 
 @dataclasses.dataclass(frozen=True)
