@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from benchmarks.data.choice import KIND_HELP
 from benchmarks.data.datasets import require_sets
 from benchmarks.data.sources import SOURCES, SOURCES_HELP, check_sources
 from benchmarks.output import table
+from benchmarks.output.names import name_of
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, locked_folder, sha256_array
 from dgh_tf.common.help import MODEL_HELP
@@ -94,7 +96,8 @@ def define_flags() -> None:
 def named_paths(entries: list[str]) -> list[tuple[str, int, str]]:
     """(name, seed, path) of PATH or NAME=PATH entries: those of one name are its seeds 0, 1, ...
 
-    Raises: ValueError for an entry without a path or a name, and for the name of a source.
+    Raises: ValueError for an entry without a path or a name, and for the name of a source, as flags
+      or as tables have it.
 
     Example:
       >>> named_paths(["a=x.npz", "a=y.npz", "out/b.npz"])
@@ -104,7 +107,7 @@ def named_paths(entries: list[str]) -> list[tuple[str, int, str]]:
     for entry in entries:
         name, equals, path = entry.partition("=")
         name, path = (name, path) if equals else (Path(entry).stem, entry)
-        if not name or not path or name in SOURCES:
+        if not name or not path or name_of(name) in map(name_of, SOURCES):
             raise ValueError(
                 f"--images={','.join(entries)}: {entry!r} has no path, no name or that of a "
                 "source. Write NAME=PATH,NAME=PATH."
@@ -123,13 +126,21 @@ def halves(real: np.ndarray, *, num_images: int, needed: bool) -> tuple[np.ndarr
     """
     order = np.random.default_rng(0).permutation(len(real))
     second = len(real) // 2
-    if len(real) < 2 or (needed and second < num_images):
+    if len(real) < 2:
+        raise ValueError("The real set holds one image. Half of it is the reference: give more.")
+    if needed and second < num_images:
         raise ValueError(
             f"The real set holds {len(real)} images. One half is the reference, and the other must "
             f"hold --num_images={num_images} for the source real. Give a larger set, lower "
             "--num_images or leave real out."
         )
     return real[np.sort(order[second:])], real[np.sort(order[:second])]
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """The mean of the values that are not None; None where there are none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def thirds(shares: list[float]) -> dict[str, float]:
@@ -162,31 +173,29 @@ class Comparison:
         self._measure = functools.partial(structure_of, task.network, graph)
         say(f"measuring {len(reference)} real images, the reference")
         self._reference = self._measure(reference)
+        if not any(moments.seconds.any() for moments in self._reference.moments):
+            raise ValueError(
+                f"Every layer of model '{task.model.name}' takes zeros alone from these real "
+                "images, so that nothing can be compared with them. Are they in its units?"
+            )
 
     def row(self, images: np.ndarray) -> dict[str, Any]:
         """The figures of a set of images [images, ...] in model input units."""
-        from benchmarks.measure.structure import gram_gap
+        from benchmarks.measure.structure import gaps_of
         from tflite_export.quality.accuracy_estimate import short
 
         found = self._measure(images)
-        pairs = list(zip(found.moments, self._reference.moments, strict=True))
-        gaps = [gram_gap(own.seconds, wanted.seconds) for own, wanted in pairs]
-        centred = [gram_gap(own.covariances, wanted.covariances) for own, wanted in pairs]
+        pairs = zip(found.moments, self._reference.moments, strict=True)
+        gaps = [gaps_of(own, wanted) for own, wanted in pairs]
         return {
             "num_images": len(images),
-            "gram_gap": float(np.mean(gaps)),
-            "covariance_gap": float(np.mean(centred)),
+            **{name: mean_of_known([gap[name] for gap in gaps]) for name in gaps[0]},
             "share_pixels": found.pixel_share,
             **thirds([share for _, share in found.shares]),
             "neighbour_difference": found.neighbour_difference,
             "layers": [
-                {
-                    "layer": short(layer.name),
-                    "kind": layer.kind,
-                    "gram_gap": gap,
-                    "covariance_gap": own,
-                }
-                for layer, gap, own in zip(self.layers, gaps, centred, strict=True)
+                {"layer": short(layer.name), "kind": layer.kind, **gap}
+                for layer, gap in zip(self.layers, gaps, strict=True)
             ],
             "between_images": [{"layer": name, "share": share} for name, share in found.shares],
         }
@@ -289,14 +298,17 @@ def write_report(results: Any, *, reference: int, command: str) -> str:
     from benchmarks.measure.comparison import environment
     from benchmarks.output import plots
 
-    rows = [{**row, "images": plots.name_of(row["source"])} for row in results.rows]
+    rows = [{**row, "images": name_of(row["source"])} for row in results.rows]
     text = table.markdown(rows, by="images", columns=COLUMNS)
     gaps: dict[str, dict[str, float]] = {}
     for source in dict.fromkeys(row["source"] for row in rows):
         sets = [row["layers"] for row in rows if row["source"] == source]
+        means = [
+            mean_of_known([layer["gram_gap"] for layer in layers])
+            for layers in zip(*sets, strict=True)
+        ]
         gaps[source] = {
-            f"{place}": float(np.mean([layer["gram_gap"] for layer in layers]))
-            for place, layers in enumerate(zip(*sets, strict=True))
+            f"{place}": float("nan") if mean is None else mean for place, mean in enumerate(means)
         }
     plots.layer_gaps(
         gaps,
@@ -336,17 +348,15 @@ def main(argv: list[str]) -> int:
         from benchmarks.output.results import Results
 
         settings, configs = seeded_configs(FLAGS)
-        limit = _REAL_POOL * FLAGS.num_images
         task = load_task(
             FLAGS.model,
             signature=FLAGS.signature,
             real=FLAGS.real,
-            evaluation=FLAGS.real,
+            evaluation=None,
             preprocess=FLAGS.preprocess,
             input_range=FLAGS.input_range,
             input_kind=FLAGS.input_kind,
-            real_limit=limit,
-            evaluation_limit=limit,
+            real_limit=_REAL_POOL * FLAGS.num_images,
             data_dir=FLAGS.data_dir,
             sources=sources,
         )

@@ -93,7 +93,7 @@ def load_task(
     model: str,
     *,
     real: str,
-    evaluation: str,
+    evaluation: str | None,
     signature: str = "",
     preprocess: str = "none",
     input_range: str = "",
@@ -109,7 +109,8 @@ def load_task(
     Args:
       model: what `dgh_tf.load_model` takes.
       real: set of real images, as the flag --real of benchmarks.calibration names it.
-      evaluation: set to score on, in the same forms.
+      evaluation: set to score on, in the same forms. None where nothing is scored: the real set
+        stands in, and its labels need not be the model's.
       signature: of a .tflite file with several, the key of the one to take.
       preprocess: mapping from stored values to model units, as the flag of this name.
       input_range: LOW,HIGH or a convention; empty where the model tells it.
@@ -134,20 +135,23 @@ def load_task(
         data_dir=data_dir,
         demo=model,
     )
-    real_x, _ = read(real, role="real", limit=real_limit)
-    x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)
+    real_x, real_truth = read(real, role="real", limit=real_limit)
+    x, truth, scored = real_x, real_truth, evaluation is not None
+    if evaluation is not None:
+        x, truth = part_of(*read(evaluation, role="evaluation", limit=evaluation_limit), part=part)
     network = Network(loaded)
     (known,) = known_inputs(network, text=input_range, kind=input_kind)
     require_fitting(sources, shape=tuple(real_x.shape[1:]), kind=known.kind)
     found = known.valid
     say(f"input range: {found.low} .. {found.high} ({found.source})")
-    sets = {f"--evaluation={evaluation}": x}
+    sets = {} if evaluation is None else {f"--evaluation={evaluation}": x}
     if real != evaluation:  # a command may take one set for both
         sets = {f"--real={real}": real_x, **sets}
     _require_units(network, found.known(), sets, preprocess=preprocess)
     reference = float_outputs(loaded, x)
-    score, how = scorer(loaded, x, truth, reference=reference)
-    say(how)
+    score, how = scorer(loaded, x, truth if scored else None, reference=reference)
+    if scored:
+        say(how)
     float_scores = {
         f"float_{name}": value for name, value in score(reference).items() if name in FLOAT
     }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 POSITIONS = 256  # of a layer's output, per image
 ENTRIES = 2048  # of a patch
 BATCH = 16
+_ROUNDING = 1e-5  # of second moments: covariances below are what float32 leaves of nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Layer:
       tensor: index of the activations that it takes.
       kernel, strides, dilations: (height, width); kernel None for a dense layer.
       same: whether the borders are padded with zeros so that no position is lost to the kernel.
+      entries: how many values a dense layer takes at once: it may flatten more than the last axis.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Layer:
     strides: tuple[int, int] = (1, 1)
     dilations: tuple[int, int] = (1, 1)
     same: bool = False
+    entries: int = 0
 
 
 class Moments(NamedTuple):
@@ -95,6 +98,19 @@ def gram_gap(found: np.ndarray, wanted: np.ndarray) -> float:
     difference = np.linalg.norm((found - wanted).ravel())
     size = np.linalg.norm(wanted.ravel())
     return float(difference / size) if size else 0.0 if not difference else float("inf")
+
+
+def gaps_of(found: Moments, wanted: Moments) -> dict[str, float | None]:
+    """`gram_gap` of the second moments and of the covariances. None where those of the real images
+    are nothing but rounding, as of a layer that takes the same from all of them.
+    """
+    size = np.linalg.norm(wanted.seconds.ravel())
+    return {
+        "gram_gap": gram_gap(found.seconds, wanted.seconds) if size else None,
+        "covariance_gap": gram_gap(found.covariances, wanted.covariances)
+        if np.linalg.norm(wanted.covariances.ravel()) > _ROUNDING * size
+        else None,
+    }
 
 
 def between_share(means: np.ndarray, squares: np.ndarray) -> float:
@@ -151,7 +167,8 @@ def layers_of(graph: Graph) -> list[Layer]:
             found.append(Layer(name, operator.kind, tensor, kernel, strides, dilations, same))
         else:
             single = (1, 1) if operator.kind == "TRANSPOSE_CONV" else None
-            found.append(Layer(name, operator.kind, tensor, single))
+            entries = np.asarray(graph.tensors[operator.inputs[1]].value).shape[-1]
+            found.append(Layer(name, operator.kind, tensor, single, entries=int(entries)))
     return found
 
 
@@ -195,7 +212,7 @@ def rows_of(layer: Layer, value: np.ndarray) -> np.ndarray:
     [images, ...].
     """
     if layer.kernel is None:
-        rows = value.reshape(-1, value.shape[-1])[None]
+        rows = value.reshape(-1, layer.entries)[None]
     else:
         found = patches(layer, value.reshape(-1, *value.shape[-3:]))
         if layer.kind == "DEPTHWISE_CONV_2D":

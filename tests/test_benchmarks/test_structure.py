@@ -11,7 +11,14 @@ import tiny_models
 
 from benchmarks.measure import structure
 from benchmarks.output.results import Results
-from benchmarks.structure import Given, halves, named_paths, require_unchanged, thirds
+from benchmarks.structure import (
+    Given,
+    halves,
+    mean_of_known,
+    named_paths,
+    require_unchanged,
+    thirds,
+)
 
 
 def test_gram_gap_by_hand():
@@ -133,6 +140,28 @@ def test_moments_and_shares_are_those_of_keras_own_activations():
     assert found.pixel_share == pytest.approx(shares_by_hand(x))
 
 
+def test_a_dense_layer_that_flattens_takes_all_values_of_an_image():
+    # as converters other than TensorFlow's write it
+    layer = structure.Layer("", "FULLY_CONNECTED", 0, None, entries=12)
+    x = np.random.default_rng(0).normal(size=(5, 2, 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(structure.rows_of(layer, x), x.reshape(1, 5, 12))
+
+
+def test_nothing_is_told_of_a_layer_that_takes_the_same_from_all_real_images():
+    rng = np.random.default_rng(0)
+
+    def moments(rows):
+        rows = rows.astype(np.float32)
+        return structure.Moments(rows.mean(axis=0)[None], (rows.T @ rows / len(rows))[None])
+
+    one, other = rng.normal(size=(2, 1, 6)), moments(rng.normal(size=(9, 6)))
+    found = structure.gaps_of(other, moments(one[0].repeat(7, axis=0)))
+    assert found["gram_gap"] > 0 and found["covariance_gap"] is None
+    dead = structure.gaps_of(other, moments(np.zeros((7, 6))))
+    assert dead == {"gram_gap": None, "covariance_gap": None}
+    assert mean_of_known([None, 1.0, 3.0]) == 2.0 and mean_of_known([None]) is None
+
+
 def test_channels_first_is_measured_in_the_order_of_the_model():
     from dgh_tf.models.network import Network
     from dgh_tf.models.tflite.run import read_graph
@@ -154,6 +183,8 @@ def test_halves_are_disjoint_and_always_the_same():
     with pytest.raises(ValueError, match="holds 9 images.*--num_images=5"):
         halves(real, num_images=5, needed=True)
     assert len(halves(real, num_images=50, needed=False)[1]) == 4
+    with pytest.raises(ValueError, match="holds one image"):
+        halves(real[:1], num_images=1, needed=False)
 
 
 def test_thirds_by_hand():
@@ -166,7 +197,9 @@ def test_thirds_by_hand():
     assert thirds([1.0, 2]) == {}
 
 
-@pytest.mark.parametrize("entry", ["real=x.npz", "=x.npz", "a="])
+@pytest.mark.parametrize(
+    "entry", ["real=x.npz", "=x.npz", "a=", "generated=x.npz", "two_public_photographs=x.npz"]
+)
 def test_names_of_images_are_checked(entry):
     with pytest.raises(ValueError, match="has no path, no name or that of a source"):
         named_paths([entry])
@@ -176,7 +209,8 @@ def test_names_of_images_are_checked(entry):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("structure")
     tiny_models.conv_bn_relu().save(folder / "m.keras")
-    np.savez(folder / "real.npz", x=tiny_models.images(24))
+    # labels of other classes than the model's: nothing is scored
+    np.savez(folder / "real.npz", x=tiny_models.images(24), y=np.full(24, 99))
     np.savez(folder / "a.npz", x=tiny_models.images(8, seed=2))
     np.savez(folder / "b.npz", x=tiny_models.images(8, seed=3))
     return folder
@@ -197,8 +231,9 @@ def run(files, output_dir, *options):
 
 def test_command_measures_and_goes_on_with_ready_images(files, tmp_path):
     first = f"mine={files}/a.npz"
-    code, _, err = run(files, tmp_path, "--sources=real,noise", f"--images={first}")
+    code, out, err = run(files, tmp_path, "--sources=real,noise", f"--images={first}")
     assert code == 0, err
+    assert "scored by" not in out and "--evaluation" not in out
     ready = f"--images={first},mine={files}/b.npz"
     code, out, err = run(files, tmp_path, "--sources=real,noise", ready)
     assert code == 0 and "3 of 4 rows are done already" in out, err
