@@ -233,6 +233,10 @@ def test_masks_are_judged_by_what_they_mark(lost, level):
     assert result["level"] == level
     assert result["worst_head_sqnr_db"] < 10
     assert f"IoU {1 - lost / 10:.2f}" in result["sentence"]
+    first = {"reference": marked, "outputs": outputs, "float_logits": logits}
+    alike = {name: {"y": np.repeat(side[:1], 10, axis=0)} for name, side in first.items()}
+    result = judge({"stretched": one._replace(**alike)})
+    assert (result["level"], result["mask"]) == ("unknown", None)
     boxes = one._replace(float_logits={"y": marked})  # in 0..1, but of no sigmoid
     assert judge({"stretched": boxes})["mask"] is None
 

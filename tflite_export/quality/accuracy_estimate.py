@@ -234,8 +234,8 @@ def judge(
         them nothing bounds the agreement above.
     Returns: {"level", "sentence", "reasons", "predicted_agreement", "band", "kinds",
       "range_change", "layers" (worst first)}; agreement and band are None for models without
-      classes, and where nothing is judged; "mask" is the worst {"agreement", "iou"} of models that
-      mark places, else None.
+      classes; "mask" is the worst {"agreement", "iou"} of models that mark places, else None. All
+      three are None where nothing is judged.
     """
     if not evidence:
         raise ValueError("A verdict needs evidence of at least one kind of images; got none.")
@@ -247,7 +247,7 @@ def judge(
     told = bool(seen.features) and not seen.all_one
     predicted = predict(seen.features, statistics=statistics) if told else None
     worst = min(head["sqnr_db"] for kind in kinds.values() for head in kind["heads"].values())
-    masks = [kind["mask"] for kind in kinds.values() if "mask" in kind]
+    masks = [kind["mask"] for kind in kinds.values() if "mask" in kind and not seen.all_one]
     mask = min(masks, key=lambda scores: scores["iou"], default=None)
     if seen.all_one:
         level = UNKNOWN
