@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from absl import flags
 from benchmarks.measure.evidence import HELD_OUT_SEED, held_out_images
 from benchmarks.output import table
 from dgh_tf.common.console import run, say
+from dgh_tf.common.convergence import Convergence, judge_convergence
 from dgh_tf.common.files import atomic_write, require_writable
 from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.models.loading import require_model
@@ -100,6 +103,19 @@ def doubts(network: Any, images: Any, *, unstretched: Any) -> list[str]:
     return found
 
 
+def farthest(network: Any, sets: Iterable[Any]) -> Convergence | None:
+    """How near the worst of several sets of images came to the model's statistics; None for a model
+    without.
+
+    network: a dgh_tf.models.network.Network.
+    """
+    from benchmarks.measure.gaps import statistics_gaps
+
+    found = [statistics_gaps(network, images) for images in sets]
+    judged = [judge_convergence(gaps) for gaps in found if gaps]
+    return max(judged, key=lambda each: each.mean_gap, default=None)
+
+
 def _given(names: list[str], *, image_shape: Any) -> dict[str, Any]:
     from tflite_export.calibration.load import load_calibration
 
@@ -123,15 +139,12 @@ def _one_of_each(model: TFLiteModel) -> Any:
 
 
 def _usable(
-    given: dict[str, Any], model: Any, *, unstretched: Any, known: str | None
+    given: dict[str, Any], network: Any, *, unstretched: Any, known: str | None
 ) -> tuple[dict[str, Any], list[str]]:
     """The given images that can judge the file, by name, and a sentence for each set that cannot.
 
     known: sha256 of the images that calibrated the file, where its proof tells it.
     """
-    from dgh_tf.models.network import Network
-
-    network = Network(model) if given else None
     used: dict[str, Any] = {}
     notes = []
     for name, source in given.items():
@@ -165,12 +178,12 @@ def main(argv: list[str]) -> int:
     from dgh_tf import GenerationConfig, Prepared, load_model
     from dgh_tf.models.batchnorm import has_statistics
     from dgh_tf.models.choices import without_choices
+    from dgh_tf.models.network import Network
     from tflite_export import to_float_tflite
     from tflite_export.conversion.freeze import input_shapes
     from tflite_export.proof import calibrated_on
-    from tflite_export.quality.accuracy_estimate import judge
-    from tflite_export.quality.layer_comparison import gather, require_same_ends
-    from tflite_export.quality.layer_errors import look_first
+    from tflite_export.quality.held_out import estimate
+    from tflite_export.quality.layer_comparison import require_same_ends
     from tflite_export.targets.advice import layer_names
 
     # a file ends before a choice, so it is compared there
@@ -190,29 +203,29 @@ def main(argv: list[str]) -> int:
             f"making {sets} of {config.num_images} images "
             f"{'without' if kind == 'unstretched' else 'with'} output stretching"
         )
-        return {
-            f"{kind}, seed {seed}": held_out_images(prepared, config, kind=kind, seed=seed)
-            for seed in seeds
-        }
+        with warnings.catch_warnings():  # the verdict itself says so
+            warnings.filterwarnings("ignore", message="The images did not converge")
+            return {
+                f"{kind}, seed {seed}": held_out_images(prepared, config, kind=kind, seed=seed)
+                for seed in seeds
+            }
 
     others = made("unstretched")
-    unstretched = next(iter(others.values()))
-    used, notes = _usable(given, model, unstretched=unstretched, known=calibrated_on(path))
+    unstretched, network = next(iter(others.values())), Network(model)
+    used, notes = _usable(given, network, unstretched=unstretched, known=calibrated_on(path))
     for note in notes:
         say(note)
-    used = used or made("stretched")
-    found = {
-        name: gather(float_tflite, data, images) for name, images in {**used, **others}.items()
-    }
-    judged = {"file": path.name, "sha256": hashlib.sha256(data.data).hexdigest()}
-    first = next(iter({**used, **others}.values()))
-    told = look_first(
-        judge(found, statistics=has_statistics(model)),
+    stretched = {} if used else made("stretched")
+    told = estimate(
         float_tflite,
         data,
-        first,
+        {**used, **stretched, **others},
+        same_inside=True,
         layers=layer_names(model),
-    )
+        statistics=has_statistics(model),
+        convergence=farthest(network, [*stretched.values(), *others.values()]),
+    ).verdict
+    judged = {"file": path.name, "sha256": hashlib.sha256(data.data).hexdigest()}
     result = {**judged, **told, "notes": notes}
     if values.output:
         atomic_write(values.output, json.dumps(result, indent=1) + "\n")

@@ -73,8 +73,8 @@ def estimate(
       layers: the Keras model's layer names, which the verdict then speaks of.
       statistics: whether the model has running statistics, which the images then match; see
         `accuracy_estimate.judge`.
-      convergence: of the images that calibrate, where they were generated. Where it is poor the
-        level is "unknown": such images judge no better than noise.
+      convergence: of the images, where they were generated. Where it is poor the level is
+        "unknown": such images judge no better than noise.
     Raises: ValueError: the two files are not of one model, or their tensors cannot be followed.
     """
     evidence = {kind: gather(float_tflite, tflite, each) for kind, each in images.items()}
