@@ -7,6 +7,8 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -73,13 +75,18 @@ def kept(
     path: pathlib.Path, make: Callable[[], tuple[np.ndarray, float | None]]
 ) -> tuple[np.ndarray, float | None]:
     """What `make` gives (images, and seconds or None), from the .npz file `path` where an earlier
-    call left it there.
+    call left it there. Raises ValueError for a file that is damaged.
     """
     from dgh_tf.common.files import atomic_path
 
     if path.exists():
-        with np.load(path) as file:
-            return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
+        try:
+            with np.load(path) as file:
+                return file["x"], float(file["seconds"]) if file["seconds"] >= 0 else None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Remove it: the same command makes it again."
+            ) from error
     images, seconds = make()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:

@@ -132,9 +132,7 @@ class Results:
         try:
             data = read_json(path)
         except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged ({error}). Remove it or give another --output_dir."
-            ) from error
+            raise ValueError(f"{error}. Remove it or give another --output_dir.") from error
         if type(data) is not type(empty) or (
             name == "results.json" and not all(isinstance(row, dict) for row in data)
         ):

@@ -484,3 +484,18 @@ def test_pictures_name_sources_as_the_readme_does(tmp_path):
     ranges = {"real": {"a": (0.0, 1.0), "b": (-1.0, 1.0)}, "noise": {"a": (0.0, 2.0)}}
     plots.range_ratios(ranges["real"], {"noise": ranges["noise"]}, tmp_path / "r.png")
     assert {p.name for p in tmp_path.iterdir()} == {"s.png", "r.png"}
+
+
+@pytest.mark.parametrize("cut", ["half", "flipped", "empty"])
+def test_kept_images_that_are_damaged_are_told(cut, tmp_path):
+    path, images = tmp_path / "images" / "a.npz", np.arange(24.0).reshape(2, 2, 2, 3)
+    first = sources.kept(path, lambda: (images, None))
+    again, seconds = sources.kept(path, lambda: pytest.fail("they are there"))
+    np.testing.assert_array_equal(first[0], again)
+    assert seconds is None
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    path.write_bytes({"half": whole[:middle], "flipped": flipped, "empty": b""}[cut])
+    with pytest.raises(ValueError, match=r"a\.npz is damaged .* Remove it"):
+        sources.kept(path, lambda: (images, None))

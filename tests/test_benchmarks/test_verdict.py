@@ -2,10 +2,8 @@
 told apart.
 """
 
-import json
 import pathlib
 
-import commands
 import numpy as np
 import pytest
 import tiny_models
@@ -454,28 +452,6 @@ def test_gaps_are_those_that_generation_minimizes(files):
         assert gaps[layer.name] == pytest.approx(float(expected), rel=1e-3)
 
 
-def test_images_that_did_not_converge_predict_nothing(tmp_path):
-    """After one step they are start images, which tell little more than noise."""
-    from tflite_export import to_tflite
-
-    model, images = tiny_models.conv_bn_relu(), tiny_models.images(8)
-    model.save(tmp_path / "m.keras")
-    (tmp_path / "m.tflite").write_bytes(to_tflite(model, images))
-    code, out, err = commands.call(
-        "benchmarks.verdict",
-        f"--model={tmp_path}/m.keras",
-        f"--tflite={tmp_path}/m.tflite",
-        "--num_images=4",
-        "--steps=1",
-        "--input_range=-1,1",
-        f"--output={tmp_path}/verdict.json",
-    )
-    assert code == 0 and "UserWarning" not in err, err
-    assert "Not judged: the generated images did not converge" in out
-    told = json.loads((tmp_path / "verdict.json").read_text())
-    assert (told["level"], told["predicted_agreement"], told["band"]) == ("unknown", None, None)
-
-
 def test_the_farthest_set_tells_how_images_converged(files):
     from benchmarks.verdict import farthest
     from dgh_tf.models.network import Network
@@ -485,28 +461,6 @@ def test_the_farthest_set_tells_how_images_converged(files):
     gaps = [farthest(network, [images]).mean_gap for images in sets]
     assert farthest(network, sets).mean_gap == gaps[1] > gaps[0]
     assert farthest(Network(files[0], use_statistics=False), sets) is None
-
-
-@pytest.mark.slow
-def test_command_judges_a_file_of_noise_by_images_of_its_own(tmp_path):
-    from dgh_tf import load_model
-    from tflite_export import to_tflite
-
-    noise = np.random.default_rng(0).uniform(-1, 1, (16, 64, 64, 3)).astype(np.float32)
-    np.save(tmp_path / "noise.npy", noise)
-    (tmp_path / "noise.tflite").write_bytes(to_tflite(load_model("demo"), noise))
-    code, out, err = commands.call(
-        "benchmarks.verdict",
-        "--model=demo",
-        f"--tflite={tmp_path}/noise.tflite",
-        "--num_images=8",
-        "--steps=40",
-        f"--images={tmp_path}/noise.npy",
-        f"--output={tmp_path}/verdict.json",
-    )
-    assert code == 0, err
-    assert "noise.npy is not used to judge" in out
-    assert json.loads((tmp_path / "verdict.json").read_text())["level"] != "fine"
 
 
 @pytest.mark.parametrize("text", ["[]", "5", '{"sha256": 5}', '{"sha256": {}}', None])
