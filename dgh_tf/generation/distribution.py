@@ -55,6 +55,16 @@ def make_strategy(name: str) -> tf.distribute.Strategy:
     )
 
 
+def has_devices(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a strategy names its devices. TensorFlow's default one does not, which
+    tf.distribute.get_strategy() gives outside of a scope.
+    """
+    try:
+        return bool(strategy.extended.worker_devices)
+    except RuntimeError:
+        return False
+
+
 def is_in_one_process(strategy: tf.distribute.Strategy) -> bool:
     """Whether sums over its replicas are made here, not by TensorFlow's all-reduce.
 

@@ -20,7 +20,12 @@ import tensorflow as tf
 
 from dgh_tf.common.quiet import without_retracing_warnings
 from dgh_tf.config import GenerationConfig, parse_image_size, range_text
-from dgh_tf.generation.distribution import batch_sizes, lost_peer, make_strategy
+from dgh_tf.generation.distribution import (
+    batch_sizes,
+    has_devices,
+    lost_peer,
+    make_strategy,
+)
 from dgh_tf.generation.inputs import Inputs, largest_reach, natural_statistics
 from dgh_tf.generation.objective import (
     Layers,
@@ -100,7 +105,9 @@ class Generator:
         `images` ends with.
         """
         self.config = config
-        self._replicas = Replicas(strategy or make_strategy(config.strategy))
+        if strategy is None or not has_devices(strategy):
+            strategy = make_strategy(config.strategy)
+        self._replicas = Replicas(strategy)
         shared = prepared(model)
         size = parse_image_size(config.image_size) if config.image_size else None
         of_network = size, config.use_statistics

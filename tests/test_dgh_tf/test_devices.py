@@ -8,8 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_models
 
-from dgh_tf.generation.distribution import exchange, make_strategy
+from dgh_tf import GenerationConfig, Generator
+from dgh_tf.generation.distribution import exchange, has_devices, make_strategy
 from dgh_tf.generation.replicas import Replicas
 from dgh_tf.ops.canvas import smooth
 from dgh_tf.ops.fusion import fused
@@ -54,6 +56,17 @@ def test_strategies_of_one_process_do_not_meet():
             np.testing.assert_allclose(change, rows.sum(0), rtol=1e-6)
             np.testing.assert_allclose(spread, spreads.mean(0), rtol=1e-6)
         np.testing.assert_allclose(replicas.total(given[0]), rows.sum(0), rtol=1e-6)
+
+
+def test_the_default_strategy_runs_as_none_does():
+    model, settings = tiny_models.vector(), GenerationConfig(num_images=2, steps=1)
+    generators = [
+        Generator(model, settings, strategy=strategy)
+        for strategy in (tf.distribute.get_strategy(), None)
+    ]
+    assert not has_devices(tf.distribute.get_strategy()) and has_devices(make_strategy("none"))
+    first, second = (generator.start_images()[0] for generator in generators)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_workers_meet_before_tensorflow_runs_or_not_at_all(monkeypatch):
