@@ -10,8 +10,9 @@ import sys
 import numpy as np
 from absl import flags
 
-from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
+from benchmarks.data.choice import PART_HELP, PARTS
 from benchmarks.data.datasets import require_sets
+from benchmarks.data.generation_flags import define_generation_flags
 from benchmarks.data.sources import SOURCES_HELP, check_sources
 from benchmarks.measure.comparison import (
     KEY,
@@ -28,7 +29,6 @@ from dgh_tf.common.files import locked_folder
 from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.common.value_range import parse_pairs
 from dgh_tf.models.loading import require_model
-from dgh_tf.ops.kinds import KINDS
 from tflite_export.conversion.server import start_worker
 
 FLAGS = flags.FLAGS
@@ -56,10 +56,7 @@ def define_flags() -> None:
         "output_dir", None, "Folder of results.json, results.md and the plots.", required=True
     )
     flags.DEFINE_list("sources", ["real", "synthetic", "noise", "gaussian"], SOURCES_HELP)
-    flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
-    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-    flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
+    define_generation_flags()
     flags.DEFINE_string(
         "preprocess",
         "none",
@@ -67,17 +64,11 @@ def define_flags() -> None:
         "none, unit, symmetric, imagenet, caffe.",
     )
     flags.DEFINE_string(
-        "input_range",
-        "",
-        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
-    )
-    flags.DEFINE_string(
         "noise_range",
         "",
         "Range of uniform noise: LOW,HIGH (or a pair for every channel), or real for the lowest "
         "and highest value of --real; empty: the valid input range.",
     )
-    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_list(
         "scheme", ["int8"], "Some of int8, int16x8, w4a8, mixed; one table holds all."
     )

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from benchmarks.data.choice import KIND_HELP, PART_HELP, PARTS
+from benchmarks.data.choice import PART_HELP, PARTS
 from benchmarks.data.datasets import require_sets
+from benchmarks.data.generation_flags import define_generation_flags
 from benchmarks.data.sources import SOURCES, SOURCES_HELP, check_sources
 from benchmarks.measure.comparison import (
     Task,
@@ -32,7 +33,6 @@ from benchmarks.output.results import Job, Results, figures_of, run_jobs
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import locked_folder
 from dgh_tf.models.loading import require_model
-from dgh_tf.ops.kinds import KINDS
 
 FLAGS = flags.FLAGS
 KEY = ("source", "setting", "rule", "reconstruction", "seed")
@@ -95,22 +95,13 @@ def define_flags() -> None:
         ["real", "synthetic", "per_batch", "no_augmentation", "no_stretching", "noise"],
         SOURCES_HELP,
     )
-    flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
-    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-    flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
+    define_generation_flags()
     flags.DEFINE_integer(
         "reconstruction_steps", 300, "Optimizer steps of every block.", lower_bound=1
     )
     flags.DEFINE_string(
         "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
     )
-    flags.DEFINE_string(
-        "input_range",
-        "",
-        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
-    )
-    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_integer(
         "num_evaluation", 0, "At most so many evaluation images; 0 for all.", lower_bound=0
     )

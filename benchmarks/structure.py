@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.data.choice import KIND_HELP
 from benchmarks.data.datasets import require_sets
+from benchmarks.data.generation_flags import define_generation_flags
 from benchmarks.data.sources import SOURCES, SOURCES_HELP, check_sources
 from benchmarks.output import table
 from benchmarks.output.names import name_of
@@ -24,7 +24,6 @@ from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, locked_folder, sha256_array
 from dgh_tf.common.help import MODEL_HELP
 from dgh_tf.models.loading import require_model
-from dgh_tf.ops.kinds import KINDS
 
 FLAGS = flags.FLAGS
 _REAL_POOL = 4  # real images are read up to so many times --num_images; half are the reference
@@ -77,19 +76,10 @@ def define_flags() -> None:
         ".npy or .npz, such as those that benchmarks.calibration keeps. Several of one NAME count "
         "as its seeds. The first --num_images of each are measured.",
     )
-    flags.DEFINE_integer("num_images", 64, "Images of every source.", lower_bound=1)
-    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
-    flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
+    define_generation_flags()
     flags.DEFINE_string(
         "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
     )
-    flags.DEFINE_string(
-        "input_range",
-        "",
-        "Valid input range LOW,HIGH or a convention; empty: found from the model.",
-    )
-    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_string("data_dir", None, "Folder of TensorFlow Datasets.")
 
 

@@ -12,7 +12,6 @@ PART_HELP = (
     "Evaluation images by their place in the set: choose settings on even ones and report on odd "
     "ones, so that a choice does not flatter its own figure."
 )
-KIND_HELP = "What the input is; auto tells it from the shape."
 
 
 def choice(total: int, limit: int | None) -> np.ndarray:

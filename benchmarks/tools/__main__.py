@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from benchmarks.data.choice import KIND_HELP
 from benchmarks.data.datasets import require_sets
+from benchmarks.data.generation_flags import define_generation_flags
 from benchmarks.data.sources import check_sources
 from benchmarks.measure.comparison import (
     COLUMNS,
@@ -34,7 +34,6 @@ from dgh_tf.calibration_sets.source import Input, Source
 from dgh_tf.common.console import run, say
 from dgh_tf.common.files import atomic_write, locked_folder
 from dgh_tf.models.loading import require_model
-from dgh_tf.ops.kinds import KINDS
 
 FLAGS = flags.FLAGS
 _COLUMNS = {name: COLUMNS[name] for name in ("top1", "agreement", "sqnr_db")}
@@ -49,14 +48,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "preprocess", "none", "Stored values to model input, as in benchmarks.calibration."
     )
-    flags.DEFINE_string("input_range", "", "Valid input range; empty: found from the model.")
-    flags.DEFINE_enum("input_kind", "auto", ["auto", *KINDS], KIND_HELP)
     flags.DEFINE_list("tools", list(TOOLS), f"Some of {', '.join(TOOLS)}.")
     flags.DEFINE_list("sources", ["real", "synthetic", "noise"], "As in benchmarks.calibration.")
-    flags.DEFINE_integer("num_images", 64, "Calibration images of every source.", lower_bound=1)
-    flags.DEFINE_integer("steps", 100, "Optimizer steps of the generated sources.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 32, "Images at once in generation.", lower_bound=1)
-    flags.DEFINE_integer("seeds", 3, "Number of seeds: 0, 1, ...", lower_bound=1)
+    define_generation_flags()
     flags.DEFINE_string(
         "environments",
         None,
