@@ -92,8 +92,9 @@ def test_gelu_is_one_integer_operator_and_equals_its_definition():
     """Keras writes it with erfc, which TFLite does not know; wanted values are from math.erf."""
     import math
 
-    inputs = keras.Input((6,))
-    model = keras.Model(inputs, keras.layers.Dense(8, activation="gelu")(inputs))
+    inputs, weights = keras.Input((6,)), keras.initializers.GlorotUniform(seed=0)
+    dense = keras.layers.Dense(8, activation="gelu", kernel_initializer=weights)
+    model = keras.Model(inputs, dense(inputs))
     images = 2.0 * tiny_models.images(32, shape=(6,))
     kernel, bias = (np.float64(weight) for weight in model.get_weights())
     x = images.astype(np.float64) @ kernel + bias
